@@ -1,0 +1,33 @@
+# make demo        train the embedded default and evaluate it
+# make test        all tests but the slow ones, which `make test-slow` runs
+#
+# Both set themselves up in .venv and need only Python and make. PYTHON chooses the interpreter: one of another version
+# than .venv's, as in `make test PYTHON=python3.12`, gets an environment of its own beside it, such as .venv-3.12.
+
+PYTHON ?= python3
+
+version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+present := $(shell sed -n 's/^version *= *\([0-9]*\.[0-9]*\).*/\1/p' .venv/pyvenv.cfg 2>/dev/null)
+venv := $(if $(filter-out $(version),$(present)),.venv-$(version),.venv)
+python := $(venv)/bin/python
+
+.PHONY: demo test test-slow setup
+
+demo: setup
+	$(python) train.py --workdir runs/shapes
+	$(python) eval.py --workdir runs/shapes
+
+# By file, so that what a file compiles is compiled in one process only.
+test: setup
+	$(python) -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+test-slow: setup
+	$(python) -m pytest -q -m slow --durations 0
+
+setup: $(venv)/.installed
+
+$(venv)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; choose one with: make PYTHON=python3.12")'
+	test -x $(python) || $(PYTHON) -m venv $(venv)
+	$(python) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

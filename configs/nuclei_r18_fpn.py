@@ -1,0 +1,44 @@
+"""Mask R-CNN, ResNet-18-FPN, on nuclei (Data Science Bowl 2018), from an ImageNet backbone, on two CPU cores.
+
+    python train.py --config configs/nuclei_r18_fpn.py --workdir runs/nuclei \
+        --set data.source.root=PATH/TO/nuclei pretrained=PATH/TO/resnet18.npz
+"""
+
+from mask_rcnn_jax.data import CocoConfig, DataConfig
+from mask_rcnn_jax.evaluation import EvaluationConfig
+from mask_rcnn_jax.models import BoxHeadConfig, FPNConfig, MaskHeadConfig, MaskRCNNConfig, ResNetConfig, RPNConfig
+from mask_rcnn_jax.training import CosineDecay, ExperimentConfig, ScheduleConfig, SGDConfig
+
+
+def get_config() -> ExperimentConfig:
+    return ExperimentConfig(
+        model=MaskRCNNConfig(
+            num_classes=1,
+            backbone=FPNConfig(bottom_up=ResNetConfig(depth=18), channels=128),
+            rpn=RPNConfig(sizes=((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))),
+            box_head=BoxHeadConfig(fc_channels=512, samples=256, max_detections=300),
+            mask_head=MaskHeadConfig(channels=128),
+            pixel_mean=(123.675, 116.28, 103.53),
+            pixel_std=(58.395, 57.12, 57.375),
+            channel_order="rgb",
+        ),
+        data=DataConfig(
+            source=CocoConfig(root="data/nuclei"),
+            short_side=(256,),
+            short_side_eval=256,
+            max_side=1024,
+            crop=(256, 256),
+            canvas=(256, 256),
+            canvas_eval=(256, 544),
+            max_instances=200,
+            vertical_flip=0.5,
+        ),
+        optimizer=SGDConfig(clip_norm=10.0),
+        schedule=ScheduleConfig(learning_rate=0.01, warmup_steps=50, warmup_factor=0.1, decay=CosineDecay()),
+        evaluation=EvaluationConfig(max_detections=(1, 100, 300)),
+        pretrained="data/weights/resnet18_imagenet_partial.npz",
+        steps=1000,
+        batch_size=4,
+        eval_every=0,
+        checkpoint_every=100,
+    )

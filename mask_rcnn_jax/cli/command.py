@@ -1,0 +1,31 @@
+"""What every command shares: how it ends, and the cache of compiled programs."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from mask_rcnn_jax.errors import UserError
+
+
+def run(main: Callable[[], None]) -> int:
+    """Runs a command; returns its exit status: 0, 2 for a user's mistake, 130 for Ctrl-C. Bugs keep their traceback."""
+    use_compile_cache()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def use_compile_cache() -> None:
+    """Keeps compiled programs between runs, where JAX_COMPILATION_CACHE_DIR does not say where already."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "mask_rcnn_jax" / "compiled"))

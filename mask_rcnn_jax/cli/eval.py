@@ -1,0 +1,118 @@
+"""`python eval.py`: evaluates a checkpoint and writes its metrics, detections and pictures."""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.config import load_config_file, override
+from mask_rcnn_jax.data import CocoDataset, load_coco, verify_images
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.evaluation import EvaluationResult, evaluate_model, format_table
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
+from mask_rcnn_jax.training import ExperimentConfig, restore_for_inference
+from mask_rcnn_jax.training.workdir import read_config
+from mask_rcnn_jax.visualize import write_pictures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the command line, evaluates, and returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.workdir is None and not Path(options.checkpoint).is_dir():
+        parser.error("give --workdir DIR, or --checkpoint PATH")
+    return run(lambda: _evaluate(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="eval.py", description=__doc__)
+    parser.add_argument("--workdir", type=Path, help="folder of the training run")
+    parser.add_argument("--config", type=Path, help="Python file with get_config() (default: the run's own settings)")
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="best|latest|STEP|PATH", help="which weights (default: best)"
+    )
+    parser.add_argument("--split", help="which annotations (default: the config's val split)")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change settings, e.g. data.source.root=DIR",
+    )
+    parser.add_argument("--pictures", type=int, default=8, metavar="N", help="how many images to draw (default: 8)")
+    parser.add_argument("--out", type=Path, help="folder of what is written (default: WORKDIR/eval)")
+    return parser
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    is_path = Path(options.checkpoint).is_dir()
+    source = Path(options.checkpoint) if is_path else options.workdir
+    stored, variables, metadata = restore_for_inference(source, "best" if is_path else options.checkpoint)
+    config = override(_config(options, stored), options.set)
+    _check_fits(config.model, variables)
+    dataset = load_coco(config.data.source, options.split or config.data.source.val_split)
+    if dataset.class_names != metadata.class_names:
+        raise UserError(
+            f"{dataset.annotation_file} has the categories {_named(dataset.class_names)} but the model was trained on "
+            f"{_named(metadata.class_names)}; evaluate on annotations with the model's categories"
+        )
+    verify_images(dataset)
+    for line in dataset.describe_problems():
+        print(line)
+    print(f"evaluating step {metadata.step} of {source} on {len(dataset.records)} images of {dataset.annotation_file}")
+    result = evaluate_model(config.model, config.data, config.evaluation, variables, dataset)
+    print(format_table(result.metrics))
+    out = options.out or (options.workdir or source) / "eval"
+    for path in _write(result, metadata.step, dataset, out, options.pictures):
+        print(path)
+
+
+def _config(options: argparse.Namespace, stored: ExperimentConfig) -> ExperimentConfig:
+    if options.config is None:
+        return (options.workdir and read_config(options.workdir)) or stored
+    config = load_config_file(options.config)
+    if not isinstance(config, ExperimentConfig):
+        raise UserError(
+            f"get_config() of {options.config} must return an ExperimentConfig, not {type(config).__name__}"
+        )
+    return config
+
+
+def _check_fits(model: MaskRCNNConfig, variables: Variables) -> None:
+    """Raises UserError where the settings describe another network than the checkpoint's."""
+    expected = _shapes(jax.eval_shape(lambda: init(model, jax.random.key(0))))
+    found = _shapes(variables)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise UserError(
+                f"the settings describe another model than the checkpoint: {name} is {expected.get(name, 'absent')}"
+                f" there and {found.get(name, 'absent')} in the checkpoint; leave --config and --set model... away"
+            )
+
+
+def _shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{shown}, ... ({len(names)})" if len(names) > 5 else shown
+
+
+def _write(result: EvaluationResult, step: int, dataset: CocoDataset, out: Path, num_pictures: int) -> list[Path]:
+    """Writes metrics, detections and pictures into `out` and returns the files."""
+    metrics = {name: value if math.isfinite(value) else None for name, value in result.metrics.items()}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "metrics.json").write_text(json.dumps({"step": step} | metrics, indent=2) + "\n")
+        (out / "detections.json").write_text(json.dumps(result.results) + "\n")
+        pictures = write_pictures(dataset, result.results, out / "pictures", num_pictures)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
+    return [out / "metrics.json", out / "detections.json", *pictures]

@@ -1,0 +1,308 @@
+"""Overrides, stores, and loads configurations, which are nested frozen dataclasses.
+
+Nothing here knows any configuration class: the annotations say what a key may hold. They may use `int`, `float`,
+`bool`, `str`, `None`, `Literal`, `tuple`, dataclasses, and unions of these. A configuration becomes a tree of JSON
+values, with the class of each dataclass under "type"; overriding edits that tree and loads it again, so that a file and
+a command line are checked by the same code, and each class is constructed once, from its final values.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mask_rcnn_jax.errors import UserError
+
+Config = TypeVar("Config")
+
+_TYPE = "type"  # the key that holds a dataclass's name; no field may have it
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+    """`config` with `"a.b=c"` assignments applied in order, each value read as its key's annotation says.
+
+    Tuples are comma lists, with or without brackets; `none` is None; quotes keep a string that reads as something else.
+    `key=ClassName` switches a key to that dataclass with its defaults, and leaves it alone where it is one already.
+    Raises UserError for a key that does not exist, with the nearest ones, and for a value of the wrong type.
+    """
+    tree = to_json(config)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"'{assignment}' is not of the form key=value")
+        _assign(type(config), tree, key.strip(), text.strip())
+    return from_json(type(config), tree) if assignments else config
+
+
+def to_json(config: object) -> dict[str, Any]:
+    """The tree of JSON values that `from_json` turns into an equal configuration."""
+    tree = _plain(config)
+    if not isinstance(tree, dict):
+        raise TypeError(f"a configuration is a dataclass, not {config!r}")
+    return tree
+
+
+def from_json(cls: type[Config], tree: object) -> Config:
+    """The `cls` that `to_json` turned into `tree`.
+
+    Raises UserError naming the key where one is unknown or missing, or where a value has the wrong type.
+    """
+    return _load(tree, cls, "")
+
+
+def differences(a: object, b: object) -> list[str]:
+    """One line "key: value in a != value in b" for each key in which two configurations differ."""
+    return list(_differences(_plain(a), _plain(b), ""))
+
+
+def load_config_file(path: str | Path) -> object:
+    """What `get_config()` of the Python file `path` returns.
+
+    Raises UserError naming the file, and where it can the line, when the file is missing, fails, has no `get_config`,
+    or returns something that is not a dataclass.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist")
+    # A dataclass defined in the file looks its module up by name, hence the entry in `sys.modules`.
+    name = f"config_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {path} is not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        config = get_config() if callable(get_config) else None
+    except Exception as error:
+        raise UserError(f"{_failing_line(error, path)}: {type(error).__name__}: {error}") from error
+    if get_config is None:
+        raise UserError(f"config file {path} has no function get_config()")
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise UserError(f"get_config() of {path} must return a configuration, not {config!r}")
+    return config
+
+
+def _failing_line(error: Exception, path: Path) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{error.filename or path}, line {error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    return f"{path}, line {lines[-1]}" if lines else str(path)
+
+
+# --- To JSON values ---------------------------------------------------------------------------------------------------
+
+
+def _plain(value: object) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value) if field.init]
+        if _TYPE in names:
+            raise TypeError(f"{type(value).__name__} may not have a field named {_TYPE!r}")
+        return {_TYPE: type(value).__name__} | {name: _plain(getattr(value, name)) for name in names}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _differences(a: Any, b: Any, key: str) -> Iterator[str]:
+    if isinstance(a, dict) and isinstance(b, dict) and a[_TYPE] == b[_TYPE]:
+        for name in a:
+            yield from _differences(a[name], b[name], _join(key, name))
+    elif a != b:
+        yield f"{key or 'config'}: {_shown(a)} != {_shown(b)}"
+
+
+def _shown(tree: Any) -> str:
+    return tree[_TYPE] if isinstance(tree, dict) else repr(tree)
+
+
+# --- From JSON values -------------------------------------------------------------------------------------------------
+
+
+def _load(tree: Any, annotation: Any, key: str) -> Any:
+    """`tree` as the annotation has it, or UserError naming `key`."""
+    members = _members(annotation)
+    if isinstance(tree, dict):
+        classes = [member for member in members if dataclasses.is_dataclass(member)]
+        return _load_dataclass(tree, classes, key)
+    for member in members:
+        origin = typing.get_origin(member)
+        if origin is tuple and isinstance(tree, list | tuple):
+            arguments = typing.get_args(member)
+            if len(arguments) == 2 and arguments[1] is Ellipsis:
+                arguments = (arguments[0],) * len(tree)
+            if len(tree) == len(arguments):
+                items = zip(tree, arguments, strict=True)
+                return tuple(_load(item, argument, f"{key}[{i}]") for i, (item, argument) in enumerate(items))
+        elif origin is Literal:
+            if any(tree == choice and type(tree) is type(choice) for choice in typing.get_args(member)):
+                return tree
+        elif member is float and type(tree) is int:
+            return float(tree)
+        elif type(tree) is member:  # not isinstance: a bool is no int here
+            return tree
+    raise UserError(f"{key or 'config'}: expected {_describe(annotation)}, not {tree!r}")
+
+
+def _load_dataclass(tree: dict[str, Any], classes: Sequence[Any], key: str) -> Any:
+    name = tree.get(_TYPE)
+    cls = next((cls for cls in classes if cls.__name__ == name), None)
+    if cls is None:
+        expected = " or ".join(cls.__name__ for cls in classes) or "no table"
+        raise UserError(f"{_join(key, _TYPE)}: expected {expected}, not {name!r}")
+    hints = _hints(cls)
+    for unknown in sorted(tree.keys() - hints.keys() - {_TYPE}):
+        raise UserError(_unknown_key(_join(key, unknown), [_join(key, known) for known in hints]))
+    for missing in sorted(hints.keys() - tree.keys()):
+        raise UserError(f"{_join(key, missing)} is missing")
+    values = {name: _load(tree[name], hint, _join(key, name)) for name, hint in hints.items()}
+    try:
+        return cls(**values)
+    except ValueError as error:  # a class's own check in __post_init__
+        raise UserError(f"{key or cls.__name__}: {error}") from error
+
+
+# --- From the command line --------------------------------------------------------------------------------------------
+
+
+def _assign(cls: Any, tree: dict[str, Any], key: str, text: str) -> None:
+    """Sets the dotted `key` of `tree`, which holds a `cls`, to what `text` reads as."""
+    node, annotation, parts = tree, cls, key.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(node, dict):
+            parent = ".".join(parts[:depth])
+            raise UserError(f"no key {key}: {parent} is {_shown(node)}, expected {_describe(annotation)}")
+        cls = next(member for member in _members(annotation) if getattr(member, "__name__", None) == node[_TYPE])
+        if part not in _hints(cls):
+            raise UserError(_unknown_key(key, list(_keys(tree))))
+        annotation = _hints(cls)[part]
+        if depth < len(parts) - 1:
+            node = node[part]
+            continue
+        try:
+            node[part] = _parse(text, annotation, node[part])
+        except ValueError:
+            raise UserError(f"{key}={text}: expected {_describe(annotation)}, not '{text}'") from None
+
+
+def _parse(text: str, annotation: Any, present: Any = None) -> Any:
+    """`text` as a tree that fits the annotation, or ValueError. `present` is the tree that it replaces."""
+    # A string takes anything, so it is tried last.
+    for member in sorted(_members(annotation), key=lambda member: member is str):
+        try:
+            return _parse_member(text, member, present)
+        except ValueError:
+            continue
+    raise ValueError(text)
+
+
+def _parse_member(text: str, member: Any, present: Any) -> Any:
+    origin = typing.get_origin(member)
+    if member is types.NoneType and text.lower() in ("none", "null"):
+        return None
+    if member is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if member is int or member is float:
+        return member(text)
+    if member is str:
+        return _unquote(text)
+    if origin is Literal:
+        for choice in typing.get_args(member):
+            if str(choice) == _unquote(text):
+                return choice
+    if origin is tuple:
+        items, arguments = _split(text), typing.get_args(member)
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            arguments = (arguments[0],) * len(items)
+        return [_parse(item, argument) for item, argument in zip(items, arguments, strict=True)]
+    if dataclasses.is_dataclass(member) and isinstance(member, type) and text == member.__name__:
+        if isinstance(present, dict) and present[_TYPE] == text:
+            return present
+        try:
+            return _plain(member())
+        except TypeError as error:
+            raise UserError(f"{text} cannot be had from defaults: {error}; set it in a config file") from None
+    raise ValueError(text)
+
+
+def _unquote(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def _split(text: str) -> list[str]:
+    """The items of a comma list, which may be in one pair of brackets; commas inside brackets do not count."""
+    depth, items, item, whole = 0, [], "", text[:1] in ("(", "[")
+    for position, letter in enumerate(text):
+        depth += (letter in "([") - (letter in ")]")
+        whole = whole and (depth > 0 or position == len(text) - 1)
+        if letter == "," and depth == 0:
+            items.append(item.strip())
+            item = ""
+        else:
+            item += letter
+    if depth != 0:
+        raise ValueError(text)
+    if whole:
+        return _split(text[1:-1])
+    return [*items, item.strip()] if item.strip() else items
+
+
+# --- Annotations and keys ---------------------------------------------------------------------------------------------
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation alone."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def _describe(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return "one of " + ", ".join(str(argument) for argument in arguments)
+    if len(_members(annotation)) > 1:
+        return " or ".join(_describe(member) for member in _members(annotation))
+    if origin is tuple:
+        return f"tuple[{', '.join('...' if argument is Ellipsis else _describe(argument) for argument in arguments)}]"
+    return "none" if annotation is types.NoneType else annotation.__name__
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        if name != _TYPE:
+            yield _join(prefix, name)
+        if isinstance(value, dict):
+            yield from _keys(value, _join(prefix, name))
+
+
+def _unknown_key(key: str, known: Sequence[str]) -> str:
+    """A message with the known keys whose last part is most like that of `key`, or else with those beside it."""
+
+    def likeness(candidate: str) -> tuple[float, float]:
+        ratios = [
+            difflib.SequenceMatcher(None, a, b).ratio()
+            for a, b in [(key.rpartition(".")[2], candidate.rpartition(".")[2]), (key, candidate)]
+        ]
+        return ratios[0], ratios[1]
+
+    near = sorted((name for name in known if likeness(name)[0] > 0.6), key=likeness, reverse=True)
+    beside = sorted(name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0])
+    if near:
+        return f"no key {key}; did you mean {' or '.join(near[:3])}?"
+    return f"no key {key}; there are {', '.join(beside or known)}"

@@ -1,0 +1,28 @@
+"""Datasets as NumPy batches: COCO-style directories, synthetic shapes, augmentation, fixed-shape batching."""
+
+from mask_rcnn_jax.data.coco import CocoDataset, Record, load_coco, verify_images
+from mask_rcnn_jax.data.config import CocoConfig, DataConfig, ShapesConfig
+from mask_rcnn_jax.data.masks import Segmentation, coverage
+from mask_rcnn_jax.data.pipeline import eval_batches, plan_batches, train_batches, trainable_records
+from mask_rcnn_jax.data.shapes import write_shapes
+from mask_rcnn_jax.data.transforms import read_image, resize, resized_size
+
+__all__ = [
+    "CocoConfig",
+    "CocoDataset",
+    "DataConfig",
+    "Record",
+    "Segmentation",
+    "ShapesConfig",
+    "coverage",
+    "eval_batches",
+    "load_coco",
+    "plan_batches",
+    "read_image",
+    "resize",
+    "resized_size",
+    "train_batches",
+    "trainable_records",
+    "verify_images",
+    "write_shapes",
+]

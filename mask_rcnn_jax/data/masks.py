@@ -1,0 +1,137 @@
+"""Ground-truth masks as fixed-size grids of coverage.
+
+A segmentation is either polygons, a list of arrays (x1, y1, x2, y2, ...), or an RLE, a dict of "size" (height, width)
+and "counts" (COCO's compressed bytes), both in pixels of the original image. `C` is the side of a grid.
+
+Grids are cut in original pixels: coverage of an instance's rectangle does not change when the image is resized, so the
+resized bitmap is never made.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from pycocotools import mask as coco_mask
+
+RLE = dict[str, Any]
+Segmentation = Sequence[np.ndarray] | RLE
+
+_SUPERSAMPLING = 2  # polygon pixels per grid cell and axis
+_VISIBLE_SIDE = 112  # pixels across a region whose polygons are searched for their extent
+
+
+def run_lengths(counts: bytes) -> Int[np.ndarray, " runs"]:
+    """Lengths of the alternating background and foreground runs of COCO's compressed RLE, column by column.
+
+    Raises ValueError for bytes that are no RLE. (pycocotools reads and writes out of bounds on such input.)
+    """
+    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        raise ValueError("not a compressed RLE")
+    # Each number is a little-endian string of 5-bit digits; bit 5 marks that another digit follows, bit 4 of the last
+    # digit is the sign. From the fourth on, numbers are differences to the last but one.
+    ends = np.flatnonzero((codes & 32) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    digits = ends - starts + 1
+    if digits.max() > 8:
+        raise ValueError("not a compressed RLE")
+    place = np.arange(codes.size) - np.repeat(starts, digits)
+    values = np.add.reduceat((codes & 31) << (5 * place), starts)
+    values -= np.where(codes[ends] & 16, np.int64(1) << (5 * digits), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    if values.min() < 0:
+        raise ValueError("not a compressed RLE")
+    return values
+
+
+def to_rle(segmentation: Segmentation, height: int, width: int) -> RLE:
+    """The segmentation of an image of `height` x `width` pixels as one RLE, rasterised as pycocotools does."""
+    if isinstance(segmentation, dict):
+        return segmentation
+    api: Any = coco_mask  # its stubs know no polygons
+    return api.merge(api.frPyObjects(list(segmentation), height, width))
+
+
+def decode_window(rle: RLE, window: tuple[int, int, int, int]) -> Bool[np.ndarray, "h w"]:
+    """The RLE's bitmap inside `window` (x1, y1, x2, y2), whole pixels within the image."""
+    x1, y1, x2, y2 = window
+    height = rle["size"][0]
+    edges = np.concatenate([[0], np.cumsum(run_lengths(rle["counts"]))])
+    runs = np.diff(np.clip(edges, x1 * height, x2 * height))
+    foreground = np.arange(runs.size) % 2 == 1
+    return np.repeat(foreground, runs).reshape(x2 - x1, height)[:, y1:y2].T
+
+
+def coverage(segmentation: Segmentation, region: Float[np.ndarray, "4"], size: int) -> UInt8[np.ndarray, "size size"]:
+    """Share of each of `size` x `size` equal cells of `region` (x1, y1, x2, y2) that is covered, times 255.
+
+    Exact for RLE; polygons are rasterised at twice the grid's resolution.
+    """
+    if not isinstance(segmentation, dict):
+        side = size * _SUPERSAMPLING
+        segmentation, region = _rasterise(segmentation, region, side), np.array([0, 0, side, side], np.float32)
+    share = _rle_coverage(segmentation, region, size)
+    return np.clip(share * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def visible_box(segmentation: Segmentation, region: Float[np.ndarray, "4"]) -> Float[np.ndarray, "4"] | None:
+    """The smallest box around what lies inside `region`, or None when nothing does.
+
+    To the pixel for RLE, to 1/112 of the region for polygons.
+    """
+    if isinstance(segmentation, dict):
+        window = _whole_pixels(region, segmentation["size"])
+        bitmap, origin, pixel = decode_window(segmentation, window), np.array(window[:2]), np.ones(2)
+    else:
+        side = _VISIBLE_SIDE
+        bitmap = decode_window(_rasterise(segmentation, region, side), (0, 0, side, side))
+        origin, pixel = region[:2], (region[2:] - region[:2]) / side
+    columns, rows = np.flatnonzero(bitmap.any(axis=0)), np.flatnonzero(bitmap.any(axis=1))
+    if columns.size == 0:
+        return None
+    low = origin + pixel * (columns[0], rows[0])
+    high = origin + pixel * (columns[-1] + 1, rows[-1] + 1)
+    box = np.concatenate([np.maximum(low, region[:2]), np.minimum(high, region[2:])]).astype(np.float32)
+    return box if (box[2:] > box[:2]).all() else None
+
+
+def _whole_pixels(region: np.ndarray, size: Sequence[int]) -> tuple[int, int, int, int]:
+    """The smallest window of whole pixels around `region`, within an image of `size` (height, width)."""
+    limit = np.array([size[1], size[0]])
+    # Rounding may leave a thin region just outside: the window keeps at least a pixel.
+    low = np.clip(np.floor(region[:2]).astype(int), 0, limit - 1)
+    high = np.clip(np.ceil(region[2:]).astype(int), low + 1, limit)
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+
+
+def _rle_coverage(rle: RLE, region: np.ndarray, size: int) -> np.ndarray:
+    """[size, size] share of each cell of `region` that is foreground, from the runs alone: no bitmap is made.
+
+    Foreground pixels in front of a position in the column-major image are a piecewise linear function of it, whose
+    differences give the coverage of a stretch of a column; sums over columns do the same along the rows.
+    """
+    ends = np.cumsum(run_lengths(rle["counts"]))
+    foreground = np.repeat(np.cumsum(np.diff(ends, prepend=0)[1::2]), 2)
+    positions = np.concatenate([[0], ends])
+    counts = np.concatenate([[0, 0], foreground])[: positions.size]
+
+    x1, _, x2, _ = _whole_pixels(region, rle["size"])
+    ys = np.linspace(region[1], region[3], size + 1)
+    column_starts = np.arange(x1, x2)[:, None] * rle["size"][0]
+    in_column = np.diff(np.interp(column_starts + ys, positions, counts), axis=1)  # [columns, size]
+
+    xs = np.linspace(region[0], region[2], size + 1) - x1
+    column = np.minimum(xs.astype(int), x2 - x1 - 1)
+    before = np.concatenate([np.zeros((1, size)), np.cumsum(in_column, axis=0)])
+    up_to_x = before[column] + (xs - column)[:, None] * in_column[column]  # [size + 1, size]
+    cell_area = (xs[-1] - xs[0]) * (ys[-1] - ys[0]) / size**2
+    return np.diff(up_to_x, axis=0).T / cell_area
+
+
+def _rasterise(polygons: Sequence[np.ndarray], region: np.ndarray, side: int) -> RLE:
+    """The union of `polygons` as an RLE of `side` x `side` pixels over `region`."""
+    x1, y1, x2, y2 = (float(value) for value in region)
+    scale, origin = np.array([side / (x2 - x1), side / (y2 - y1)]), np.array([x1, y1])
+    return to_rle([((polygon.reshape(-1, 2) - origin) * scale).ravel() for polygon in polygons], side, side)

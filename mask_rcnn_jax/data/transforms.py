@@ -1,0 +1,111 @@
+"""Images and boxes under resizing, cropping, flips and quarter-turns.
+
+`H W` are an image's height and width in pixels. Boxes are (x1, y1, x2, y2) in continuous coordinates, where the image
+covers [0, W] x [0, H].
+"""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Num, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mask_rcnn_jax.data.config import Resize
+from mask_rcnn_jax.errors import UserError
+
+Image.MAX_IMAGE_PIXELS = None  # microscopy and aerial images exceed Pillow's limit against decompression bombs
+
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
+    """RGB pixels, turned as the EXIF orientation says; grey, palette, 16-bit and transparent images are converted.
+
+    16-bit values are divided by 257 and transparency is dropped. Raises `UserError` for a missing, truncated or
+    unreadable file.
+    """
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode in _SIXTEEN_BIT:
+                grey = np.clip(np.asarray(image).astype(np.int64) // 257, 0, 255).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
+            if image.mode == "F":
+                grey = np.clip(np.asarray(image), 0, 255).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(f"Image {path} does not exist; restore it or remove it from the annotation file.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"Image {path} cannot be read ({error}); restore or replace the file.") from error
+
+
+def resized_size(
+    height: int, width: int, short_side: int, max_side: int, convention: Resize = "detectron2"
+) -> tuple[int, int]:
+    """(height, width) after the short side becomes `short_side`, or less where the long side would pass `max_side`.
+
+    Detectron2 rounds sides to the nearest integer, torchvision down.
+    """
+    if convention == "torchvision":
+        scale = min(short_side / min(height, width), max_side / max(height, width))
+        return max(int(height * scale), 1), max(int(width * scale), 1)
+    scale = short_side / min(height, width)
+    # The order of the products is Detectron2's: it decides how ties round.
+    sides = (float(short_side), scale * width) if height < width else (scale * height, float(short_side))
+    if max(sides) > max_side:
+        shrink = max_side / max(sides)
+        sides = (sides[0] * shrink, sides[1] * shrink)
+    return max(int(sides[0] + 0.5), 1), max(int(sides[1] + 0.5), 1)
+
+
+def resize(
+    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], convention: Resize = "detectron2"
+) -> Num[np.ndarray, "h w 3"]:
+    """The image at `size` (height, width), bilinear.
+
+    Detectron2: Pillow, antialiased, uint8. torchvision: no antialiasing, float32 without rounding (half-pixel centres).
+    """
+    height, width = size
+    if convention == "detectron2":
+        if image.shape[:2] == size:
+            return image
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    rows = _interpolate(image.astype(np.float32), height)
+    return np.ascontiguousarray(_interpolate(rows.swapaxes(0, 1), width).swapaxes(0, 1))
+
+
+def _interpolate(image: np.ndarray, length: int) -> np.ndarray:
+    """Resamples the first axis to `length` by linear interpolation between pixel centres."""
+    position = np.maximum((np.arange(length) + 0.5) * (image.shape[0] / length) - 0.5, 0.0)
+    low = np.minimum(position.astype(np.int64), image.shape[0] - 1)
+    high = np.minimum(low + 1, image.shape[0] - 1)
+    weight = (position - low).astype(np.float32)[:, None, None]
+    return image[low] * (1 - weight) + image[high] * weight
+
+
+def clip_boxes(boxes: Float[np.ndarray, "n 4"], window: tuple[int, int, int, int]) -> Float[np.ndarray, "n 4"]:
+    """The part of each box inside `window` (x1, y1, x2, y2); without area where they do not meet."""
+    low, high = np.array(window[:2] * 2, boxes.dtype), np.array(window[2:] * 2, boxes.dtype)
+    return np.clip(boxes, low, high)
+
+
+def flip_boxes(boxes: Float[np.ndarray, "n 4"], width: int) -> Float[np.ndarray, "n 4"]:
+    """Boxes of the image mirrored left to right."""
+    x1, y1, x2, y2 = boxes.T
+    return np.stack([width - x2, y1, width - x1, y2], axis=1).astype(boxes.dtype)
+
+
+def vertical_flip_boxes(boxes: Float[np.ndarray, "n 4"], height: int) -> Float[np.ndarray, "n 4"]:
+    """Boxes of the image mirrored top to bottom."""
+    x1, y1, x2, y2 = boxes.T
+    return np.stack([x1, height - y2, x2, height - y1], axis=1).astype(boxes.dtype)
+
+
+def rotate_boxes(boxes: Float[np.ndarray, "n 4"], height: int, width: int, turns: int) -> Float[np.ndarray, "n 4"]:
+    """Boxes of the image turned counter-clockwise by `turns` quarter-turns, as `numpy.rot90` turns it."""
+    for _ in range(turns % 4):
+        x1, y1, x2, y2 = boxes.T
+        boxes = np.stack([y1, width - x2, y2, width - x1], axis=1).astype(boxes.dtype)
+        height, width = width, height
+    return boxes

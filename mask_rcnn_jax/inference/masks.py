@@ -1,0 +1,99 @@
+"""Masks of detections as run-length encodings of the whole image.
+
+Only a window around each box is ever made: pasting and encoding take time in proportion to the instances' areas, not to
+the image's. Windows are pasted on canvases of few sizes, so that few programs are compiled.
+
+Shape letters: `n` detections of one image, `M` side of a predicted mask, `w h` sides of a window.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from pycocotools import mask as coco_mask
+
+from mask_rcnn_jax.inference.predictor import ImageDetections
+from mask_rcnn_jax.ops import paste_masks
+
+PasteConvention = Literal["detectron2", "torchvision"]
+
+_SMALLEST_CANVAS = 64  # pixels
+_CHUNK_PIXELS = 2**21  # pasted at once; larger windows one by one
+_CHUNK_MASKS = 64
+
+_paste = jax.jit(paste_masks, static_argnums=(2, 3))
+
+
+def encode_masks(detections: ImageDetections, convention: PasteConvention = "detectron2") -> list[dict[str, Any]]:
+    """COCO's compressed RLE ("size" and "counts", a str) of each mask, pasted at the original resolution.
+
+    `convention` is that of `ops.paste_masks`. Raises ValueError for detections without masks.
+    """
+    if detections.masks is None:
+        raise ValueError("detections of a model without masks have none to encode")
+    size = (detections.height, detections.width)
+    windows = _windows(detections.boxes, size, detections.masks.shape[-1], convention)
+    encoded: list[dict[str, Any]] = [{} for _ in windows]
+    for index, columns in _pasted_columns(detections.boxes, detections.masks, windows, convention):
+        x1, y1, x2, y2 = (int(side) for side in windows[index])
+        encoded[index] = _encode(columns[: x2 - x1, : y2 - y1], x1, y1, size)
+    return encoded
+
+
+def _windows(
+    boxes: Float[np.ndarray, "n 4"], size: tuple[int, int], mask_side: int, convention: PasteConvention
+) -> Int[np.ndarray, "n 4"]:
+    """Whole pixels (x1, y1, x2, y2) inside the image, with one to spare around all that pasting can set."""
+    margin = (boxes[:, 2:] - boxes[:, :2]) / mask_side if convention == "torchvision" else 0
+    limit = np.array([size[1], size[0]])
+    low = np.clip(np.floor(boxes[:, :2] - margin).astype(int) - 1, 0, limit)
+    high = np.clip(np.ceil(boxes[:, 2:] + margin).astype(int) + 1, low, limit)
+    return np.concatenate([low, high], axis=1)
+
+
+def _pasted_columns(
+    boxes: Float[np.ndarray, "n 4"],
+    masks: Float[np.ndarray, "n M M"],
+    windows: Int[np.ndarray, "n 4"],
+    convention: PasteConvention,
+) -> Iterator[tuple[int, Bool[np.ndarray, "canvas_w canvas_h"]]]:
+    """Each detection's number and its window, transposed (an RLE runs down the columns), at the corner of a canvas."""
+    shifted = boxes - np.tile(windows[:, :2], 2).astype(np.float32)
+    transposed_boxes, transposed_masks = shifted[:, [1, 0, 3, 2]], masks.swapaxes(1, 2)
+    sides = windows[:, 2:] - windows[:, :2]
+    canvases = np.maximum(_SMALLEST_CANVAS, 2 ** np.ceil(np.log2(np.maximum(sides, 1))).astype(int))
+    for width, height in np.unique(canvases, axis=0).tolist():
+        members = np.flatnonzero((canvases == (width, height)).all(axis=1))
+        # One chunk size a canvas, filled up with zeros: one program a canvas.
+        chunk = int(np.clip(_CHUNK_PIXELS // (width * height), 1, _CHUNK_MASKS))
+        for start in range(0, len(members), chunk):
+            rows = members[start : start + chunk]
+            fill = ((0, chunk - len(rows)), (0, 0))
+            part = np.pad(transposed_masks[rows], (*fill, (0, 0))), np.pad(transposed_boxes[rows], fill)
+            bitmaps = np.asarray(_paste(*part, (width, height), convention))
+            yield from zip(rows.tolist(), bitmaps, strict=False)
+
+
+def _encode(columns: Bool[np.ndarray, "w h"], x1: int, y1: int, size: tuple[int, int]) -> dict[str, Any]:
+    """The RLE of an image of `size` (height, width) that is 0 but for the window at (x1, y1), given transposed."""
+    height, width = size
+    w, h = columns.shape
+    # A zero after each column ends its last run, as the pixels below and above the window would.
+    separated = np.zeros((w, h + 1), bool)
+    separated[:, :h] = columns
+    flat = separated.ravel()
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if flat.size and flat[0]:
+        changes = np.concatenate([[0], changes])
+    column, row = np.divmod(changes, h + 1)
+    positions = (x1 + column) * height + y1 + row
+    # Where the window is as high as the image, a run may go on in the next column.
+    joined = np.flatnonzero(positions[1:] == positions[:-1])
+    positions = np.delete(positions, np.concatenate([joined, joined + 1]))
+    counts = np.diff(positions, prepend=0, append=height * width)
+    if counts.size > 1 and counts[-1] == 0:
+        counts = counts[:-1]
+    uncompressed: Any = {"size": [height, width], "counts": counts.tolist()}
+    return {"size": [height, width], "counts": coco_mask.frPyObjects(uncompressed, height, width)["counts"].decode()}

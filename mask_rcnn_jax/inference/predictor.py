@@ -1,0 +1,94 @@
+"""Runs a model over batches and hands out what it found, image by image.
+
+Shape letters: `B` images, `H W` padded height and width, `D` detection slots, `n` detections of one image, `M` side of
+a predicted mask.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Num
+
+from mask_rcnn_jax import models
+from mask_rcnn_jax.models import DATA_AXIS, MaskRCNNConfig, Variables
+from mask_rcnn_jax.structures import Detections
+
+DetectFn = Callable[[MaskRCNNConfig, Variables, Num[Array, "B H W 3"], Int[Array, "B 2"]], Detections]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDetections:
+    """Instances found in one image, best score first; no padding."""
+
+    image_id: int
+    height: int  # of the original image, pixels
+    width: int
+    boxes: Float[np.ndarray, "n 4"]  # (x1, y1, x2, y2), pixels of the original image
+    scores: Float[np.ndarray, " n"]
+    classes: Int[np.ndarray, " n"]  # 0..K-1
+    masks: Float[np.ndarray, "n M M"] | None  # probabilities inside the box; None for a model without masks
+
+
+def predict(
+    config: MaskRCNNConfig,
+    variables: Variables,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    detect: DetectFn = models.detect,
+) -> Iterator[ImageDetections]:
+    """Detections of each image of `batches`, in their order; rows that are padding (`valid` False) are left out.
+
+    `batches` have the keys of `data.eval_batches`: images [B, H, W, 3], image_sizes and original_sizes [B, 2] (height,
+    width), image_ids and valid [B]. A batch is shared by all devices where they divide it, else one device takes it.
+    `detect` is compiled once for each shape of images.
+    """
+    placed: dict[Mesh, Variables] = {}
+    pending = None
+    for batch in batches:
+        mesh = _mesh(len(batch["images"]))
+        if mesh not in placed:
+            placed[mesh] = jax.device_put(variables, NamedSharding(mesh, P()))
+        inputs = jax.device_put((batch["images"], batch["image_sizes"]), NamedSharding(mesh, P(DATA_AXIS)))
+        detections = _compiled(detect, config, mesh)(placed[mesh], *inputs)
+        # The devices work on this batch while the host takes the last one apart.
+        if pending is not None:
+            yield from _by_image(*pending)
+        pending = detections, batch
+    if pending is not None:
+        yield from _by_image(*pending)
+
+
+def _mesh(batch_size: int) -> Mesh:
+    devices = jax.devices()
+    return Mesh(devices if batch_size % len(devices) == 0 else devices[:1], (DATA_AXIS,))
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(detect: DetectFn, config: MaskRCNNConfig, mesh: Mesh) -> Callable[..., Detections]:
+    in_specs = (P(), P(DATA_AXIS), P(DATA_AXIS))
+    return jax.jit(
+        jax.shard_map(functools.partial(detect, config), mesh=mesh, in_specs=in_specs, out_specs=P(DATA_AXIS))
+    )
+
+
+def _by_image(detections: Detections, batch: Mapping[str, np.ndarray]) -> Iterator[ImageDetections]:
+    found: Detections = jax.device_get(detections)
+    for row in np.flatnonzero(batch["valid"]):
+        kept = found.valid[row]
+        height, width = (int(side) for side in batch["original_sizes"][row])
+        resized_height, resized_width = batch["image_sizes"][row]
+        scale = np.array([width / resized_width, height / resized_height] * 2, np.float32)
+        limit = np.array([width, height] * 2, np.float32)
+        yield ImageDetections(
+            image_id=int(batch["image_ids"][row]),
+            height=height,
+            width=width,
+            boxes=np.clip(np.asarray(found.boxes[row][kept], np.float32) * scale, 0, limit),
+            scores=np.asarray(found.scores[row][kept], np.float32),
+            classes=np.asarray(found.classes[row][kept], np.int32),
+            masks=None if found.masks is None else np.asarray(found.masks[row][kept], np.float32),
+        )

@@ -1,0 +1,30 @@
+"""Networks, their losses, and inference, as pure functions of a configuration and its variables."""
+
+from mask_rcnn_jax.models.box_head import BoxHeadConfig
+from mask_rcnn_jax.models.conventions import torchvision
+from mask_rcnn_jax.models.fpn import FPNConfig
+from mask_rcnn_jax.models.layers import DATA_AXIS, NormConfig
+from mask_rcnn_jax.models.losses import Mean
+from mask_rcnn_jax.models.mask_head import MaskHeadConfig
+from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.models.rcnn import MaskRCNNConfig, Variables, detect, init, loss_terms
+from mask_rcnn_jax.models.resnet import ResNetConfig
+from mask_rcnn_jax.models.rpn import RPNConfig
+
+__all__ = [
+    "DATA_AXIS",
+    "BoxHeadConfig",
+    "FPNConfig",
+    "MaskHeadConfig",
+    "MaskRCNNConfig",
+    "Mean",
+    "NormConfig",
+    "PoolerConfig",
+    "RPNConfig",
+    "ResNetConfig",
+    "Variables",
+    "detect",
+    "init",
+    "loss_terms",
+    "torchvision",
+]

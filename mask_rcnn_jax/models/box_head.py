@@ -1,0 +1,181 @@
+"""Second stage for boxes (Fast R-CNN, https://arxiv.org/abs/1504.08083): sampling, the head, losses, detections.
+
+Shape letters: `P` proposals, `G` ground-truth slots, `R` sampled RoIs, `K` classes, `D` detection slots.
+
+Naming: `class_logits` have K + 1 columns, background last; `box_deltas` refine a RoI, one set a class.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, msra_init, normal_init, xavier_init
+from mask_rcnn_jax.models.losses import Mean, masked_mean, smooth_l1, softmax_cross_entropy
+from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.models.rpn import Proposals
+from mask_rcnn_jax.ops import boxes as box_ops
+from mask_rcnn_jax.ops.matching import match
+from mask_rcnn_jax.ops.nms import nms
+from mask_rcnn_jax.ops.sampling import sample
+from mask_rcnn_jax.structures import Detections, GroundTruth
+
+
+@dataclass(frozen=True)
+class BoxHeadConfig:
+    pooler: PoolerConfig = PoolerConfig(output_size=7)
+    num_convs: int = 0
+    conv_channels: int = 256
+    num_fcs: int = 2
+    fc_channels: int = 1024
+    norm: NormConfig = NormConfig(kind="none")  # of the convolutions
+    foreground_iou: float = 0.5
+    samples: int = 512  # an image
+    foreground_fraction: float = 0.25
+    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    smooth_l1_beta: float = 0.0  # torchvision: 1/9
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    max_detections: int = 100
+    min_box_size: float = 0.0  # detections keep sides above it; torchvision: 1e-2
+    max_candidates: int = 4096  # box and class pairs that enter NMS, best first
+
+    @property
+    def foreground_slots(self) -> int:
+        """The first slots of the sampled RoIs, which alone can be foreground."""
+        return int(self.samples * self.foreground_fraction)
+
+    def build(self, in_channels: int, num_classes: int, rngs: nnx.Rngs) -> "BoxHead":
+        return BoxHead(self, in_channels, num_classes, rngs=rngs)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SampledRoIs:
+    """RoIs drawn to train the heads; foreground stands first, within `BoxHeadConfig.foreground_slots`."""
+
+    boxes: Float[Array, "*B R 4"]
+    gt_index: Int[Array, "*B R"]  # the matched ground truth
+    classes: Int[Array, "*B R"]  # of the matched ground truth; K (background) where not foreground
+    foreground: Bool[Array, "*B R"]
+    valid: Bool[Array, "*B R"]
+
+
+class BoxHead(nnx.Module):
+    """Convolutions, fully connected layers, then class logits and class-specific box deltas."""
+
+    def __init__(self, config: BoxHeadConfig, in_channels: int, num_classes: int, *, rngs: nnx.Rngs):
+        self.num_convs, self.num_fcs = config.num_convs, config.num_fcs
+        channels = in_channels
+        for i in range(config.num_convs):
+            conv = ConvNorm(channels, config.conv_channels, 3, norm=config.norm, init=msra_init, rngs=rngs)
+            setattr(self, f"conv{i + 1}", conv)
+            channels = config.conv_channels
+        features = channels * config.pooler.output_size**2
+        for i in range(config.num_fcs):
+            setattr(self, f"fc{i + 1}", nnx.Linear(features, config.fc_channels, kernel_init=xavier_init, rngs=rngs))
+            features = config.fc_channels
+        self.class_logits = nnx.Linear(features, num_classes + 1, kernel_init=normal_init(0.01), rngs=rngs)
+        self.box_deltas = nnx.Linear(features, num_classes * 4, kernel_init=normal_init(0.001), rngs=rngs)
+
+    def __call__(
+        self, roi_features: Float[Array, "B R P P C"]
+    ) -> tuple[Float[Array, "B R K1"], Float[Array, "B R K 4"]]:
+        batch, rois = roi_features.shape[:2]
+        x = roi_features.reshape(batch * rois, *roi_features.shape[2:])
+        for i in range(self.num_convs):
+            x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x))
+        x = x.reshape(batch * rois, -1)
+        for i in range(self.num_fcs):
+            x = jax.nn.relu(getattr(self, f"fc{i + 1}")(x))
+        logits = self.class_logits(x).reshape(batch, rois, -1)
+        deltas = self.box_deltas(x).reshape(batch, rois, -1, 4)
+        return logits.astype(jnp.float32), deltas.astype(jnp.float32)
+
+
+def sample_rois(
+    config: BoxHeadConfig,
+    num_classes: int,
+    proposals: Proposals,
+    truth: GroundTruth,
+    priority: Float[Array, " PG"],
+) -> SampledRoIs:
+    """Draws the RoIs of one image from its proposals and ground-truth boxes, which join at the end.
+
+    `priority` (proposals, then ground truth) decides the draw: candidates with the highest values are taken.
+    """
+    boxes = jnp.concatenate([proposals.boxes, truth.boxes])
+    valid = jnp.concatenate([proposals.valid, truth.valid])
+    matches = match(
+        box_ops.pairwise_iou(boxes, truth.boxes),
+        truth.valid,
+        background=config.foreground_iou,
+        foreground=config.foreground_iou,
+        low_quality=False,
+    )
+    label = jnp.where(valid, matches.label, -1)
+    drawn = sample(label, priority, num=config.samples, foreground_fraction=config.foreground_fraction)
+    gt_index = matches.gt_index[drawn.indices]
+    return SampledRoIs(
+        boxes=jnp.where(drawn.valid[:, None], boxes[drawn.indices], 0.0),
+        gt_index=gt_index,
+        classes=jnp.where(drawn.foreground, truth.classes[gt_index], num_classes),
+        foreground=drawn.foreground,
+        valid=drawn.valid,
+    )
+
+
+def box_losses(
+    config: BoxHeadConfig,
+    class_logits: Float[Array, "R K1"],
+    box_deltas: Float[Array, "R K 4"],
+    rois: SampledRoIs,
+    truth: GroundTruth,
+) -> dict[str, Mean]:
+    """Losses of one image: classes of all sampled RoIs, and boxes of the foreground, over the same count."""
+    num_classes = box_deltas.shape[1]
+    classification = masked_mean(softmax_cross_entropy(class_logits, rois.classes), rois.valid)
+    gt_deltas = box_ops.encode(truth.boxes[rois.gt_index], rois.boxes, config.box_weights)
+    of_class = jax.nn.one_hot(rois.classes, num_classes, dtype=box_deltas.dtype)  # zero for background
+    pred_deltas = jnp.einsum("rk,rkc->rc", of_class, box_deltas)
+    error = jnp.where(rois.foreground[:, None], pred_deltas - gt_deltas, 0.0)
+    correct = jnp.argmax(class_logits, axis=-1) == rois.classes
+    return {
+        "loss/box_class": classification,
+        "loss/box": Mean(jnp.sum(smooth_l1(error, config.smooth_l1_beta)), classification.count),
+        "box/accuracy": masked_mean(correct, rois.valid),
+        "box/foreground_accuracy": masked_mean(correct, rois.foreground),
+        "box/foreground_rois": Mean(jnp.sum(rois.foreground.astype(jnp.float32)), jnp.float32(1)),
+    }
+
+
+def detect_boxes(
+    config: BoxHeadConfig,
+    class_logits: Float[Array, "P K1"],
+    box_deltas: Float[Array, "P K 4"],
+    proposals: Proposals,
+    image_size: Int[Array, "2"],
+) -> Detections:
+    """Detections of one image, without masks: classes of proposals above the threshold, after NMS within the class."""
+    num_classes = box_deltas.shape[1]
+    scores = jax.nn.softmax(class_logits, axis=-1)[:, :-1]
+    eligible = proposals.valid[:, None] & (scores > config.score_threshold)
+    # Candidates are found before any box is decoded: few pairs of box and class pass the threshold.
+    order = jnp.where(eligible, scores, -1.0).reshape(-1)
+    order, pairs = jax.lax.top_k(order, min(config.max_candidates, order.shape[0]))
+    proposal, classes = pairs // num_classes, pairs % num_classes
+    deltas = box_deltas.reshape(-1, 4)[pairs]
+    boxes = box_ops.decode(deltas, proposals.boxes[proposal], config.box_weights)
+    finite = jnp.isfinite(boxes).all(axis=-1)
+    boxes = box_ops.clip(jnp.where(finite[:, None], boxes, 0.0), image_size)
+    valid = (order > config.score_threshold) & finite & box_ops.nonempty(boxes, config.min_box_size)
+    keep = nms(boxes, order, valid, config.nms_iou, config.max_detections, classes=classes)
+    return Detections(
+        boxes=jnp.where(keep.valid[:, None], boxes[keep.indices], 0.0),
+        scores=jnp.where(keep.valid, order[keep.indices], 0.0),
+        classes=jnp.where(keep.valid, classes[keep.indices], 0),
+        masks=None,
+        valid=keep.valid,
+    )

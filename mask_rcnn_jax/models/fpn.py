@@ -1,0 +1,55 @@
+"""Feature pyramid network (Lin et al. 2017, https://arxiv.org/abs/1612.03144).
+
+Features are named `p2` to `p6`, with strides 4 to 64. Shape letters: `B` images, `H W` height and width.
+"""
+
+from dataclasses import dataclass
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, xavier_init
+from mask_rcnn_jax.models.resnet import STAGES, ResNetConfig
+
+
+@dataclass(frozen=True)
+class FPNConfig:
+    bottom_up: ResNetConfig = ResNetConfig()
+    channels: int = 256
+    norm: NormConfig = NormConfig(kind="none")
+
+    @property
+    def out_strides(self) -> dict[str, int]:
+        return {f"p{level}": 2**level for level in range(2, 7)}
+
+    @property
+    def out_channels(self) -> dict[str, int]:
+        return dict.fromkeys(self.out_strides, self.channels)
+
+    def build(self, rngs: nnx.Rngs) -> "FPN":
+        return FPN(self, rngs=rngs)
+
+
+class FPN(nnx.Module):
+    """Returns the features `p2` to `p6`; `p6` is `p5` subsampled by 2. Image sides must be multiples of 32."""
+
+    def __init__(self, config: FPNConfig, *, rngs: nnx.Rngs):
+        self.bottom_up = config.bottom_up.build(rngs)
+        for name in STAGES:
+            level = name.removeprefix("res")
+            channels = config.bottom_up.out_channels[name]
+            lateral = ConvNorm(channels, config.channels, 1, norm=config.norm, init=xavier_init, rngs=rngs)
+            output = ConvNorm(config.channels, config.channels, 3, norm=config.norm, init=xavier_init, rngs=rngs)
+            setattr(self, f"lateral{level}", lateral)
+            setattr(self, f"output{level}", output)
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B _ _ _"]]:
+        if images.shape[1] % 32 or images.shape[2] % 32:
+            raise ValueError(f"images must have sides that are multiples of 32, not {images.shape[1:3]}")
+        bottom_up = self.bottom_up(images)
+        features, coarser = {}, None
+        for level in (5, 4, 3, 2):
+            x = getattr(self, f"lateral{level}")(bottom_up[f"res{level}"])
+            coarser = x if coarser is None else x + coarser.repeat(2, axis=1).repeat(2, axis=2)
+            features[f"p{level}"] = getattr(self, f"output{level}")(coarser)
+        return dict(sorted(features.items())) | {"p6": features["p5"][:, ::2, ::2]}

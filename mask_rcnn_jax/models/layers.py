@@ -1,0 +1,131 @@
+"""Layers that the networks share: norms, initialisers, and what makes a variable untrained.
+
+Shape letters: `B` images or RoIs, `H W` height and width, `I O` channels in and out.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+DATA_AXIS = "data"  # mesh axis over which a batch is sharded, and batch norm synchronised
+
+
+
+def _compiled(init: nnx.Initializer) -> nnx.Initializer:
+    """One program a shape: op by op, initialising a network compiles ten times as many."""
+    return jax.jit(init, static_argnums=(1, 2))
+
+
+# Kaiming initialisations as Detectron2 names them (He et al. 2015).
+msra_init = _compiled(nnx.initializers.variance_scaling(2.0, "fan_out", "normal"))
+xavier_init = _compiled(nnx.initializers.variance_scaling(1.0, "fan_in", "uniform"))  # uniform Kaiming with a = 1
+
+
+def normal_init(deviation: float) -> nnx.Initializer:
+    return _compiled(nnx.initializers.normal(deviation))
+
+
+class Frozen(nnx.Variable):
+    """A variable that no optimizer sees: frozen weights and frozen statistics."""
+
+
+def freeze(module: nnx.Module) -> None:
+    """Turns every trained parameter below `module` into a `Frozen` one."""
+    for _, node in nnx.iter_modules(module):
+        for name, value in list(vars(node).items()):
+            if isinstance(value, nnx.Param):
+                setattr(node, name, Frozen(value.get_value()))
+
+
+class FrozenBatchNorm(nnx.Module):
+    """Batch norm with fixed statistics and a fixed affine map (Detectron2's FrozenBatchNorm2d)."""
+
+    def __init__(self, features: int, epsilon: float):
+        self.epsilon = epsilon
+        self.scale = Frozen(jnp.ones(features))
+        self.bias = Frozen(jnp.zeros(features))
+        self.mean = Frozen(jnp.zeros(features))
+        self.var = Frozen(jnp.ones(features))
+
+    def __call__(self, x: Float[Array, "B H W O"]) -> Float[Array, "B H W O"]:
+        mean, var = self.mean[...].astype(jnp.float32), self.var[...].astype(jnp.float32)
+        scale = self.scale[...].astype(jnp.float32) * jax.lax.rsqrt(var + self.epsilon)
+        shift = self.bias[...].astype(jnp.float32) - mean * scale
+        return x * scale.astype(x.dtype) + shift.astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """What follows a convolution.
+
+    `frozen_batch_norm` never changes; `batch_norm` is synchronised over all devices in training; `none` adds nothing,
+    and the convolution has a bias instead.
+    """
+
+    kind: Literal["frozen_batch_norm", "batch_norm", "group_norm", "none"] = "frozen_batch_norm"
+    epsilon: float = 1e-5
+    momentum: float = 0.9  # of batch norm's running statistics
+    groups: int = 32  # of group norm
+
+    def build(self, features: int, rngs: nnx.Rngs) -> nnx.Module | None:
+        match self.kind:
+            case "frozen_batch_norm":
+                return FrozenBatchNorm(features, self.epsilon)
+            case "batch_norm":
+                return nnx.BatchNorm(
+                    features, momentum=self.momentum, epsilon=self.epsilon, axis_name=DATA_AXIS, rngs=rngs
+                )
+            case "group_norm":
+                return nnx.GroupNorm(features, num_groups=self.groups, epsilon=self.epsilon, rngs=rngs)
+            case "none":
+                return None
+
+
+class ConvNorm(nnx.Module):
+    """A convolution with Detectron2's padding (`kernel // 2`), then a norm or a bias."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        norm: NormConfig,
+        rngs: nnx.Rngs,
+        stride: int = 1,
+        groups: int = 1,
+        init: nnx.Initializer = msra_init,
+    ):
+        self.conv = nnx.Conv(
+            in_channels,
+            out_channels,
+            (kernel, kernel),
+            strides=stride,
+            padding=kernel // 2,
+            feature_group_count=groups,
+            use_bias=norm.kind == "none",
+            kernel_init=init,
+            rngs=rngs,
+        )
+        self.norm = norm.build(out_channels, rngs)
+
+    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
+        x = self.conv(x)
+        return x if self.norm is None else self.norm(x)
+
+
+class Deconv2x2(nnx.Module):
+    """A 2x2 transposed convolution with stride 2: one product, as its windows do not overlap."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(msra_init(rngs.params(), (2, 2, in_channels, out_channels), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(out_channels))
+
+    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B 2*H 2*W O"]:
+        batch, height, width, _ = x.shape
+        x = jnp.einsum("bhwi,yxio->bhywxo", x, self.kernel[...].astype(x.dtype))
+        return x.reshape(batch, 2 * height, 2 * width, -1) + self.bias[...].astype(x.dtype)

@@ -1,0 +1,93 @@
+"""Mask branch (He et al. 2017, https://arxiv.org/abs/1703.06870): the head, its loss, and the masks of detections.
+
+Shape letters: `R` RoIs, `P` side of the pooled grid, `M` = 2 P side of a mask, `K` classes, `C` channels.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, NormConfig, msra_init, normal_init
+from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy
+from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.ops.masks import mask_targets
+from mask_rcnn_jax.structures import GroundTruth
+
+
+@dataclass(frozen=True)
+class MaskHeadConfig:
+    pooler: PoolerConfig = PoolerConfig(output_size=14)
+    num_convs: int = 4
+    channels: int = 256
+    norm: NormConfig = NormConfig(kind="none")
+    aligned_targets: bool = True  # False, with soft targets: torchvision
+    soft_targets: bool = False
+    paste: Literal["detectron2", "torchvision"] = "detectron2"
+
+    def build(self, in_channels: int, num_classes: int, rngs: nnx.Rngs) -> "MaskHead":
+        return MaskHead(self, in_channels, num_classes, rngs=rngs)
+
+
+class MaskHead(nnx.Module):
+    """Convolutions and a deconvolution, then the mask of one class a RoI.
+
+    The predictor has K channels; only the channel of the class at hand is computed, as a product with its weights.
+    """
+
+    def __init__(self, config: MaskHeadConfig, in_channels: int, num_classes: int, *, rngs: nnx.Rngs):
+        self.num_convs = config.num_convs
+        channels = in_channels
+        for i in range(config.num_convs):
+            conv = ConvNorm(channels, config.channels, 3, norm=config.norm, init=msra_init, rngs=rngs)
+            setattr(self, f"conv{i + 1}", conv)
+            channels = config.channels
+        self.deconv = Deconv2x2(channels, config.channels, rngs=rngs)
+        self.predictor = nnx.Linear(
+            config.channels, num_classes, kernel_init=normal_init(0.001), rngs=rngs
+        )
+
+    def __call__(
+        self, roi_features: Float[Array, "B R P P C"], classes: Int[Array, "B R"]
+    ) -> Float[Array, "B R M M"]:
+        """Mask logits of each RoI for its class in 0..K-1; another class, such as background, gives zeros."""
+        batch, rois = classes.shape
+        x = roi_features.reshape(batch * rois, *roi_features.shape[2:])
+        for i in range(self.num_convs):
+            x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x))
+        x = jax.nn.relu(self.deconv(x))
+        kernel, bias = self.predictor.kernel[...].astype(x.dtype), self.predictor.bias[...].astype(x.dtype)
+        of_class = jax.nn.one_hot(classes.reshape(-1), kernel.shape[1], dtype=x.dtype)
+        logits = jnp.einsum("rhwc,rc->rhw", x, of_class @ kernel.T) + (of_class @ bias)[:, None, None]
+        return logits.reshape(batch, rois, *logits.shape[1:]).astype(jnp.float32)
+
+
+def mask_losses(
+    config: MaskHeadConfig,
+    mask_logits: Float[Array, "R M M"],
+    rois: Float[Array, "R 4"],
+    gt_index: Int[Array, " R"],
+    foreground: Bool[Array, " R"],
+    truth: GroundTruth,
+) -> dict[str, Mean]:
+    """Binary cross-entropy of one image's foreground masks, on the channel of the ground truth's class."""
+    side = mask_logits.shape[-1]
+    targets = mask_targets(
+        truth.masks,
+        truth.mask_regions,
+        rois,
+        gt_index,
+        size=side,
+        aligned=config.aligned_targets,
+        soft=config.soft_targets,
+    )
+    counted = jnp.broadcast_to(foreground[:, None, None], mask_logits.shape).astype(jnp.float32)
+    losses = binary_cross_entropy(mask_logits, targets)
+    correct = (mask_logits > 0) == (targets >= 0.5)
+    return {
+        "loss/mask": Mean(jnp.sum(losses * counted), jnp.sum(counted)),
+        "mask/accuracy": Mean(jnp.sum(correct * counted), jnp.sum(counted)),
+    }

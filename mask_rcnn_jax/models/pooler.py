@@ -1,0 +1,58 @@
+"""RoI pooling from the level of the pyramid that fits a RoI's size (FPN, equation 1).
+
+Shape letters: `B` images, `R` RoIs, `P` side of the pooled grid, `C` channels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+from jaxtyping import Array, Float
+
+from mask_rcnn_jax.ops.roi_align import assign_levels, multilevel_roi_align
+
+
+@dataclass(frozen=True)
+class PoolerConfig:
+    output_size: int = 7
+    sampling_ratio: int = 0  # samples a bin and axis; 0 is adaptive: ceil(RoI side / bins)
+    aligned: bool = True  # half-pixel correct; False is torchvision's (and the first Detectron's)
+    reduction: Literal["average", "max"] = "average"
+    features: tuple[str, ...] = ("p2", "p3", "p4", "p5")
+    canonical_size: float = 224.0  # a RoI of this side belongs to `canonical_level`
+    canonical_level: int = 4
+    level_convention: Literal["detectron2", "torchvision"] = "detectron2"  # where the epsilon stands
+
+
+def pool(
+    config: PoolerConfig,
+    features: Mapping[str, Float[Array, "B _ _ C"]],
+    strides: Mapping[str, int],
+    rois: Float[Array, "B R 4"],
+) -> Float[Array, "B R P P C"]:
+    """RoIAligns each RoI (pixels of the padded image) from its level; padded RoIs give finite features."""
+    levels = [features[name] for name in config.features]
+    scales = tuple(1.0 / strides[name] for name in config.features)
+
+    def pool_image(levels: list[Float[Array, "H W C"]], rois: Float[Array, "R 4"]) -> Float[Array, "R P P C"]:
+        level_of_roi = assign_levels(
+            rois,
+            num_levels=len(levels),
+            min_level=strides[config.features[0]].bit_length() - 1,
+            canonical_size=config.canonical_size,
+            canonical_level=config.canonical_level,
+            convention=config.level_convention,
+        )
+        return multilevel_roi_align(
+            levels,
+            rois,
+            level_of_roi,
+            spatial_scales=scales,
+            output_size=config.output_size,
+            sampling_ratio=config.sampling_ratio,
+            aligned=config.aligned,
+            reduction=config.reduction,
+        )
+
+    return jax.vmap(pool_image)(levels, rois)

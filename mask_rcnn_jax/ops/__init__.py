@@ -1,0 +1,33 @@
+"""Detection operators for one image: pure functions of arrays, `jax.vmap` for a batch.
+
+`boxes` is a module whose functions read best qualified (`boxes.encode`); the rest is named here.
+"""
+
+from mask_rcnn_jax.ops import anchors, boxes, masks, matching, sampling
+from mask_rcnn_jax.ops.anchors import cell_anchors, grid_anchors
+from mask_rcnn_jax.ops.masks import mask_targets, paste_masks
+from mask_rcnn_jax.ops.matching import Matches, match
+from mask_rcnn_jax.ops.nms import Kept, nms
+from mask_rcnn_jax.ops.roi_align import assign_levels, multilevel_roi_align, roi_align
+from mask_rcnn_jax.ops.sampling import Samples, sample
+
+__all__ = [
+    "Kept",
+    "Matches",
+    "Samples",
+    "anchors",
+    "assign_levels",
+    "boxes",
+    "cell_anchors",
+    "grid_anchors",
+    "mask_targets",
+    "masks",
+    "match",
+    "matching",
+    "multilevel_roi_align",
+    "nms",
+    "paste_masks",
+    "roi_align",
+    "sample",
+    "sampling",
+]

@@ -1,0 +1,67 @@
+"""RoIAlign along one axis, as the rows of a matrix.
+
+RoIAlign with averaging is linear in the features and separates into its axes: a RoI's features are `Wy @ F @ Wx.T` with
+two small matrices. This file computes such a matrix. Shape letters: `R` RoIs, `P` bins, `L` cells of the axis.
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# With adaptive sampling a bin of side b holds n = ceil(b) samples, b / n apart: more than half a cell for n of 2 and
+# more. A cell answers to an interval of two cells, in which at most this many consecutive samples fall (one to spare).
+_SAMPLES_NEAR_CELL = 5
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """What RoIAlign is asked for, static under jit."""
+
+    spatial_scales: tuple[float, ...]  # cells per pixel of each level
+    output_size: int
+    sampling_ratio: int
+    aligned: bool
+
+    def to_cells(self, rois: Float[Array, "R 4"], level: int) -> Float[Array, "R 4"]:
+        """RoIs in cells of a level, the centre of the first cell at 0 if `aligned`, else at least one cell a side."""
+        cells = rois * self.spatial_scales[level]
+        if self.aligned:
+            return cells - 0.5
+        return jnp.concatenate([cells[:, :2], jnp.maximum(cells[:, 2:], cells[:, :2] + 1)], axis=1)
+
+
+def axis_weights(
+    start: Float[Array, " R"],
+    end: Float[Array, " R"],
+    bins: int,
+    length: int,
+    sampling_ratio: int,
+    bounds: tuple[Float[Array, " R"], Float[Array, " R"]] | None = None,
+) -> Float[Array, "R P L"]:
+    """Weight of every cell in every bin's average, for RoIs from `start` to `end` in cell centres (cell 0 lies at 0).
+
+    Samples lie at `start + (bin + (i + .5) / n) * bin side`, with n = `sampling_ratio`, or ceil(bin side) where that is
+    0; a side that is not positive then has no samples and gives zeros. A sample outside `bounds` (by default [-1,
+    length]) counts as 0; one between them and the outer cell centres takes the value of the outer cell.
+    """
+    cell = jnp.arange(length, dtype=jnp.float32)
+    bin_side = ((end - start) / bins)[:, None, None]
+    bin_start = start[:, None, None] + jnp.arange(bins, dtype=jnp.float32)[:, None] * bin_side
+    if sampling_ratio > 0:
+        num = jnp.full_like(bin_side, sampling_ratio)
+        first, candidates = jnp.zeros_like(bin_side), sampling_ratio
+    else:
+        num = jnp.maximum(jnp.ceil(bin_side), 0.0)
+        spacing = jnp.maximum(bin_side / jnp.maximum(num, 1.0), 1e-6)
+        first = jnp.clip(jnp.floor((cell - 1 - bin_start) / spacing - 0.5), 0, jnp.maximum(num - 1, 0))
+        candidates = _SAMPLES_NEAR_CELL
+    low, high = (-1.0, float(length)) if bounds is None else (bound[:, None, None] for bound in bounds)
+    total = jnp.zeros((start.shape[0], bins, length), jnp.float32)
+    for offset in range(candidates):
+        sample = first + offset
+        at = bin_start + (sample + 0.5) * bin_side / jnp.maximum(num, 1.0)
+        counts = (sample < num) & (at >= low) & (at <= high)
+        weight = jnp.maximum(1 - jnp.abs(jnp.clip(at, 0, length - 1) - cell), 0)
+        total += jnp.where(counts, weight, 0)
+    return total / jnp.maximum(num, 1.0)

@@ -1,0 +1,58 @@
+"""RoIAlign of a pyramid as two dense products a level: the form for accelerators.
+
+A RoI's features are `Wy @ F @ Wx.T` over the whole level, without a gather or, backward, a scatter. Chunks of RoIs
+bound the memory of the intermediate product.
+
+Shape letters: `H W` sides of a level, `R` RoIs, `P` bins a side.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mask_rcnn_jax.ops._interpolation import Pooling, axis_weights
+
+_CHUNK_BYTES = 64 * 2**20
+
+
+def forward(
+    pooling: Pooling, features: tuple[Float[Array, "_ _ C"], ...], rois: Float[Array, "R 4"], levels: Int[Array, " R"]
+) -> Float[Array, "R P P C"]:
+    """RoI features of one image; `features` are float32."""
+    pooled = [_pool_level(pooling, index, level, rois, levels) for index, level in enumerate(features)]
+    return sum(pooled[1:], start=pooled[0])
+
+
+def backward(
+    pooling: Pooling,
+    features: tuple[Float[Array, "_ _ C"], ...],
+    rois: Float[Array, "R 4"],
+    levels: Int[Array, " R"],
+    gradient: Float[Array, "R P P C"],
+) -> tuple[Float[Array, "_ _ C"], ...]:
+    """Gradient of the features, given that of the RoI features."""
+    _, transpose = jax.vjp(lambda maps: forward(pooling, maps, rois, levels), features)
+    return transpose(gradient)[0]
+
+
+def _pool_level(
+    pooling: Pooling, index: int, features: Float[Array, "H W C"], rois: Float[Array, "R 4"], levels: Int[Array, " R"]
+) -> Float[Array, "R P P C"]:
+    """RoI features from one level; zeros for the RoIs of other levels."""
+    height, width, channels = features.shape
+    bins = pooling.output_size
+    cells = pooling.to_cells(rois, index)
+    weights_y = axis_weights(cells[:, 1], cells[:, 3], bins, height, pooling.sampling_ratio)
+    weights_x = axis_weights(cells[:, 0], cells[:, 2], bins, width, pooling.sampling_ratio)
+    weights_y = jnp.where((levels == index)[:, None, None], weights_y, 0)
+
+    def pool(weights):
+        along_y, along_x = weights
+        rows = jnp.einsum("ph,hwc->pwc", along_y, features)
+        # Batched over p rather than contracted as [q, w] x [w, (p, c)], which would transpose the larger operand.
+        return jnp.einsum("pqw,pwc->pqc", jnp.broadcast_to(along_x, (bins, bins, width)), rows)
+
+    chunk = max(1, _CHUNK_BYTES // (4 * bins * width * channels))
+    if chunk >= rois.shape[0]:
+        return jax.vmap(pool)((weights_y, weights_x))
+    return jax.lax.map(pool, (weights_y, weights_x), batch_size=chunk)

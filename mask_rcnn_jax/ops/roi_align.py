@@ -1,0 +1,184 @@
+"""RoIAlign (Mask R-CNN, section 3) on one feature map or on a pyramid.
+
+Shape letters: `H W` sides of a feature map, `R` RoIs, `P` bins a side, `S` samples a bin and axis.
+
+`roi_align` is the plain form: it gathers samples and reduces them by average or maximum. `multilevel_roi_align`, which
+models call, multiplies by interpolation weights instead, `Wy @ F @ Wx.T`, on CPU over the windows that RoIs touch and
+elsewhere over whole levels. Neither these products nor their gradient gather or scatter, so they are deterministic.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mask_rcnn_jax.ops import _roi_align_matrix as matrix
+from mask_rcnn_jax.ops import _roi_align_windows as windows
+from mask_rcnn_jax.ops import boxes as box_ops
+from mask_rcnn_jax.ops._interpolation import Pooling
+
+
+def assign_levels(
+    rois: Float[Array, "R 4"],
+    num_levels: int,
+    min_level: int = 2,
+    canonical_size: float = 224.0,
+    canonical_level: int = 4,
+    convention: Literal["detectron2", "torchvision"] = "detectron2",
+) -> Int[Array, " R"]:
+    """Index of the pyramid level each RoI is pooled from (FPN, equation 1), 0 for level `min_level`.
+
+    `floor(canonical_level + log2(sqrt(area) / canonical_size))`, clamped to the levels there are. The conventions
+    differ in where they add an epsilon: inside the logarithm (1e-8) or outside (1e-6). Padded RoIs get level 0.
+    """
+    area = box_ops.area(rois)
+    ratio = jnp.sqrt(jnp.where(area > 0, area, 1e-12)) / canonical_size
+    if convention == "detectron2":
+        level = jnp.floor(canonical_level + jnp.log2(ratio + 1e-8))
+    else:
+        level = jnp.floor(canonical_level + jnp.log2(ratio) + 1e-6)
+    return jnp.clip(level - min_level, 0, num_levels - 1).astype(jnp.int32)
+
+
+def roi_align(
+    features: Float[Array, "H W C"],
+    rois: Float[Array, "R 4"],
+    spatial_scale: float,
+    output_size: int,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+    reduction: Literal["average", "max"] = "average",
+) -> Float[Array, "R P P C"]:
+    """RoIAlign of one feature map by gathering samples, RoI by RoI: the plain form.
+
+    `rois` are in image pixels and `spatial_scale` takes them to cells. `aligned` shifts by half a cell (Detectron2);
+    without it a RoI is at least one cell a side (torchvision). `sampling_ratio` 0 takes ceil(RoI side / bins) samples a
+    bin and axis, at most as many as a RoI as large as the feature map has. Samples beyond the map by more than a cell
+    are 0. Padded RoIs give finite values (zeros for aligned adaptive sampling). Differentiable in `features`.
+    """
+    height, width, channels = features.shape
+    bounds = (math.ceil(height / output_size), math.ceil(width / output_size))
+    samples_y, samples_x = (sampling_ratio or bound for bound in bounds)
+
+    def pool(roi: Float[Array, "4"]) -> Float[Array, "P P C"]:
+        x1, y1, x2, y2 = roi
+        at_y, counts_y, num_y = _samples(y1, y2, output_size, height, sampling_ratio, samples_y)
+        at_x, counts_x, num_x = _samples(x1, x2, output_size, width, sampling_ratio, samples_x)
+        rows = _interpolate(features.astype(jnp.float32), at_y)
+        samples = _interpolate(rows.swapaxes(0, 1), at_x).swapaxes(0, 1)
+        samples = samples.reshape(output_size, samples_y, output_size, samples_x, channels)
+        drawn = (jnp.arange(samples_y) < num_y)[:, None, None] & (jnp.arange(samples_x) < num_x)
+        inside = counts_y.reshape(output_size, samples_y, 1, 1) & counts_x.reshape(output_size, samples_x)
+        samples = jnp.where(inside[..., None], samples, 0)
+        if reduction == "average":
+            return jnp.sum(jnp.where(drawn[..., None], samples, 0), axis=(1, 3)) / jnp.maximum(num_y * num_x, 1)
+        highest = jnp.max(jnp.where(drawn[..., None], samples, -jnp.inf), axis=(1, 3))
+        return jnp.where(num_y * num_x > 0, highest, 0)
+
+    cells = Pooling((spatial_scale,), output_size, sampling_ratio, aligned).to_cells(rois, 0)
+    pooled = jax.lax.map(pool, cells)
+    return pooled.astype(features.dtype)
+
+
+def multilevel_roi_align(
+    features: Sequence[Float[Array, "_ _ C"]],
+    rois: Float[Array, "R 4"],
+    levels: Int[Array, " R"],
+    spatial_scales: Sequence[float],
+    output_size: int,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+    reduction: Literal["average", "max"] = "average",
+) -> Float[Array, "R P P C"]:
+    """RoIAlign of a pyramid: RoI r is pooled from `features[levels[r]]`.
+
+    Arguments and padding as in `roi_align`. Coordinates and accumulation are float32; the result has the features'
+    type. Differentiable in `features` only (reverse mode). The maximum takes the plain form on every level.
+    """
+    pooling = Pooling(tuple(spatial_scales), output_size, sampling_ratio, aligned)
+    if len(features) != len(pooling.spatial_scales):
+        raise ValueError(f"{len(features)} feature maps but {len(pooling.spatial_scales)} spatial scales")
+    if reduction == "max":
+        every = [
+            roi_align(level, rois, scale, output_size, sampling_ratio, aligned, reduction)
+            for level, scale in zip(features, pooling.spatial_scales, strict=True)
+        ]
+        return jnp.select([(levels == index)[:, None, None, None] for index in range(len(every))], every)
+    if rois.shape[0] == 0:
+        return jnp.zeros((0, output_size, output_size, features[0].shape[-1]), features[0].dtype)
+    maps = tuple(level.astype(jnp.float32) for level in features)
+    pooled: Array = _average(pooling, maps, jax.lax.stop_gradient(rois), levels)
+    return pooled.astype(features[0].dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _average(pooling: Pooling, features, rois, levels):
+    return _forward(pooling, features, rois, levels)
+
+
+def _average_fwd(pooling: Pooling, features, rois, levels):
+    return _forward(pooling, features, rois, levels), (features, rois, levels)
+
+
+def _average_bwd(pooling: Pooling, residuals, gradient):
+    features, rois, levels = residuals
+    return _backward(pooling, features, rois, levels, gradient), jnp.zeros_like(rois), None
+
+
+_average.defvjp(_average_fwd, _average_bwd)
+
+
+def _forward(pooling: Pooling, *operands):
+    return _over_images(partial(windows.forward, pooling), jax.vmap(partial(matrix.forward, pooling)))(*operands)
+
+
+def _backward(pooling: Pooling, *operands):
+    return _over_images(partial(windows.backward, pooling), jax.vmap(partial(matrix.backward, pooling)))(*operands)
+
+
+def _over_images(on_cpu: Callable, elsewhere: Callable) -> Callable:
+    """A function of one image from two forms of a function of many, of which the platform chooses one.
+
+    Its `jax.vmap` hands over all images at once: the loop over windows then runs over them one by one, where plain
+    batching would run it in lockstep, as long as the longest, and copy its carry at every step.
+    """
+
+    def many(*operands):
+        return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)
+
+    @jax.custom_batching.custom_vmap
+    def one(*operands):
+        batch = jax.tree.map(lambda operand: operand[None], operands)
+        return jax.tree.map(lambda result: result[0], many(*batch))
+
+    @one.def_vmap
+    def batched(axis_size, in_batched, *operands):
+        def with_images(operand, has_images):
+            return operand if has_images else jnp.broadcast_to(operand, (axis_size, *operand.shape))
+
+        results = many(*jax.tree.map(with_images, operands, tuple(in_batched)))
+        return results, jax.tree.map(lambda _: True, results)
+
+    return one
+
+
+def _samples(start, end, bins: int, length: int, sampling_ratio: int, most: int):
+    """Positions along an axis, clamped to it: `bins * most` of them, whether each is on the map, and how many a bin
+    uses."""
+    bin_side = (end - start) / bins
+    num = jnp.asarray(sampling_ratio, jnp.float32) if sampling_ratio else jnp.clip(jnp.ceil(bin_side), 0, most)
+    within = (jnp.arange(most) + 0.5) / jnp.maximum(num, 1)
+    at = start + (jnp.arange(bins)[:, None] + within).reshape(-1) * bin_side
+    return jnp.clip(at, 0, length - 1), (at >= -1) & (at <= length), num
+
+
+def _interpolate(values, at):
+    """Linear interpolation of the first axis of `values` at positions in [0, length - 1]."""
+    low = jnp.floor(at).astype(jnp.int32)
+    high = jnp.minimum(low + 1, values.shape[0] - 1)
+    fraction = (at - low).reshape(-1, *[1] * (values.ndim - 1))
+    return values[low] * (1 - fraction) + values[high] * fraction

@@ -1,0 +1,65 @@
+"""Small frozen pytrees that travel between the layers.
+
+Shape letters: `B` images, `H W` padded height and width, `G` ground-truth slots, `C` side of a mask grid,
+`D` detection slots, `M` side of a predicted mask.
+
+Padding rows hold finite zeros and are marked by `valid`; no coordinate or score ever encodes invalidity.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GroundTruth:
+    """Annotated instances of one image, or of a batch with a leading axis.
+
+    `masks[g]` is the instance's coverage (0..255) on a grid of equal cells over the rectangle `mask_regions[g]`, which
+    shares the boxes' coordinates. A full bitmap is the case `mask_regions[g] = (0, 0, W, H)`.
+    """
+
+    boxes: Float[Array | np.ndarray, "*B G 4"]  # (x1, y1, x2, y2), resized pixels
+    classes: Int[Array | np.ndarray, "*B G"]  # 0..K-1
+    masks: UInt8[Array | np.ndarray, "*B G Ch Cw"]
+    mask_regions: Float[Array | np.ndarray, "*B G 4"]
+    valid: Bool[Array | np.ndarray, "*B G"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """What one training step consumes."""
+
+    images: Num[Array | np.ndarray, "B H W 3"]  # RGB, uint8 or float of the same range, zero outside `image_sizes`
+    image_sizes: Int[Array | np.ndarray, "B 2"]  # (height, width) before padding
+    ground_truth: GroundTruth
+    example_index: Int[Array | np.ndarray, " B"]  # position in the run's stream of examples; seeds the sampling
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Batch":
+        """Names the arrays that `mask_rcnn_jax.data` yields."""
+        truth = GroundTruth(
+            boxes=arrays["gt_boxes"],
+            classes=arrays["gt_classes"],
+            masks=arrays["gt_masks"],
+            mask_regions=arrays["gt_mask_regions"],
+            valid=arrays["gt_valid"],
+        )
+        return cls(arrays["images"], arrays["image_sizes"], truth, arrays["example_index"])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Detections:
+    """Instances found in one image, or in a batch with a leading axis, best score first."""
+
+    boxes: Float[Array | np.ndarray, "*B D 4"]  # (x1, y1, x2, y2), resized pixels, clipped to the image
+    scores: Float[Array | np.ndarray, "*B D"]
+    classes: Int[Array | np.ndarray, "*B D"]
+    masks: Float[Array | np.ndarray, "*B D M M"] | None  # probabilities inside the box; None for a model without masks
+    valid: Bool[Array | np.ndarray, "*B D"]

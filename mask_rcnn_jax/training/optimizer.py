@@ -1,0 +1,103 @@
+"""Optimizers and learning-rate schedules, assembled from optax."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """Multiplies the learning rate by `factor` at each of the `milestones`."""
+
+    milestones: tuple[int, ...] = (60_000, 80_000)
+    factor: float = 0.1
+
+
+@dataclass(frozen=True)
+class CosineDecay:
+    """Half a cosine from the base rate at step 0 to `final_factor` times it at the last step."""
+
+    final_factor: float = 0.0
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    learning_rate: float = 0.02
+    warmup_steps: int = 1000  # linear, from `warmup_factor` times the scheduled rate
+    warmup_factor: float = 0.001
+    decay: StepDecay | CosineDecay = StepDecay()
+
+    def build(self, total_steps: int) -> optax.Schedule:
+        """The learning rate by step. Warm-up multiplies the decayed rate, as in Detectron2."""
+
+        def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+            step = jnp.asarray(step, jnp.float32)
+            match self.decay:
+                case StepDecay(milestones, factor):
+                    passed = sum((step >= milestone).astype(jnp.float32) for milestone in milestones)
+                    decayed = jnp.asarray(factor, jnp.float32) ** passed
+                case CosineDecay(final_factor):
+                    cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(step / total_steps, 0, 1)))
+                    decayed = final_factor + (1 - final_factor) * cosine
+            warmed = jnp.clip(step / max(self.warmup_steps, 1), 0, 1)
+            warmup = self.warmup_factor + (1 - self.warmup_factor) * warmed if self.warmup_steps else 1.0
+            return self.learning_rate * decayed * warmup
+
+        return schedule
+
+
+@dataclass(frozen=True)
+class SGDConfig:
+    """SGD with momentum and weight decay inside the gradient, as PyTorch has it."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4  # of weights and biases
+    weight_decay_norm: float = 0.0  # of a norm's scale and bias
+    clip_norm: float | None = None  # largest global norm of the gradient
+
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        return optax.chain(
+            _clip(self.clip_norm),
+            optax.add_decayed_weights(self.weight_decay, mask=_not_of_norms),
+            optax.add_decayed_weights(self.weight_decay_norm, mask=_of_norms),
+            optax.trace(self.momentum, nesterov=self.nesterov),
+            optax.scale_by_learning_rate(schedule),
+        )
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101)."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.05
+    weight_decay_norm: float = 0.0
+    clip_norm: float | None = None
+
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        return optax.chain(
+            _clip(self.clip_norm),
+            optax.scale_by_adam(self.b1, self.b2, self.epsilon),
+            optax.add_decayed_weights(self.weight_decay, mask=_not_of_norms),
+            optax.add_decayed_weights(self.weight_decay_norm, mask=_of_norms),
+            optax.scale_by_learning_rate(schedule),
+        )
+
+
+def _clip(norm: float | None) -> optax.GradientTransformation:
+    return optax.identity() if norm is None else optax.clip_by_global_norm(norm)
+
+
+def _of_norms(params: Any) -> Any:
+    """True at the parameters of a norm; `models` keeps those under the name `norm`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.DictKey("norm") in path, params)
+
+
+def _not_of_norms(params: Any) -> Any:
+    return jax.tree.map(lambda of_norm: not of_norm, _of_norms(params))

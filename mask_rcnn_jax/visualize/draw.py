@@ -1,0 +1,182 @@
+"""Draws instances on an image: tinted masks with contours, boxes, and labels where there is room.
+
+Shape letters: `H W` sides of the image, `n` instances, `h w` sides of a mask's window, `s` magnification.
+"""
+
+import colorsys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as coco_mask
+
+from mask_rcnn_jax.data.masks import Segmentation, decode_window
+
+Color = tuple[int, int, int]
+Mask = Bool[np.ndarray, "H W"] | Segmentation
+Rectangle = tuple[float, float, float, float]
+
+_READABLE_SIDE = 480  # pixels; smaller images are magnified by a whole number until a side has them
+_TINT = 0.4  # opacity of masks
+_LABELLED_INSTANCES = 60  # with more, labels would hide what they name
+_GOLDEN_RATIO = 0.618034  # multiples of it are spread evenly over the circle of hues
+
+
+def draw_instances(
+    image: UInt8[np.ndarray, "H W 3"],
+    boxes: Float[np.ndarray, "n 4"],
+    classes: Int[np.ndarray, " n"],
+    masks: Sequence[Mask] | None,
+    scores: Float[np.ndarray, " n"] | None,
+    class_names: Sequence[str],
+    crowds: Bool[np.ndarray, " n"] | None = None,
+) -> UInt8[np.ndarray, "canvas_H canvas_W 3"]:
+    """The image with its instances, magnified by a whole number `s` if it is small.
+
+    `boxes` are (x1, y1, x2, y2) in pixels of the image. A mask is a bitmap, a COCO RLE, or a list of polygons. A class
+    has one hue, its instances shades of it; with a single class, each instance has a hue of its own. Labels give the
+    class where there are several, the score, and whether it is a crowd. One that would cover another is left out, as
+    are all on images with very many instances.
+    """
+    height, width = image.shape[:2]
+    scale = max(1, -(-_READABLE_SIDE // max(height, width)))
+    canvas = image.repeat(scale, axis=0).repeat(scale, axis=1)
+    colors = [_color(int(label), i, len(class_names)) for i, label in enumerate(classes)]
+    thickness = max(1, round(max(canvas.shape[:2]) / 400))
+    # Large ones first, so that they hide no small ones.
+    order = np.argsort(-_areas(boxes), kind="stable").tolist()
+    if masks is not None:
+        for i in order:
+            _draw_mask(canvas, *_window(masks[i], height, width), colors[i], scale, thickness)
+    picture = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(picture)
+    for i in order:
+        x1, y1, x2, y2 = (float(value) * scale for value in boxes[i])
+        pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colors[i], width=thickness)
+    if len(boxes) <= _LABELLED_INSTANCES:
+        labels = [_label(i, classes, scores, class_names, crowds) for i in range(len(boxes))]
+        _draw_labels(pen, picture.size, boxes * scale, labels, colors)
+    return np.asarray(picture)
+
+
+def side_by_side(
+    pictures: Sequence[UInt8[np.ndarray, "H W 3"]], captions: Sequence[str]
+) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """Pictures of one size in a row, each under its caption."""
+    height, width = pictures[0].shape[:2]
+    font_size = _font_size(height, width)
+    font = ImageFont.load_default(font_size)
+    bar, gap = int(font_size * 1.7), max(4, width // 100)
+    sheet = Image.new("RGB", (width * len(pictures) + gap * (len(pictures) - 1), height + bar), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left = i * (width + gap)
+        pen.text((left + 4, bar / 2), caption, fill="black", font=font, anchor="lm")
+        sheet.paste(Image.fromarray(picture), (left, bar))
+    return np.asarray(sheet)
+
+
+def _color(label: int, instance: int, num_classes: int) -> Color:
+    hue = (instance if num_classes == 1 else label) * _GOLDEN_RATIO % 1
+    saturation, value = (0.95, 0.65, 0.8)[instance % 3], (1.0, 0.95, 0.8)[instance % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _areas(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _window(mask: Mask, height: int, width: int) -> tuple[Bool[np.ndarray, "h w"], int, int]:
+    """The part of the mask that holds its pixels, and that part's left and top."""
+    if isinstance(mask, np.ndarray):
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if not rows.size:
+            return mask[:0, :0], 0, 0
+        return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], int(columns[0]), int(rows[0])
+    rle: Any = _compressed(mask, height, width)
+    x, y, w, h = (int(value) for value in coco_mask.toBbox(rle))
+    return decode_window(rle, (x, y, x + w, y + h)), x, y
+
+
+def _compressed(segmentation: Segmentation, height: int, width: int) -> Any:
+    """The COCO RLE with bytes as counts."""
+    if not isinstance(segmentation, dict):
+        parts = [np.asarray(polygon, np.float64).tolist() for polygon in segmentation]
+        return coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
+    counts = segmentation["counts"]
+    return {"size": segmentation["size"], "counts": counts.encode() if isinstance(counts, str) else counts}
+
+
+def _draw_mask(
+    canvas: UInt8[np.ndarray, "canvas_H canvas_W 3"],
+    mask: Bool[np.ndarray, "h w"],
+    left: int,
+    top: int,
+    color: Color,
+    scale: int,
+    thickness: int,
+) -> None:
+    inside = mask.repeat(scale, axis=0).repeat(scale, axis=1)
+    height, width = inside.shape
+    window = canvas[top * scale : top * scale + height, left * scale : left * scale + width]
+    tinted = window * (1 - _TINT) + np.array(color) * _TINT
+    core = np.pad(inside, 1)
+    for _ in range(thickness):
+        core[1:-1, 1:-1] &= core[:-2, 1:-1] & core[2:, 1:-1] & core[1:-1, :-2] & core[1:-1, 2:]
+    contour = inside & ~core[1:-1, 1:-1]
+    window[inside] = tinted[inside].astype(np.uint8)
+    window[contour] = color
+
+
+def _label(
+    i: int,
+    classes: Int[np.ndarray, " n"],
+    scores: Float[np.ndarray, " n"] | None,
+    class_names: Sequence[str],
+    crowds: Bool[np.ndarray, " n"] | None,
+) -> str:
+    words = [class_names[int(classes[i])]] if len(class_names) > 1 else []
+    if crowds is not None and crowds[i]:
+        words.append("(crowd)")
+    if scores is not None:
+        words.append(f"{scores[i]:.2f}")
+    return " ".join(words)
+
+
+def _font_size(height: int, width: int) -> int:
+    return max(11, round(max(height, width) / 55))
+
+
+def _draw_labels(
+    pen: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    boxes: Float[np.ndarray, "n 4"],
+    labels: Sequence[str],
+    colors: Sequence[Color],
+) -> None:
+    """Writes labels at their boxes, first come first served, so the best scores keep theirs."""
+    font = ImageFont.load_default(_font_size(*size))
+    taken: list[Rectangle] = []
+    for box, label, color in zip(boxes.tolist(), labels, colors, strict=True):
+        if not label:
+            continue
+        x1, y1, x2, y2 = pen.textbbox((0, 0), label, font=font)
+        width, height = x2 - x1 + 6, y2 - y1 + 4
+        left = min(max(box[0], 0), max(size[0] - width, 0))
+        # Above the box, or below it; inside where that leaves something to see.
+        inside = [box[1]] if box[3] - box[1] > 3 * height else []
+        for top in (box[1] - height, *inside, box[3]):
+            place = (left, top, left + width, top + height)
+            if top >= 0 and place[3] <= size[1] and not any(_overlap(place, other) for other in taken):
+                pen.rectangle(place, fill=color)
+                dark = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] < 140
+                pen.text((left + 3 - x1, top + 2 - y1), label, fill="white" if dark else "black", font=font)
+                taken.append(place)
+                break
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

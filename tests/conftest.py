@@ -1,0 +1,49 @@
+"""Set-up of all tests: eight virtual CPU devices, a compilation cache, and shapes and types checked at every call."""
+
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda runs the tests on a GPU
+
+import jax
+from jaxtyping import install_import_hook
+
+import tests.typechecker  # noqa: F401  the hook below finds it by name
+
+ROOT = Path(__file__).parent.parent
+
+# Set here and not in the environment: a command that a test starts sees the machine as a user's would.
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", 8)
+
+# Tests spend most of their time compiling, so what took long is kept between runs.
+cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mask_rcnn_jax" / f"jax-{jax.__version__}"
+jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(cache)))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+install_import_hook("mask_rcnn_jax", "tests.typechecker.typechecker")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and golden values: $MASK_RCNN_SHARED, or `shared` beside the checkout."""
+    folder = Path(os.environ.get("MASK_RCNN_SHARED") or ROOT.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"needs the folder {folder}; name another with $MASK_RCNN_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> ModuleType:
+    """torchvision, where it is installed and its compiled operators load."""
+    try:
+        import torch
+        import torchvision
+
+        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except (ImportError, RuntimeError, AttributeError) as error:
+        pytest.skip(f"needs torchvision with its operators: {error}")
+    return torchvision

@@ -1,0 +1,88 @@
+"""The synthetic set: deterministic, correctly annotated, never written over something else."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from mask_rcnn_jax.data import ShapesConfig, load_coco, masks, verify_images
+from mask_rcnn_jax.data.shapes import CLASS_NAMES, draw_shapes, write_shapes
+from mask_rcnn_jax.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decode
+
+CONFIG = ShapesConfig(num_train=12, num_val=3)
+
+
+def files(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_the_same_settings_give_the_same_bytes(tmp_path):
+    write_shapes(CONFIG, tmp_path / "a")
+    write_shapes(replace(CONFIG, root="elsewhere"), tmp_path / "b")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    write_shapes(replace(CONFIG, seed=1), tmp_path / "c")
+    assert files(tmp_path / "a")["train/000000.png"] != files(tmp_path / "c")["train/000000.png"]
+
+
+def test_reads_without_problems(tmp_path):
+    config = replace(CONFIG, root=str(tmp_path / "shapes"))
+    dataset = load_coco(config, config.train_split)
+    verify_images(dataset)
+    assert len(dataset.records) == 12
+    assert len(load_coco(config, config.val_split).records) == 3
+    assert dataset.class_names == CLASS_NAMES
+    assert not dataset.problems
+
+
+def test_directories_are_replaced_only_if_they_hold_shapes(tmp_path):
+    config = replace(CONFIG, root=str(tmp_path / "shapes"))
+    load_coco(config, "train")
+    before = files(tmp_path)
+    stamp = (tmp_path / "shapes" / "shapes.json").stat().st_mtime_ns
+    load_coco(config, "train")
+    assert (tmp_path / "shapes" / "shapes.json").stat().st_mtime_ns == stamp  # not written again
+    load_coco(replace(config, seed=5), "train")
+    load_coco(config, "train")
+    assert files(tmp_path) == before  # and nothing is left beside it
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.jpg").write_text("precious")
+    with pytest.raises(UserError, match="photos holds no synthetic shapes"):
+        load_coco(replace(config, root=str(tmp_path / "photos")), "train")
+    assert (tmp_path / "photos" / "mine.jpg").read_text() == "precious"
+
+
+def test_annotations_describe_visible_parts(tmp_path):
+    """Masks do not overlap, lie in their boxes, have the stated area; polygons and RLE both occur; all classes do."""
+    kinds, classes = set(), set()
+    for index in range(60):
+        image, annotations = draw_shapes(CONFIG, np.random.default_rng(index))
+        assert image.shape == (128, 128, 3)
+        assert 1 <= len(annotations) <= CONFIG.max_shapes
+        total = np.zeros((128, 128))
+        for annotation in annotations:
+            segmentation = annotation["segmentation"]
+            kinds.add(type(segmentation))
+            classes.add(annotation["category_id"])
+            polygons = isinstance(segmentation, list)
+            rle = masks.to_rle([np.array(p) for p in segmentation], 128, 128) if polygons else segmentation
+            bitmap = coco_mask.decode(rle)
+            assert bitmap.sum() == pytest.approx(annotation["area"], rel=0.08, abs=4)
+            x, y, w, h = annotation["bbox"]
+            inside = bitmap[max(y - 1, 0) : y + h + 1, max(x - 1, 0) : x + w + 1]
+            assert inside.sum() == bitmap.sum()
+            total += bitmap
+        assert (total > 1).mean() < 0.003  # antialiased edges of polygons may share a pixel
+    assert kinds == {list, dict}
+    assert classes == set(range(1, len(CLASS_NAMES) + 1))
+
+
+def test_ids_are_unique(tmp_path):
+    write_shapes(CONFIG, tmp_path / "a")
+    content = json.loads((tmp_path / "a" / "annotations" / "instances_train.json").read_text())
+    ids = [annotation["id"] for annotation in content["annotations"]]
+    assert len(set(ids)) == len(ids)

@@ -1,0 +1,150 @@
+"""The composed model: padding, conventions, ancestors, precision."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mask_rcnn_jax.models import MaskRCNNConfig, NormConfig, Variables, detect, init, loss_terms, torchvision
+from mask_rcnn_jax.models.rcnn import normalize
+from mask_rcnn_jax.structures import Batch
+from tests.tiny import tiny_batch, tiny_model, with_more_slots
+
+
+def losses(config: MaskRCNNConfig, variables: Variables, batch: Batch, keys) -> dict[str, jax.Array]:
+    batch = jax.tree.map(jnp.asarray, batch)
+    terms, _ = jax.jit(partial(loss_terms, config))(variables, batch, keys)
+    return {name: term.value for name, term in terms.items()}
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return jax.random.split(jax.random.key(7), 2)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return init(tiny_model(), jax.random.key(0))
+
+
+def test_losses_by_name_are_finite(variables, keys):
+    found = losses(tiny_model(), variables, tiny_batch(), keys)
+    names = {"loss/rpn_objectness", "loss/rpn_box", "loss/box_class", "loss/box", "loss/mask"}
+    assert {name for name in found if name.startswith("loss/")} == names
+    assert all(np.isfinite(value) for value in found.values())
+    assert found["loss/mask"] == pytest.approx(np.log(2), rel=0.2)  # an untrained sigmoid
+
+
+def test_more_ground_truth_slots_change_nothing(variables, keys):
+    config, batch = tiny_model(), tiny_batch()
+    few, many = (losses(config, variables, b, keys) for b in (batch, with_more_slots(batch, 3)))
+    for name in few:
+        np.testing.assert_allclose(few[name], many[name], rtol=1e-5, err_msg=name)
+
+
+def test_sampling_follows_the_keys(variables, keys):
+    # 300 candidate anchors for 32 samples: another key draws others.
+    config, batch = tiny_model(), tiny_batch()
+    first, again = losses(config, variables, batch, keys), losses(config, variables, batch, keys)
+    other = losses(config, variables, batch, jax.random.split(jax.random.key(8), 2))
+    assert all(first[name] == again[name] for name in first)
+    assert first["loss/rpn_objectness"] != other["loss/rpn_objectness"]
+    assert np.isfinite(losses(config, variables, batch, None)["loss/rpn_objectness"])
+
+
+def test_a_batch_of_empty_images_has_finite_losses_and_gradients(variables, keys):
+    config, batch = tiny_model(), tiny_batch()
+    truth = jax.tree.map(lambda x: np.zeros_like(x), batch.ground_truth)
+    batch = jax.tree.map(jnp.asarray, replace(batch, ground_truth=truth))
+
+    def total(params):
+        terms, _ = loss_terms(config, Variables(params, variables.buffers), batch, keys)
+        return sum(term.value for name, term in terms.items() if name.startswith("loss/")), terms
+
+    (value, terms), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(variables.params)
+    assert np.isfinite(value)
+    assert terms["loss/mask"].value == 0
+    assert terms["loss/box"].value == 0
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("convention", ["detectron2", "torchvision"])
+def test_detections_are_ordered_padded_and_inside_the_image(convention):
+    config = tiny_model(NormConfig())
+    config = torchvision(config) if convention == "torchvision" else config
+    config = replace(config, box_head=replace(config.box_head, score_threshold=0.1))
+    batch = tiny_batch()
+    sizes = np.array([[64, 64], [40, 56]], np.int32)
+    images = batch.images.copy()
+    images[1, 40:], images[1, :, 56:] = 0, 0
+    found = jax.jit(detect, static_argnums=0)(config, init(config, jax.random.key(3)), images, jnp.asarray(sizes))
+    assert found.masks.shape == (2, 10, 28, 28)
+    for row in range(2):
+        valid = np.asarray(found.valid[row])
+        assert (np.diff(valid.astype(int)) <= 0).all()
+        assert (np.diff(np.asarray(found.scores[row])) <= 0).all()
+        boxes = np.asarray(found.boxes[row])
+        assert (boxes >= 0).all()
+        assert (boxes <= sizes[row][[1, 0, 1, 0]]).all()
+        np.testing.assert_array_equal(boxes[~valid], 0)
+        np.testing.assert_array_equal(np.asarray(found.masks[row])[~valid], 0)
+    assert found.valid.any()
+
+
+def test_detections_of_an_image_do_not_depend_on_its_neighbours(variables):
+    config, batch = tiny_model(), tiny_batch()
+    run = jax.jit(detect, static_argnums=0)
+    together = run(config, variables, batch.images, batch.image_sizes)
+    swapped = run(config, variables, batch.images[::-1], batch.image_sizes[::-1])
+    np.testing.assert_allclose(together.boxes, swapped.boxes[::-1], atol=1e-3)
+    np.testing.assert_allclose(together.scores, swapped.scores[::-1], atol=1e-5)
+
+
+def test_faster_rcnn_is_mask_rcnn_without_the_mask_head(variables, keys):
+    config = replace(tiny_model(), mask_head=None)
+    without_masks = init(config, jax.random.key(0))
+    assert set(variables.params) - set(without_masks.params) == {"mask_head"}
+    found, full = losses(config, without_masks, tiny_batch(), keys), losses(tiny_model(), variables, tiny_batch(), keys)
+    assert "loss/mask" not in found
+    np.testing.assert_allclose(found["loss/box_class"], full["loss/box_class"], rtol=1e-5)
+    assert detect(config, without_masks, tiny_batch().images, tiny_batch().image_sizes).masks is None
+
+
+def test_bfloat16_stays_close_and_keeps_float32_gradients(variables, keys):
+    config = tiny_model()
+    exact, rounded = (
+        losses(replace(config, dtype=dtype), variables, tiny_batch(), keys) for dtype in ("float32", "bfloat16")
+    )
+    for name in ("loss/rpn_objectness", "loss/box_class", "loss/mask"):
+        assert rounded[name].dtype == jnp.float32
+        np.testing.assert_allclose(rounded[name], exact[name], rtol=0.05, err_msg=name)
+
+    def total(params):
+        batch = jax.tree.map(jnp.asarray, tiny_batch())
+        terms, _ = loss_terms(replace(config, dtype="bfloat16"), Variables(params, variables.buffers), batch, keys)
+        return terms["loss/mask"].value
+
+    assert {g.dtype for g in jax.tree.leaves(jax.eval_shape(jax.grad(total), variables.params))} == {jnp.dtype("float32")}
+
+
+def test_padding_is_zero_after_normalisation():
+    config = replace(tiny_model(), pixel_mean=(10.0, 20.0, 30.0), pixel_std=(1.0, 2.0, 4.0), channel_order="bgr")
+    images = np.full((1, 4, 4, 3), 50, np.uint8)
+    x = np.asarray(normalize(config, jnp.asarray(images), jnp.array([[2, 3]])))
+    np.testing.assert_allclose(x[0, :2, :3], np.broadcast_to([5.0, 15.0, 40.0], (2, 3, 3)))
+    np.testing.assert_array_equal(x[0, 2:], 0)
+    np.testing.assert_array_equal(x[0, :, 3:], 0)
+
+
+def test_frozen_norms_and_stages_are_buffers():
+    config = tiny_model(NormConfig())
+    config = replace(
+        config, backbone=replace(config.backbone, bottom_up=replace(config.backbone.bottom_up, freeze_at=2))
+    )
+    variables = init(config, jax.random.key(0))
+    assert set(variables.params["backbone"]["bottom_up"]) == {"res3", "res4", "res5"}
+    assert "norm" not in variables.params["backbone"]["bottom_up"]["res3"]["block1"]["conv1"]
+    assert "kernel" in variables.buffers["backbone"]["bottom_up"]["stem"]["conv"]

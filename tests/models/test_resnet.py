@@ -1,0 +1,66 @@
+"""Backbones: shapes and strides as promised, where blocks stride, what is frozen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mask_rcnn_jax.models import FPNConfig, NormConfig, ResNetConfig
+from mask_rcnn_jax.models.resnet import STAGES
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+def test_features_have_the_promised_channels_and_strides(depth):
+    config = ResNetConfig(depth=depth, width=4)
+    shapes = jax.eval_shape(lambda: config.build(nnx.Rngs(0))(jnp.zeros((2, 64, 96, 3))))
+    assert {name: shape.shape for name, shape in shapes.items()} == {
+        name: (2, 64 // config.out_strides[name], 96 // config.out_strides[name], config.out_channels[name])
+        for name in STAGES
+    }
+
+
+# Counts of torchvision's models without their classifier: 11,689,512, 21,797,672, 25,557,032 and 44,549,160 in all, less
+# 513,000 (ResNet-18 and 34) or 2,049,000 for `fc`.
+@pytest.mark.parametrize(
+    ("depth", "count"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)]
+)
+def test_number_of_parameters_is_torchvisions(depth, count):
+    config = ResNetConfig(depth=depth, norm=NormConfig(kind="batch_norm"), freeze_at=0)
+    model = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == count
+
+
+@pytest.mark.parametrize(("in_1x1", "strided"), [(True, "conv1"), (False, "conv2")])
+def test_the_configured_convolution_of_a_bottleneck_strides(in_1x1, strided):
+    model = nnx.eval_shape(lambda: ResNetConfig(depth=50, width=4, stride_in_1x1=in_1x1).build(nnx.Rngs(0)))
+    block = model.res3.block1
+    assert {name for name in ("conv1", "conv2", "conv3") if np.max(getattr(block, name).conv.strides) == 2} == {strided}
+
+
+@pytest.mark.parametrize("freeze_at", range(6))
+def test_freeze_at(freeze_at):
+    config = ResNetConfig(depth=18, width=4, norm=NormConfig(kind="none"), freeze_at=freeze_at)
+    params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: config.build(nnx.Rngs(0))), nnx.Param))
+    assert set(params) == set(("stem", *STAGES)[freeze_at:])
+
+
+def test_fpn_adds_the_coarser_level_and_subsamples_p6():
+    config = FPNConfig(bottom_up=ResNetConfig(depth=18, width=4), channels=8)
+    model = config.build(nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+    features = model(images)
+    assert {name: f.shape for name, f in features.items()} == {
+        name: (1, 64 // stride, 64 // stride, 8) for name, stride in config.out_strides.items()
+    }
+    np.testing.assert_array_equal(features["p6"], features["p5"][:, ::2, ::2])
+    bottom_up = model.bottom_up(images)
+    coarse = np.asarray(model.lateral5(bottom_up["res5"]))
+    merged = model.lateral4(bottom_up["res4"]) + np.kron(coarse, np.ones((1, 2, 2, 1), np.float32))
+    np.testing.assert_allclose(features["p4"], model.output4(merged), rtol=1e-4, atol=1e-5)
+
+
+def test_fpn_names_the_multiple_that_image_sides_need():
+    model = FPNConfig(bottom_up=ResNetConfig(depth=18, width=4), channels=8).build(nnx.Rngs(0))
+    with pytest.raises(ValueError, match="multiples of 32"):
+        model(jnp.zeros((1, 48, 64, 3)))

@@ -1,0 +1,245 @@
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from mask_rcnn_jax.config import differences, from_json, load_config_file, override, to_json
+from mask_rcnn_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plain:
+    depth: int = 18
+    frozen: bool = True
+
+
+@dataclass(frozen=True)
+class Wide:
+    width: int = 64
+
+
+@dataclass(frozen=True)
+class Needy:
+    root: str
+
+
+@dataclass(frozen=True)
+class Solver:
+    learning_rate: float = 0.02
+    steps: tuple[int, ...] = (60_000, 80_000)
+    kind: Literal["sgd", "adamw"] = "sgd"
+    level: Literal[0, 1] = 1
+    clip: float | None = None
+    weights: tuple[float, float] = (1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.learning_rate < 0:
+            raise ValueError("learning_rate must not be negative")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    name: str = "a"
+    backbone: Plain | Wide | Needy = Plain()
+    mask_head: Wide | None = Wide(256)
+    solver: Solver = field(default_factory=Solver)
+    sizes: tuple[tuple[int, ...], ...] = ((32,), (64, 128))
+    start: str | None = None
+    splits: tuple[str, str] = ("train", "val")
+    mixed: int | tuple[int, int] | str = 1
+
+
+def at(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("name=b=c", "b=c"),
+        ("name=12", "12"),
+        ("name='none'", "none"),
+        ("start=none", None),
+        ("start='none'", "none"),
+        ("start=weights/a.npz", "weights/a.npz"),
+        ("backbone.depth=50", 50),
+        ("backbone.depth = 50 ", 50),
+        ("backbone.frozen=False", False),
+        ("backbone=Wide", Wide()),
+        ("backbone=Plain", Plain()),
+        ("mask_head=none", None),
+        ("solver.learning_rate=1e-3", 1e-3),
+        ("solver.learning_rate=1", 1.0),
+        ("solver.clip=35", 35.0),
+        ("solver.clip=none", None),
+        ("solver.kind=adamw", "adamw"),
+        ("solver.level=0", 0),
+        ("solver.steps=10,20,30", (10, 20, 30)),
+        ("solver.steps=(10, 20,)", (10, 20)),
+        ("solver.steps=[10]", (10,)),
+        ("solver.steps=7", (7,)),
+        ("solver.steps=()", ()),
+        ("solver.weights=10,5", (10.0, 5.0)),
+        ("sizes=((8,),(16,32))", ((8,), (16, 32))),
+        ("sizes=(8,16),(32)", ((8, 16), (32,))),
+        ("splits=a,'b'", ("a", "b")),
+        ("mixed=3", 3),
+        ("mixed=3,4", (3, 4)),
+        ("mixed=three", "three"),
+    ],
+)
+def test_override_reads_a_value_as_its_annotation_says(assignment: str, expected: object) -> None:
+    key = assignment.partition("=")[0].strip()
+    value = at(override(Experiment(), [assignment]), key)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_override_applies_in_order_and_reaches_into_a_switched_class() -> None:
+    config = override(Experiment(), ["backbone=Wide", "backbone.width=8", "backbone=Wide", "name=x", "name=y"])
+    assert config == Experiment(name="y", backbone=Wide(8))
+
+
+def test_override_leaves_its_argument_alone() -> None:
+    config = Experiment()
+    assert override(config, []) is config
+    override(config, ["solver.learning_rate=5", "mask_head.width=3"])
+    assert config == Experiment()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("name", ["'name'", "key=value"]),
+        ("solver.learning_rat=1", ["solver.learning_rat;", "did you mean solver.learning_rate?"]),
+        ("learning_rate=1", ["learning_rate;", "did you mean solver.learning_rate?"]),
+        ("sovler.learning_rate=1", ["sovler.learning_rate;", "did you mean solver.learning_rate?"]),
+        ("backbone.zzz=1", ["backbone.zzz", "backbone.depth, backbone.frozen"]),
+        ("backbone.width=1", ["backbone.width", "mask_head.width"]),  # Plain has none
+        ("backbone.type=Wide", ["backbone.type"]),
+        ("name.x=1", ["name.x", "name is 'a'"]),
+        ("backbone.depth=deep", ["backbone.depth=deep", "expected int"]),
+        ("backbone.depth=1.5", ["backbone.depth=1.5", "expected int"]),
+        ("backbone.depth=true", ["backbone.depth=true", "expected int"]),
+        ("backbone.frozen=1", ["backbone.frozen=1", "expected bool"]),
+        ("backbone=Plane", ["backbone=Plane", "expected Plain or Wide or Needy"]),
+        ("backbone=Needy", ["Needy", "root", "config file"]),
+        ("solver=none", ["solver=none", "expected Solver"]),
+        ("solver.clip=high", ["solver.clip=high", "expected float or none"]),
+        ("solver.kind=adam", ["solver.kind=adam", "expected one of sgd, adamw"]),
+        ("solver.steps=1,b", ["solver.steps=1,b", "expected tuple[int, ...]"]),
+        ("solver.weights=1,2,3", ["solver.weights=1,2,3", "expected tuple[float, float]"]),
+        ("solver.steps=(1,2", ["solver.steps=(1,2"]),
+        ("solver.learning_rate=-1", ["solver", "must not be negative"]),
+    ],
+)
+def test_override_names_what_is_wrong(assignment: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        override(Experiment(), [assignment])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_override_of_a_missing_part_names_the_part() -> None:
+    with pytest.raises(UserError, match=r"mask_head is None, expected Wide or none"):
+        override(Experiment(mask_head=None), ["mask_head.width=3"])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Experiment(),
+        Experiment(backbone=Wide(3), mask_head=None, sizes=(), mixed=(1, 2), start="none"),
+        Experiment(backbone=Needy("a b"), solver=Solver(learning_rate=1 / 3, steps=(), clip=1e-8)),
+    ],
+)
+def test_json_round_trip_is_the_identity(config: Experiment) -> None:
+    loaded = from_json(Experiment, json.loads(json.dumps(to_json(config))))
+    assert loaded == config
+    assert hash(loaded) == hash(config)
+    assert differences(config, loaded) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nam": "b"}, ["no key nam", "did you mean name?"]),
+        ({"name": 3}, ["name: expected str", "3"]),
+        ({"backbone": {"type": "Plain", "depth": "x", "frozen": True}}, ["backbone.depth: expected int", "'x'"]),
+        ({"backbone": {"type": "Plain", "depth": 1}}, ["backbone.frozen is missing"]),
+        ({"backbone": {"type": "Huge"}}, ["backbone.type", "Plain or Wide or Needy", "'Huge'"]),
+        ({"backbone": {"depth": 1}}, ["backbone.type", "None"]),
+        ({"backbone": 5}, ["backbone: expected Plain or Wide or Needy"]),
+        ({"start": {"type": "Plain"}}, ["start"]),
+        ({"sizes": [[1], ["a"]]}, ["sizes[1][0]: expected int"]),
+        ({"splits": ["train"]}, ["splits: expected tuple[str, str]"]),
+    ],
+)
+def test_from_json_names_the_key(change: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        from_json(Experiment, to_json(Experiment()) | change)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_from_json_wants_every_key_and_a_table() -> None:
+    tree = to_json(Experiment())
+    del tree["name"]
+    with pytest.raises(UserError, match="name is missing"):
+        from_json(Experiment, tree)
+    with pytest.raises(UserError, match="config: expected Experiment"):
+        from_json(Experiment, [1])
+
+
+def test_differences_are_one_line_a_key() -> None:
+    config = Experiment()
+    other = replace(config, backbone=Wide(), solver=replace(config.solver, learning_rate=0.1, steps=(1,)))
+    assert differences(config, other) == [
+        "backbone: Plain != Wide",
+        "solver.learning_rate: 0.02 != 0.1",
+        "solver.steps: [60000, 80000] != [1]",
+    ]
+
+
+def test_load_config_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
+        "@dataclass(frozen=True)\nclass Mine:\n    a: int = 1\n    b: Mine | None = None\n\n"
+        "def get_config():\n    return Mine()\n"
+    )
+    config: Any = load_config_file(path)
+    assert override(config, ["a=2", "b=Mine"]).b.a == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1\n", ["mine.py", "no function get_config()"]),
+        ("x = 1\ny = x / 0\n", ["mine.py, line 2", "ZeroDivisionError"]),
+        ("import no_such_module\n", ["mine.py, line 1", "no_such_module"]),
+        ("def get_config():\n    return missing\n", ["mine.py, line 2", "missing"]),
+        ("def get_config(:\n", ["mine.py, line 1", "SyntaxError"]),
+        ("def get_config():\n    return 5\n", ["mine.py", "5"]),
+        ("def get_config():\n    return None\n", ["mine.py", "None"]),
+    ],
+)
+def test_load_config_file_names_what_is_wrong(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config_file(path)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_load_config_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.py does not exist"):
+        load_config_file(tmp_path / "none.py")
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(UserError, match=r"must end in \.py"):
+        load_config_file(tmp_path / "mine.txt")

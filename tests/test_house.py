@@ -1,0 +1,136 @@
+"""What keeps the house in order: who may import whom, lint, types, and the size and wording of files."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "mask_rcnn_jax"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# Each layer and the others of the package that it may import; docs/architecture.md draws this.
+LEAVES = {"errors", "structures"}
+LAYERS: dict[str, set[str]] = {
+    "errors": set(),
+    "config": {"errors"},
+    "structures": set(),
+    "ops": LEAVES,
+    "models": {"ops"} | LEAVES,
+    "data": {"errors"},
+    "visualize": {"data", "errors"},
+    "pretrained": {"models", "ops"} | LEAVES,
+    "inference": {"models", "ops", "data"} | LEAVES,
+    "evaluation": {"inference", "models", "ops", "data"} | LEAVES,
+    "export": {"inference", "models", "ops"} | LEAVES,
+    "training": {"evaluation", "inference", "pretrained", "models", "ops", "data", "config"} | LEAVES,
+}
+LAYERS["cli"] = set(LAYERS)
+
+# The third-party packages that a layer is limited to, and those that are kept out of it.
+ONLY = {
+    "errors": set(),
+    "config": set(),
+    "structures": {"jax", "jaxtyping", "numpy"},
+    "ops": {"jax", "jaxtyping", "numpy"},
+}
+DEVICE_PACKAGES = {"jax", "flax", "optax", "orbax"}
+NEVER = {layer: DEVICE_PACKAGES if layer in ("data", "visualize") else {"flax"} for layer in LAYERS}
+NEVER["models"] = set()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The absolute dotted names that a file imports, at its top or inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively; write the package's name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if layer == "__init__":
+        return
+    assert layer in LAYERS, f"{layer} has no place in the layers; give it one here and in docs/architecture.md"
+    for name in imports(path):
+        package, _, rest = name.partition(".")
+        if package == "mask_rcnn_jax":
+            assert rest.partition(".")[0] in LAYERS[layer] | {layer}, f"{layer} may not import {name}"
+        elif package not in sys.stdlib_module_names:
+            assert package not in NEVER[layer], f"{layer} may not import {name}"
+            assert package in ONLY.get(layer, {package}), f"{layer} may not import {name}"
+
+
+def test_nothing_imports_a_config() -> None:
+    for path in source_files():
+        assert not any(name.partition(".")[0] == "configs" for name in imports(path)), path
+
+
+def test_lint() -> None:
+    check("ruff", "check", "--no-cache", "--output-format", "concise")
+
+
+def test_format() -> None:
+    check("ruff", "format", "--no-cache", "--check", "--diff", "--quiet")
+
+
+def test_types() -> None:
+    probe = subprocess.run([sys.executable, "-m", "pyright", "--version"], capture_output=True, text=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip(f"pyright could not be fetched: {probe.stderr.strip().splitlines()[-1:]}")
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    assert report["summary"]["filesAnalyzed"] >= len(MODULES)
+    found = [
+        f"{Path(item['file']).relative_to(ROOT)}:{item['range']['start']['line'] + 1}: {item['message']}"
+        for item in report["generalDiagnostics"]
+        if item["severity"] == "error"
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_files_can_be_read_at_a_sitting() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in source_files()}
+    long = {name: lines for name, lines in lengths.items() if lines > (450 if name.startswith("tests/") else 350)}
+    assert not long
+
+
+def test_files_speak_of_no_machine_and_leave_nothing_open() -> None:
+    # The brackets keep the patterns from finding themselves.
+    patterns = [r"(?<![\w.~])/(work|root|home|Users)/\w", r"\b(TOD[O]|FIXM[E]|XX[X])\b", r"\b([Cc]omprehensiv[e])\b"]
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip("needs a git checkout, which tells the project's files from others")
+    found = []
+    for name in done.stdout.split("\0"):
+        path = ROOT / name
+        if not path.is_file() or path.suffix in (".png", ".jpg", ".npz", ".npy"):
+            continue
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+            found += [f"{name}:{number}: {line.strip()}" for pattern in patterns if re.search(pattern, line)]
+    assert not found, "\n".join(found)
+
+
+def source_files() -> list[Path]:
+    """The project's Python files; environments and data that lie in the checkout are not."""
+    folders = [PACKAGE, ROOT / "configs", ROOT / "tests"]
+    return sorted([*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
+
+
+def check(*command: str) -> None:
+    """Runs a tool over the project's Python files; its complaints are the failure's message."""
+    paths = [str(path.relative_to(ROOT)) for path in source_files()]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, *paths], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

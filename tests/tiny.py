@@ -1,0 +1,73 @@
+"""A Mask R-CNN small enough to compile and train within a test, and batches for it."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from mask_rcnn_jax.models import (
+    BoxHeadConfig,
+    FPNConfig,
+    MaskHeadConfig,
+    MaskRCNNConfig,
+    NormConfig,
+    ResNetConfig,
+    RPNConfig,
+)
+from mask_rcnn_jax.structures import Batch, GroundTruth
+
+
+def tiny_model(norm: NormConfig | None = None) -> MaskRCNNConfig:
+    """Eight-channel stem, 64 px images, three classes."""
+    norm = norm or NormConfig(kind="group_norm", groups=4)
+    return MaskRCNNConfig(
+        num_classes=3,
+        backbone=FPNConfig(bottom_up=ResNetConfig(depth=18, width=8, norm=norm, freeze_at=0), channels=16),
+        rpn=RPNConfig(
+            sizes=((8.0,), (16.0,), (24.0,), (32.0,), (48.0,)),
+            samples=32,
+            pre_nms_train=64,
+            pre_nms_test=64,
+            post_nms_train=64,
+            post_nms_test=32,
+        ),
+        box_head=BoxHeadConfig(fc_channels=32, samples=16, max_detections=10),
+        mask_head=MaskHeadConfig(num_convs=1, channels=16),
+        pixel_mean=(127.5, 127.5, 127.5),
+        pixel_std=(64.0, 64.0, 64.0),
+        channel_order="rgb",
+    )
+
+
+def tiny_batch(size: int = 2, *, slots: int = 4, side: int = 64, seed: int = 0) -> Batch:
+    """Rectangles of three colours, one class each, on grey; every image has one to three, and spare slots."""
+    rng = np.random.default_rng(seed)
+    images = np.full((size, side, side, 3), 128, np.uint8)
+    boxes = np.zeros((size, slots, 4), np.float32)
+    classes = np.zeros((size, slots), np.int32)
+    valid = np.zeros((size, slots), bool)
+    for row in range(size):
+        for slot in range(int(rng.integers(1, min(slots, 3) + 1))):
+            x1, y1 = rng.integers(0, side // 2, 2)
+            width, height = rng.integers(side // 4, side // 2, 2)
+            classes[row, slot] = rng.integers(3)
+            images[row, y1 : y1 + height, x1 : x1 + width] = np.eye(3)[classes[row, slot]] * 255
+            boxes[row, slot] = x1, y1, x1 + width, y1 + height
+            valid[row, slot] = True
+    masks = np.where(valid[..., None, None], np.uint8(255), np.uint8(0)) * np.ones((8, 8), np.uint8)
+    truth = GroundTruth(boxes, classes, masks, boxes, valid)
+    return Batch(images, np.full((size, 2), side, np.int32), truth, np.arange(size, dtype=np.int32))
+
+
+def with_more_slots(batch: Batch, extra: int) -> Batch:
+    """The same batch with `extra` padding slots of ground truth."""
+
+    def pad(array: np.ndarray) -> np.ndarray:
+        return np.pad(array, [(0, 0), (0, extra)] + [(0, 0)] * (array.ndim - 2))
+
+    truth = batch.ground_truth
+    return replace(
+        batch,
+        ground_truth=GroundTruth(
+            pad(truth.boxes), pad(truth.classes), pad(truth.masks), pad(truth.mask_regions), pad(truth.valid)
+        ),
+    )
