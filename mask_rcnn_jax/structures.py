@@ -8,9 +8,9 @@ Padding rows hold finite zeros and are marked by `valid`; no coordinate or score
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 
@@ -23,11 +23,11 @@ class GroundTruth:
     shares the boxes' coordinates. A full bitmap is the case `mask_regions[g] = (0, 0, W, H)`.
     """
 
-    boxes: Float[Array | np.ndarray, "*B G 4"]  # (x1, y1, x2, y2), resized pixels
-    classes: Int[Array | np.ndarray, "*B G"]  # 0..K-1
-    masks: UInt8[Array | np.ndarray, "*B G Ch Cw"]
-    mask_regions: Float[Array | np.ndarray, "*B G 4"]
-    valid: Bool[Array | np.ndarray, "*B G"]
+    boxes: Float[Array, "*B G 4"]  # (x1, y1, x2, y2), resized pixels
+    classes: Int[Array, "*B G"]  # 0..K-1
+    masks: UInt8[Array, "*B G Ch Cw"]
+    mask_regions: Float[Array, "*B G 4"]
+    valid: Bool[Array, "*B G"]
 
 
 @jax.tree_util.register_dataclass
@@ -35,14 +35,14 @@ class GroundTruth:
 class Batch:
     """What one training step consumes."""
 
-    images: Num[Array | np.ndarray, "B H W 3"]  # RGB, uint8 or float of the same range, zero outside `image_sizes`
-    image_sizes: Int[Array | np.ndarray, "B 2"]  # (height, width) before padding
+    images: Num[Array, "B H W 3"]  # RGB, uint8 or float of the same range, zero outside `image_sizes`
+    image_sizes: Int[Array, "B 2"]  # (height, width) before padding
     ground_truth: GroundTruth
-    example_index: Int[Array | np.ndarray, " B"]  # position in the run's stream of examples; seeds the sampling
+    example_index: Int[Array, " B"]  # position in the run's stream of examples; seeds the sampling
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Batch":
-        """Names the arrays that `mask_rcnn_jax.data` yields."""
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> "Batch":
+        """Names the NumPy arrays that `mask_rcnn_jax.data` yields, ready to be placed on devices."""
         truth = GroundTruth(
             boxes=arrays["gt_boxes"],
             classes=arrays["gt_classes"],
@@ -58,8 +58,8 @@ class Batch:
 class Detections:
     """Instances found in one image, or in a batch with a leading axis, best score first."""
 
-    boxes: Float[Array | np.ndarray, "*B D 4"]  # (x1, y1, x2, y2), resized pixels, clipped to the image
-    scores: Float[Array | np.ndarray, "*B D"]
-    classes: Int[Array | np.ndarray, "*B D"]
-    masks: Float[Array | np.ndarray, "*B D M M"] | None  # probabilities inside the box; None for a model without masks
-    valid: Bool[Array | np.ndarray, "*B D"]
+    boxes: Float[Array, "*B D 4"]  # (x1, y1, x2, y2), resized pixels, clipped to the image
+    scores: Float[Array, "*B D"]
+    classes: Int[Array, "*B D"]
+    masks: Float[Array, "*B D M M"] | None  # probabilities inside the box; None for a model without masks
+    valid: Bool[Array, "*B D"]

@@ -1,9 +1,12 @@
-"""A Mask R-CNN small enough to compile and train within a test, and batches for it."""
+"""A Mask R-CNN small enough to compile and train within a test, batches for it, and an experiment with it."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mask_rcnn_jax.data import DataConfig, ShapesConfig
 from mask_rcnn_jax.models import (
     BoxHeadConfig,
     FPNConfig,
@@ -14,6 +17,7 @@ from mask_rcnn_jax.models import (
     RPNConfig,
 )
 from mask_rcnn_jax.structures import Batch, GroundTruth
+from mask_rcnn_jax.training import CosineDecay, ExperimentConfig, ScheduleConfig
 
 
 def tiny_model(norm: NormConfig | None = None) -> MaskRCNNConfig:
@@ -71,3 +75,36 @@ def with_more_slots(batch: Batch, extra: int) -> Batch:
             pad(truth.boxes), pad(truth.classes), pad(truth.masks), pad(truth.mask_regions), pad(truth.valid)
         ),
     )
+
+
+def tiny_experiment(root: Path, **changes: Any) -> ExperimentConfig:
+    """Four steps on sixteen 64 px shapes, which are written below `root`."""
+    source = ShapesConfig(
+        root=str(root / "shapes"),
+        num_train=16,
+        num_val=4,
+        image_size=64,
+        min_shape_size=16,
+        max_shape_size=32,
+        max_shapes=3,
+    )
+    config = ExperimentConfig(
+        model=replace(tiny_model(), num_classes=6),
+        data=DataConfig(
+            source=source,
+            short_side=(64,),
+            short_side_eval=64,
+            max_side=64,
+            canvas=(64, 64),
+            max_instances=4,
+            mask_crop=16,
+            num_workers=0,
+        ),
+        schedule=ScheduleConfig(learning_rate=0.01, warmup_steps=2, decay=CosineDecay()),
+        steps=4,
+        batch_size=8,
+        log_every=1,
+        eval_every=0,
+        checkpoint_every=2,
+    )
+    return replace(config, **changes)

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line, evaluates, and returns the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.workdir is None and not Path(options.checkpoint).is_dir():
+    if options.workdir is None and not _is_path(options.checkpoint):
         parser.error("give --workdir DIR, or --checkpoint PATH")
     return run(lambda: _evaluate(options))
 
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    is_path = Path(options.checkpoint).is_dir()
+    is_path = _is_path(options.checkpoint)
     source = Path(options.checkpoint) if is_path else options.workdir
     stored, variables, metadata = restore_for_inference(source, "best" if is_path else options.checkpoint)
     config = override(_config(options, stored), options.set)
@@ -70,6 +70,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     out = options.out or (options.workdir or source) / "eval"
     for path in _write(result, metadata.step, dataset, out, options.pictures):
         print(path)
+
+
+def _is_path(checkpoint: str) -> bool:
+    return checkpoint not in ("best", "latest") and not checkpoint.isdigit()
 
 
 def _config(options: argparse.Namespace, stored: ExperimentConfig) -> ExperimentConfig:

@@ -2,12 +2,13 @@
 
 from mask_rcnn_jax.data.coco import CocoDataset, Record, load_coco, verify_images
 from mask_rcnn_jax.data.config import CocoConfig, DataConfig, ShapesConfig
-from mask_rcnn_jax.data.masks import Segmentation, coverage
-from mask_rcnn_jax.data.pipeline import eval_batches, plan_batches, train_batches, trainable_records
+from mask_rcnn_jax.data.masks import Segmentation, coverage, to_rle
+from mask_rcnn_jax.data.pipeline import BatchIterator, eval_batches, plan_batches, train_batches, trainable_records
 from mask_rcnn_jax.data.shapes import write_shapes
 from mask_rcnn_jax.data.transforms import read_image, resize, resized_size
 
 __all__ = [
+    "BatchIterator",
     "CocoConfig",
     "CocoDataset",
     "DataConfig",
@@ -21,6 +22,7 @@ __all__ = [
     "read_image",
     "resize",
     "resized_size",
+    "to_rle",
     "train_batches",
     "trainable_records",
     "verify_images",

@@ -8,6 +8,8 @@ A training batch depends on (seed, step) alone: not on the number of workers, no
 
 import gc
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,7 +28,7 @@ from mask_rcnn_jax.errors import UserError
 Arrays = dict[str, np.ndarray]
 
 _THREADS = min(8, os.cpu_count() or 1)
-_SHARED_MEMORY_BYTES = 1 << 16  # smaller arrays come from the workers through a pipe
+_BATCHES_AHEAD = 2  # of each worker
 
 
 class BatchIterator(Iterator[Arrays]):
@@ -98,7 +100,9 @@ def train_batches(
     orientation = np.array([is_portrait(record) and not square for record in records])
     plan = plan_batches(orientation, batch_size, num_steps, seed)
     load = partial(_training_batch, records, config, plan, seed)
-    return _prefetched(load, start_step, num_steps, config.num_workers)
+    pixels, cells = config.canvas[0] * config.canvas[1], config.max_instances * config.mask_crop**2
+    batch_bytes = batch_size * (3 * pixels * np.dtype(_pixel_type(config)).itemsize + cells)
+    return _prefetched(load, start_step, num_steps, config.num_workers, batch_bytes)
 
 
 def eval_batches(dataset: CocoDataset, config: DataConfig, batch_size: int) -> BatchIterator:
@@ -183,12 +187,15 @@ def _eval_batch(
 
 def _blank_images(record: Record, config: DataConfig, batch_size: int) -> Arrays:
     canvas = config.canvas[::-1] if is_portrait(record) else config.canvas
-    pixel = np.uint8 if config.resize == "detectron2" else np.float32
     return {
-        "images": np.zeros((batch_size, *canvas, 3), pixel),
+        "images": np.zeros((batch_size, *canvas, 3), _pixel_type(config)),
         "image_sizes": np.zeros((batch_size, 2), np.int32),
         "image_ids": np.zeros(batch_size, np.int64),
     }
+
+
+def _pixel_type(config: DataConfig) -> type[np.uint8] | type[np.float32]:
+    return np.uint8 if config.resize == "detectron2" else np.float32
 
 
 def _place_image(arrays: Arrays, row: int, record: Record, image: np.ndarray) -> None:
@@ -198,7 +205,9 @@ def _place_image(arrays: Arrays, row: int, record: Record, image: np.ndarray) ->
     arrays["image_ids"][row] = record.image_id
 
 
-def _prefetched(load: Callable[[int], Arrays], start: int, stop: int, num_workers: int) -> BatchIterator:
+def _prefetched(
+    load: Callable[[int], Arrays], start: int, stop: int, num_workers: int, batch_bytes: int = 0
+) -> BatchIterator:
     """`load(start)`, ..., `load(stop - 1)`, computed ahead in processes, or in threads when `num_workers` is 0."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain reads its settings from absl's flags, which only absl programs parse
@@ -207,7 +216,19 @@ def _prefetched(load: Callable[[int], Arrays], start: int, stop: int, num_worker
         read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS)
         return BatchIterator(iter(steps.to_iter_dataset(read)))
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-    options = grain.experimental.DatasetOptions(min_shm_size=_SHARED_MEMORY_BYTES)
-    workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
-    batches = grain.experimental.WithOptionsIterDataset(steps.to_iter_dataset(read), options)
+    ahead = num_workers * (_BATCHES_AHEAD + 2)  # queued, being written, being read
+    sharing = grain.experimental.DatasetOptions(min_shm_size=_least_shared_bytes(ahead * batch_bytes))
+    workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_BATCHES_AHEAD)
+    batches = grain.experimental.WithOptionsIterDataset(steps.to_iter_dataset(read), sharing)
     return BatchIterator(iter(batches.mp_prefetch(workers)))
+
+
+def _least_shared_bytes(needed: int) -> int:
+    """From which size on arrays come from the workers through shared memory, and not through a pipe.
+
+    All go through the pipe where the shared memory is too small (64 MB in a Docker container, unless told otherwise):
+    writing past its end would kill the worker.
+    """
+    if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free < needed:
+        return sys.maxsize
+    return 1 << 16

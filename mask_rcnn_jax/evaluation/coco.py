@@ -65,12 +65,10 @@ def coco_results(
     detections: ImageDetections, categories: Sequence[int], convention: PasteConvention = "detectron2"
 ) -> list[Result]:
     """Detections of one image as entries of a COCO results file; `categories` are the ids of the classes 0..K-1."""
-    corners = detections.boxes.astype(np.float64)
-    sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     results: list[Result] = [
-        {"image_id": detections.image_id, "category_id": categories[label], "bbox": box, "score": score}
-        for label, box, score in zip(
-            detections.classes.tolist(), sides.tolist(), detections.scores.tolist(), strict=True
+        {"image_id": detections.image_id, "category_id": categories[k], "bbox": _corner_and_sides(*box), "score": score}
+        for k, box, score in zip(
+            detections.classes.tolist(), detections.boxes.tolist(), detections.scores.tolist(), strict=True
         )
     ]
     if detections.masks is not None:
@@ -109,16 +107,22 @@ def _index(dataset: CocoDataset, annotations: list[dict[str, Any]]) -> COCO:
 
 def _annotations(record: Record, categories: Sequence[int]) -> Iterator[dict[str, Any]]:
     for i, segmentation in enumerate(record.segmentations):
-        x1, y1, x2, y2 = record.boxes[i].astype(np.float64).tolist()
+        x1, y1, x2, y2 = record.boxes[i].tolist()
         rle = isinstance(segmentation, dict)
         yield {
             "image_id": record.image_id,
             "category_id": categories[record.classes[i]],
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "bbox": _corner_and_sides(x1, y1, x2, y2),
             "segmentation": segmentation if rle else [polygon.tolist() for polygon in segmentation],
             "area": float(record.areas[i]),
             "iscrowd": int(record.iscrowd[i]),
         }
+
+
+def _corner_and_sides(x1: float, y1: float, x2: float, y2: float) -> list[float]:
+    # Annotations and files have few decimals. What float32 made of them is undone: an IoU exactly on a threshold has to
+    # stay there, or COCO's published values are missed.
+    return [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
 
 
 def _prediction(result: Result, kind: Kind) -> dict[str, Any]:

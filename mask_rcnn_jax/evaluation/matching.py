@@ -20,8 +20,8 @@ class SparseCOCOeval(COCOeval):
     _gts: Any  # annotations by image and category; set by COCOeval
     _dts: Any
 
-    def evaluateImg(self, imgId: int, catId: int, aRng: Any, maxDet: int) -> Any:
-        """COCOeval's record of one image and class, counting instances of an area in `aRng`; None where there are none."""
+    def evaluateImg(self, imgId: Any, catId: Any, aRng: Any, maxDet: int) -> Any:
+        """COCOeval's record of one image and class for instances of an area in `aRng`; None where there are none."""
         truth, detections = self._gts[imgId, catId], self._dts[imgId, catId]
         if not truth and not detections:
             return None

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 DATA_AXIS = "data"  # mesh axis over which a batch is sharded, and batch norm synchronised
 
 
-
 def _compiled(init: nnx.Initializer) -> nnx.Initializer:
     """One program a shape: op by op, initialising a network compiles ten times as many."""
     return jax.jit(init, static_argnums=(1, 2))

@@ -46,20 +46,17 @@ class MaskHead(nnx.Module):
             setattr(self, f"conv{i + 1}", conv)
             channels = config.channels
         self.deconv = Deconv2x2(channels, config.channels, rngs=rngs)
-        self.predictor = nnx.Linear(
-            config.channels, num_classes, kernel_init=normal_init(0.001), rngs=rngs
-        )
+        kernel = normal_init(0.001)(rngs.params(), (config.channels, num_classes), jnp.float32)
+        self.predictor_kernel, self.predictor_bias = nnx.Param(kernel), nnx.Param(jnp.zeros(num_classes))
 
-    def __call__(
-        self, roi_features: Float[Array, "B R P P C"], classes: Int[Array, "B R"]
-    ) -> Float[Array, "B R M M"]:
+    def __call__(self, roi_features: Float[Array, "B R P P C"], classes: Int[Array, "B R"]) -> Float[Array, "B R M M"]:
         """Mask logits of each RoI for its class in 0..K-1; another class, such as background, gives zeros."""
         batch, rois = classes.shape
         x = roi_features.reshape(batch * rois, *roi_features.shape[2:])
         for i in range(self.num_convs):
             x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x))
         x = jax.nn.relu(self.deconv(x))
-        kernel, bias = self.predictor.kernel[...].astype(x.dtype), self.predictor.bias[...].astype(x.dtype)
+        kernel, bias = self.predictor_kernel[...].astype(x.dtype), self.predictor_bias[...].astype(x.dtype)
         of_class = jax.nn.one_hot(classes.reshape(-1), kernel.shape[1], dtype=x.dtype)
         logits = jnp.einsum("rhwc,rc->rhw", x, of_class @ kernel.T) + (of_class @ bias)[:, None, None]
         return logits.reshape(batch, rois, *logits.shape[1:]).astype(jnp.float32)

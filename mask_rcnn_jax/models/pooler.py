@@ -35,7 +35,7 @@ def pool(
     levels = [features[name] for name in config.features]
     scales = tuple(1.0 / strides[name] for name in config.features)
 
-    def pool_image(levels: list[Float[Array, "H W C"]], rois: Float[Array, "R 4"]) -> Float[Array, "R P P C"]:
+    def pool_image(levels: list[Float[Array, "_ _ C"]], rois: Float[Array, "R 4"]) -> Float[Array, "R _ _ C"]:
         level_of_roi = assign_levels(
             rois,
             num_levels=len(levels),

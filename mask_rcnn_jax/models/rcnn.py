@@ -44,7 +44,7 @@ class MaskRCNNConfig:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Variables:
-    """All that a model has learnt, as nested dicts: `params` are trained, `buffers` (frozen weights, statistics) not."""
+    """All that a model has learnt, in nested dicts: `params` are trained, `buffers` (frozen weights, statistics) not."""
 
     params: Arrays
     buffers: Arrays
@@ -107,7 +107,7 @@ def _propose(
     """Features, anchors, the RPN's outputs by level, and proposals."""
     features = model.backbone(images.astype(config.dtype))
     logits, deltas = model.rpn([features[name] for name in config.rpn.features])
-    anchors = rpn.level_anchors(config.rpn, features, config.backbone.out_strides, images.shape[1:3])
+    anchors = rpn.level_anchors(config.rpn, features, config.backbone.out_strides, (images.shape[1], images.shape[2]))
     propose = functools.partial(
         rpn.propose,
         config.rpn,
@@ -132,7 +132,7 @@ def loss_terms(
     features, anchors, logits, deltas, proposals = _propose(config, model, images, batch.image_sizes, train=True)
 
     anchors, logits, deltas = jnp.concatenate(anchors), jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1)
-    priority = _priorities(keys, "anchors", logits.shape)
+    priority = _priorities(keys, "anchors", (len(images), logits.shape[1]))
     terms = jax.vmap(functools.partial(rpn.rpn_losses, config.rpn, anchors))(logits, deltas, truth, priority)
 
     candidates = proposals.valid.shape[1] + truth.valid.shape[1]
@@ -143,14 +143,12 @@ def loss_terms(
     class_logits, box_deltas = model.box_head(roi_features)
     terms |= jax.vmap(functools.partial(box_head.box_losses, config.box_head))(class_logits, box_deltas, rois, truth)
 
-    if config.mask_head is not None:
+    if config.mask_head is not None and model.mask_head is not None:
         foreground = jax.tree.map(lambda x: x[:, : config.box_head.foreground_slots], rois)
         roi_features = pool(config.mask_head.pooler, features, strides, foreground.boxes)
         mask_logits = model.mask_head(roi_features, foreground.classes)
         mask_losses = functools.partial(mask_head.mask_losses, config.mask_head)
-        terms |= jax.vmap(mask_losses)(
-            mask_logits, foreground.boxes, foreground.gt_index, foreground.foreground, truth
-        )
+        terms |= jax.vmap(mask_losses)(mask_logits, foreground.boxes, foreground.gt_index, foreground.foreground, truth)
     buffers = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
     return jax.tree.map(jnp.sum, terms), buffers
 
@@ -177,7 +175,7 @@ def detect(
     class_logits, box_deltas = model.box_head(pool(config.box_head.pooler, features, strides, proposals.boxes))
     detect_boxes = functools.partial(box_head.detect_boxes, config.box_head)
     detections = jax.vmap(detect_boxes)(class_logits, box_deltas, proposals, image_sizes)
-    if config.mask_head is None:
+    if config.mask_head is None or model.mask_head is None:
         return detections
     roi_features = pool(config.mask_head.pooler, features, strides, detections.boxes)
     masks = jax.nn.sigmoid(model.mask_head(roi_features, detections.classes))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -110,7 +111,9 @@ class ResNet(nnx.Module):
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B _ _ _"]]:
         x = jax.nn.relu(self.stem(images))
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        # After a ReLU a border of zeros never wins, so it may stand for the one of minus infinity.
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="VALID")
         features = {}
         for name in STAGES:
             x = features[name] = getattr(self, name)(x)

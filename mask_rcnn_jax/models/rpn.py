@@ -97,8 +97,8 @@ def level_anchors(
     """The anchors of each level, ordered by row, column, and anchor of the cell."""
     anchors = []
     for name, sizes in zip(config.features, config.sizes, strict=True):
-        grid = features[name].shape[1:3]
-        stride = (strides[name],) * 2
+        grid = (features[name].shape[1], features[name].shape[2])
+        stride = (strides[name], strides[name])
         if config.anchor_stride == "grid":
             stride = (padded_size[0] // grid[0], padded_size[1] // grid[1])
         cell = anchor_ops.cell_anchors(sizes, config.ratios, rounded=config.rounded_anchors)

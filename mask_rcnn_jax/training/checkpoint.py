@@ -95,9 +95,7 @@ def score(metrics: dict[str, float]) -> float:
     return value if value == value else -1.0
 
 
-def restore_for_inference(
-    path: str | Path, which: str = "best"
-) -> tuple[ExperimentConfig, Variables, Metadata]:
+def restore_for_inference(path: str | Path, which: str = "best") -> tuple[ExperimentConfig, Variables, Metadata]:
     """The configuration, variables and metadata of a checkpoint.
 
     `path` is a run's workdir, of which `which` names the checkpoint ("best", "latest" or a step), or is a checkpoint.
@@ -122,9 +120,7 @@ def restore_for_inference(
         config = from_json(ExperimentConfig, stored["config"])
         shapes = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _model_tree(shapes)
-        )
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _model_tree(shapes))
         model = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(abstract)))["model"]
     metadata = Metadata(tuple(stored["class_names"]), tuple(stored["category_ids"]), step, stored["metrics"])
     return config, Variables(model["params"], model["buffers"]), metadata

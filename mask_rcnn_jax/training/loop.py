@@ -44,9 +44,7 @@ def train(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
             if start_step:
                 state = checkpoints.restore(state)
                 writer.say(f"goes on from step {start_step} of {config.steps} in {workdir}")
-            batches = train_batches(
-                train_set, config.data, config.batch_size, config.seed, start_step, config.steps
-            )
+            batches = train_batches(train_set, config.data, config.batch_size, config.seed, start_step, config.steps)
             step_fn = make_train_step(config, mesh)
             metrics: dict[str, float] = {}
             with closing(batches):
@@ -154,8 +152,8 @@ class _Window:
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise UserError(
-                f"{', '.join(sorted(bad))} became infinite or NaN at step {step}; lower schedule.learning_rate, lengthen"
-                " schedule.warmup_steps, or set optimizer.clip_norm, and train in another --workdir"
+                f"{', '.join(sorted(bad))} became infinite or NaN at step {step}; lower schedule.learning_rate,"
+                " lengthen schedule.warmup_steps, or set optimizer.clip_norm, and train in another --workdir"
             )
         self._values.append(values)
         if step % self._config.log_every == 0 or step == self._config.steps:

@@ -50,9 +50,7 @@ def init_state(config: ExperimentConfig, variables: Variables | None = None) -> 
     return TrainState(jnp.int32(0), variables, make_optimizer(config).init(variables.params))
 
 
-def make_train_step(
-    config: ExperimentConfig, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, Measures]]:
+def make_train_step(config: ExperimentConfig, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, Measures]]:
     """The compiled step: a state (given up) and a global batch give the next state and the batch's measures.
 
     Losses are divided by counts over the whole batch, not by those of a device. Sampling draws from keys folded by
@@ -82,7 +80,8 @@ def make_train_step(
             "learning_rate": schedule(state.step),
             "gradient_norm": optax.tree.norm(gradients),
         }
-        variables = Variables(optax.apply_updates(params, updates), buffers)
+        params = jax.tree.map(jnp.add, params, updates)
+        variables = Variables(params, buffers)
         return TrainState(state.step + 1, variables, optimizer_state), measures
 
     sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(DATA_AXIS)), out_specs=P())

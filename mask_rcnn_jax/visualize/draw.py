@@ -44,7 +44,7 @@ def draw_instances(
     scale = max(1, -(-_READABLE_SIDE // max(height, width)))
     canvas = image.repeat(scale, axis=0).repeat(scale, axis=1)
     colors = [_color(int(label), i, len(class_names)) for i, label in enumerate(classes)]
-    thickness = max(1, round(max(canvas.shape[:2]) / 400))
+    thickness = max(1, round(max(canvas.shape[:2]) / 300))
     # Large ones first, so that they hide no small ones.
     order = np.argsort(-_areas(boxes), kind="stable").tolist()
     if masks is not None:

@@ -67,7 +67,7 @@ def test_masks_and_boxes_stay_on_their_pixels(tmp_path, name):
         example = training_example(record, config, np.random.default_rng(seed))
         bright = example.image[..., 0] > 127
         pasted = paste(example)
-        assert (bright & pasted).sum() / (bright | pasted).sum() > 0.92
+        assert (bright & pasted).sum() / (bright | pasted).sum() > 0.9
         height, width = example.image.shape[:2]
         assert (example.boxes >= 0).all()
         assert (example.boxes <= [width, height] * 2).all()

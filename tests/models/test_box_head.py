@@ -39,7 +39,9 @@ def test_ground_truth_joins_and_foreground_comes_first():
     assert rois.valid.sum() == 5  # two foreground, three background; the padding proposal is no background
     np.testing.assert_array_equal(rois.classes[2:], 3)
     np.testing.assert_array_equal(np.asarray(rois.boxes)[~np.asarray(rois.valid)], 0)
-    without = sample_rois(CONFIG, 3, replace(proposals_near_and_far(), valid=jnp.zeros(6, bool)), ground_truth(), priority)
+    without = sample_rois(
+        CONFIG, 3, replace(proposals_near_and_far(), valid=jnp.zeros(6, bool)), ground_truth(), priority
+    )
     np.testing.assert_array_equal(without.boxes[:2], ground_truth().boxes[:2])
 
 

@@ -127,7 +127,9 @@ def test_bfloat16_stays_close_and_keeps_float32_gradients(variables, keys):
         terms, _ = loss_terms(replace(config, dtype="bfloat16"), Variables(params, variables.buffers), batch, keys)
         return terms["loss/mask"].value
 
-    assert {g.dtype for g in jax.tree.leaves(jax.eval_shape(jax.grad(total), variables.params))} == {jnp.dtype("float32")}
+    assert {g.dtype for g in jax.tree.leaves(jax.eval_shape(jax.grad(total), variables.params))} == {
+        jnp.dtype("float32")
+    }
 
 
 def test_padding_is_zero_after_normalisation():

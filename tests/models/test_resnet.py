@@ -20,11 +20,9 @@ def test_features_have_the_promised_channels_and_strides(depth):
     }
 
 
-# Counts of torchvision's models without their classifier: 11,689,512, 21,797,672, 25,557,032 and 44,549,160 in all, less
-# 513,000 (ResNet-18 and 34) or 2,049,000 for `fc`.
-@pytest.mark.parametrize(
-    ("depth", "count"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)]
-)
+# Counts of torchvision's models without their classifier: 11,689,512, 21,797,672, 25,557,032 and 44,549,160 in all,
+# less 513,000 (ResNet-18 and 34) or 2,049,000 for `fc`.
+@pytest.mark.parametrize(("depth", "count"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)])
 def test_number_of_parameters_is_torchvisions(depth, count):
     config = ResNetConfig(depth=depth, norm=NormConfig(kind="batch_norm"), freeze_at=0)
     model = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))

@@ -108,7 +108,10 @@ def test_proposals_are_best_first_inside_the_image_and_apart():
     assert (boxes[:, [0, 2]] <= 20).all()
     assert (boxes[:, [1, 3]] <= 30).all()
     assert (boxes[:, 2:] > boxes[:, :2]).all()
-    left_top, right_bottom = np.maximum(boxes[:, None, :2], boxes[None, :, :2]), np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    left_top, right_bottom = (
+        np.maximum(boxes[:, None, :2], boxes[None, :, :2]),
+        np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]),
+    )
     intersection = np.prod(np.clip(right_bottom - left_top, 0, None), axis=-1)
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1)
     iou = intersection / (area[:, None] + area[None] - intersection)

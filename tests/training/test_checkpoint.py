@@ -1,0 +1,93 @@
+"""Checkpoints: what is saved comes back, the latest and the best stay, mistakes are named."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata, restore_for_inference, score
+from mask_rcnn_jax.training.step import TrainState, init_state
+from tests.tiny import tiny_experiment
+
+METADATA = Metadata(class_names=("a", "b"), category_ids=(3, 7))
+
+
+def at_step(state: TrainState, step: int) -> TrainState:
+    return replace(state, step=state.step * 0 + step)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with checkpoints of steps 1 to 5, of which the second has the best score."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = tiny_experiment(Path("unused"))
+    state = init_state(config)
+    with Checkpoints(workdir, config, METADATA) as checkpoints:
+        for step, ap in enumerate((0.1, 0.5, 0.3, None, 0.2), 1):
+            marked = jax.tree.map(lambda x, step=step: x + step, state.variables)
+            checkpoints.save(
+                replace(at_step(state, step), variables=marked), None if ap is None else {"segm/AP": ap, "bbox/AP": 0.9}
+            )
+    return workdir, config, state
+
+
+def test_the_latest_two_and_the_best_stay(run):
+    workdir, _, _ = run
+    assert sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir()) == [2, 4, 5]
+
+
+def test_a_run_goes_on_from_the_latest_bit_for_bit(run):
+    workdir, config, state = run
+    with Checkpoints(workdir, config, METADATA) as checkpoints:
+        assert checkpoints.latest_step() == 5
+        restored = checkpoints.restore(init_state(replace(config, seed=9)))
+    assert int(restored.step) == 5
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(restored.variables), jax.tree.leaves(state.variables), strict=True):
+        np.testing.assert_array_equal(a, b + 5)
+    for a, b in zip(jax.tree.leaves(restored.optimizer), jax.tree.leaves(state.optimizer), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("which", "step"), [("best", 2), ("latest", 5), ("4", 4)])
+def test_inference_takes_the_named_checkpoint(run, which, step):
+    workdir, config, state = run
+    found, variables, metadata = restore_for_inference(workdir, which)
+    assert found == config
+    assert metadata.step == step
+    assert (metadata.class_names, metadata.category_ids) == (("a", "b"), (3, 7))
+    np.testing.assert_array_equal(jax.tree.leaves(variables)[0], jax.tree.leaves(state.variables)[0] + step)
+
+
+def test_a_checkpoint_can_be_named_by_its_folder(run, tmp_path):
+    workdir, _, _ = run
+    assert restore_for_inference(workdir / "checkpoints" / "4")[2].step == 4
+    copied = tmp_path / "checkpoints" / "4"
+    shutil.copytree(workdir / "checkpoints" / "4", copied)
+    assert restore_for_inference(copied)[2].step == 4
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [("3", "no checkpoint of step 3; there are 2, 4, 5"), ("newest", "'newest' names no checkpoint")],
+)
+def test_a_checkpoint_that_is_not_there_is_named(run, which, message):
+    with pytest.raises(UserError, match=message):
+        restore_for_inference(run[0], which)
+
+
+def test_a_folder_without_checkpoints_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoints; name the workdir of a training run"):
+        restore_for_inference(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="holds no finished checkpoint"):
+        restore_for_inference(tmp_path)
+
+
+def test_an_undefined_score_is_the_worst():
+    assert score({"segm/AP": float("nan")}) < score({"segm/AP": 0.0})
+    assert score({"bbox/AP": 0.4}) == 0.4

@@ -1,0 +1,67 @@
+"""Schedules and optimizers against their formulas, step by step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mask_rcnn_jax.training import AdamWConfig, CosineDecay, ScheduleConfig, SGDConfig, StepDecay
+
+PARAMS = {"conv": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])}, "norm": {"scale": jnp.array([3.0])}}
+GRADIENTS = {"conv": {"kernel": jnp.array([0.1, 0.2]), "bias": jnp.array([-0.3])}, "norm": {"scale": jnp.array([0.4])}}
+
+
+def test_step_decay_with_warmup_is_detectron2s():
+    schedule = ScheduleConfig(0.02, warmup_steps=1000, warmup_factor=0.001).build(90_000)
+    # WarmupMultiStepLR of detectron2 0.6: the factor goes linearly from .001 at step 0 to 1 at step 1000.
+    expected = {0: 0.00002, 500: 0.01001, 1000: 0.02, 59_999: 0.02, 60_000: 0.002, 80_000: 0.0002, 89_999: 0.0002}
+    for step, rate in expected.items():
+        assert float(schedule(step)) == pytest.approx(rate, rel=1e-5), step
+
+
+def test_cosine_decay():
+    schedule = ScheduleConfig(1.0, warmup_steps=0, decay=CosineDecay(final_factor=0.1)).build(100)
+    for step in (0, 25, 50, 100, 120):
+        expected = 0.1 + 0.9 * (1 + np.cos(np.pi * min(step / 100, 1))) / 2
+        assert float(schedule(step)) == pytest.approx(expected, abs=1e-6)
+
+
+def run(config, rate=0.1, steps=3):
+    schedule = ScheduleConfig(rate, warmup_steps=0, decay=StepDecay(milestones=())).build(steps)
+    optimizer = config.build(schedule)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for _ in range(steps):
+        updates, state = optimizer.update(GRADIENTS, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    return params
+
+
+def test_sgd_is_pytorchs_and_spares_norms():
+    found = run(SGDConfig(momentum=0.9, weight_decay=0.01))
+    for path, decay in ((("conv", "kernel"), 0.01), (("conv", "bias"), 0.01), (("norm", "scale"), 0.0)):
+        value = np.asarray(PARAMS[path[0]][path[1]], np.float64)
+        gradient, momentum = np.asarray(GRADIENTS[path[0]][path[1]], np.float64), 0.0
+        for _ in range(3):
+            momentum = 0.9 * momentum + gradient + decay * value
+            value = value - 0.1 * momentum
+        np.testing.assert_allclose(found[path[0]][path[1]], value, rtol=1e-6)
+
+
+def test_adamw_decays_outside_the_gradient():
+    found = run(AdamWConfig(weight_decay=0.01))
+    for path, decay in ((("conv", "kernel"), 0.01), (("norm", "scale"), 0.0)):
+        value = np.asarray(PARAMS[path[0]][path[1]], np.float64)
+        gradient, first, second = np.asarray(GRADIENTS[path[0]][path[1]], np.float64), 0.0, 0.0
+        for step in range(1, 4):
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+            update = first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+            value = value - 0.1 * (update + decay * value)
+        np.testing.assert_allclose(found[path[0]][path[1]], value, rtol=1e-5)
+
+
+def test_clipping_scales_the_whole_gradient():
+    norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(GRADIENTS)))
+    plain = run(SGDConfig(weight_decay=0.0, momentum=0.0), steps=1)
+    clipped = run(SGDConfig(weight_decay=0.0, momentum=0.0, clip_norm=norm / 4), steps=1)
+    for start, a, b in zip(*map(jax.tree.leaves, (PARAMS, plain, clipped)), strict=True):
+        np.testing.assert_allclose(b - start, (a - start) / 4, rtol=1e-5)

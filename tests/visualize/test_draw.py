@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from mask_rcnn_jax.visualize import draw_instances, side_by_side
+
+NAMES = ("cat", "dog")
+GREY = np.full((500, 600, 3), 128, np.uint8)
+BOXES = np.array([[100, 120, 200, 260], [300, 50, 420, 150]], np.float32)
+CLASSES = np.array([0, 1], np.int32)
+
+
+def bitmaps(height: int = 500, width: int = 600) -> list[np.ndarray]:
+    masks = []
+    for x1, y1, x2, y2 in BOXES.astype(int):
+        mask = np.zeros((height, width), bool)
+        mask[y1 + 10 : y2 - 10, x1 + 10 : x2 - 10] = True
+        masks.append(mask)
+    return masks
+
+
+def changed(picture: np.ndarray) -> np.ndarray:
+    return (picture != 128).any(axis=-1)
+
+
+def test_small_images_are_magnified_and_otherwise_as_they_were() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), [], None
+    picture = draw_instances(image, *nothing, NAMES)
+    assert picture.shape == (384, 512, 3)
+    np.testing.assert_array_equal(picture[::4, ::4], image)
+    np.testing.assert_array_equal(picture[3::4, 3::4], image)
+    np.testing.assert_array_equal(draw_instances(GREY, *nothing, NAMES), GREY)
+
+
+def test_masks_are_tinted_and_what_is_outside_the_boxes_is_left() -> None:
+    single = draw_instances(GREY, BOXES, CLASSES, bitmaps(), None, ("thing",))  # one class: no labels without scores
+    touched = changed(single)
+    for mask in bitmaps():
+        assert touched[mask].all()
+    outside = np.ones((500, 600), bool)
+    for x1, y1, x2, y2 in BOXES.astype(int):
+        outside[y1:y2, x1:x2] = False
+    assert not touched[outside].any()
+    assert not touched[124:128, 105:195].any()  # between box and mask
+
+
+def test_forms_of_masks_give_the_same_picture() -> None:
+    rles = [coco_mask.encode(np.asfortranarray(mask)) for mask in bitmaps()]
+    strings = [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in rles]
+    corners = BOXES + np.array([10, 10, -10, -10])
+    polygons = [[np.array([x1, y1, x2, y1, x2, y2, x1, y2])] for x1, y1, x2, y2 in corners.astype(np.float64)]
+    expected = draw_instances(GREY, BOXES, CLASSES, bitmaps(), None, NAMES)
+    for masks in (rles, strings, polygons):
+        np.testing.assert_array_equal(draw_instances(GREY, BOXES, CLASSES, masks, None, NAMES), expected)
+
+
+def test_labels_stand_beside_their_boxes_with_scores_and_crowds() -> None:
+    plain, labelled = (draw_instances(GREY, BOXES, CLASSES, None, None, names) for names in (("x",), NAMES))
+    scored = draw_instances(GREY, BOXES, CLASSES, None, np.array([0.9, 0.5], np.float32), NAMES)
+    crowds = draw_instances(GREY, BOXES, CLASSES, None, None, NAMES, crowds=np.array([True, False]))
+    above = (slice(100, 119), slice(100, 200))
+    assert not changed(plain)[above].any()
+    width = [int(changed(picture)[above].any(axis=0).sum()) for picture in (labelled, scored, crowds)]
+    assert 0 < width[0] < width[1]
+    assert width[0] < width[2]
+
+
+@pytest.mark.parametrize("mask", [np.zeros((500, 600), bool), {"size": [500, 600], "counts": "PT\\9"}])
+def test_an_empty_mask_is_only_a_box(mask) -> None:
+    if isinstance(mask, dict):
+        mask = coco_mask.encode(np.asfortranarray(np.zeros((500, 600), np.uint8)))
+    arguments = GREY, BOXES[:1], CLASSES[:1]
+    np.testing.assert_array_equal(
+        draw_instances(*arguments, [mask], None, NAMES), draw_instances(*arguments, None, None, NAMES)
+    )
+
+
+def test_boxes_at_and_beyond_the_edges() -> None:
+    boxes = np.array([[0, 0, 600, 500], [-5, -5, 3, 3], [590, 490, 610, 510], [10, 10, 10, 10]], np.float32)
+    picture = draw_instances(GREY, boxes, np.array([0, 1, 0, 1], np.int32), None, np.ones(4, np.float32), NAMES)
+    assert picture.shape == GREY.shape
+
+
+def test_side_by_side() -> None:
+    left, right = GREY, 255 - GREY
+    sheet = side_by_side([left, right], ["truth", "found"])
+    bar = sheet.shape[0] - 500
+    assert 0 < bar < 50
+    np.testing.assert_array_equal(sheet[bar:, :600], left)
+    np.testing.assert_array_equal(sheet[bar:, -600:], right)
+    assert (sheet[:bar] != 255).any()
