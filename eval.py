@@ -2,7 +2,7 @@
 
 import sys
 
-from mask_rcnn_jax.cli.eval import main
-
 if __name__ == "__main__":
+    from mask_rcnn_jax.cli.eval import main
+
     sys.exit(main())

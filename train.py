@@ -2,7 +2,8 @@
 
 import sys
 
-from mask_rcnn_jax.cli.train import main
-
 if __name__ == "__main__":
+    # Here and not above: the processes that load data import this file as well, and have no use for jax.
+    from mask_rcnn_jax.cli.train import main
+
     sys.exit(main())

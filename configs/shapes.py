@@ -45,6 +45,7 @@ def get_config() -> ExperimentConfig:
             max_side=128,
             canvas=(128, 128),
             max_instances=8,
+            num_workers=0,
         ),
         optimizer=AdamWConfig(weight_decay=0.05, clip_norm=1.0),
         schedule=ScheduleConfig(learning_rate=1e-3, warmup_steps=100, decay=CosineDecay()),

@@ -10,7 +10,7 @@ import jax
 from mask_rcnn_jax.errors import UserError
 
 
-def run(main: Callable[[], None]) -> int:
+def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> int:
     """Runs a command; returns its exit status: 0, 2 for a user's mistake, 130 for Ctrl-C. Bugs keep their traceback."""
     use_compile_cache()
     try:
@@ -19,7 +19,7 @@ def run(main: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(when_interrupted, file=sys.stderr)
         return 130
     return 0
 

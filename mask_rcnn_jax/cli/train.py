@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         workdir = options.workdir or Path("runs") / (options.config or DEFAULT_CONFIG).stem
         train(override(_config(options.config, workdir), options.set), workdir)
 
-    return run(command)
+    return run(command, when_interrupted="interrupted; the same command goes on from the last checkpoint")
 
 
 def _parser() -> argparse.ArgumentParser:

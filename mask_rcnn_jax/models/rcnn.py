@@ -44,7 +44,7 @@ class MaskRCNNConfig:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Variables:
-    """All that a model has learnt, in nested dicts: `params` are trained, `buffers` (frozen weights, statistics) not."""
+    """All that a model has learnt, in nested dicts: `params` are trained, `buffers` (frozen weights, norms) are not."""
 
     params: Arrays
     buffers: Arrays

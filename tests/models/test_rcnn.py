@@ -110,7 +110,8 @@ def test_faster_rcnn_is_mask_rcnn_without_the_mask_head(variables, keys):
     found, full = losses(config, without_masks, tiny_batch(), keys), losses(tiny_model(), variables, tiny_batch(), keys)
     assert "loss/mask" not in found
     np.testing.assert_allclose(found["loss/box_class"], full["loss/box_class"], rtol=1e-5)
-    assert detect(config, without_masks, tiny_batch().images, tiny_batch().image_sizes).masks is None
+    batch = jax.tree.map(jnp.asarray, tiny_batch())
+    assert jax.jit(detect, static_argnums=0)(config, without_masks, batch.images, batch.image_sizes).masks is None
 
 
 def test_bfloat16_stays_close_and_keeps_float32_gradients(variables, keys):

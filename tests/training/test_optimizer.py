@@ -64,4 +64,4 @@ def test_clipping_scales_the_whole_gradient():
     plain = run(SGDConfig(weight_decay=0.0, momentum=0.0), steps=1)
     clipped = run(SGDConfig(weight_decay=0.0, momentum=0.0, clip_norm=norm / 4), steps=1)
     for start, a, b in zip(*map(jax.tree.leaves, (PARAMS, plain, clipped)), strict=True):
-        np.testing.assert_allclose(b - start, (a - start) / 4, rtol=1e-5)
+        np.testing.assert_allclose(b - start, (a - start) / 4, rtol=1e-4)

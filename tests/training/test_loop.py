@@ -1,0 +1,123 @@
+"""Whole runs: what they leave behind, going on after a stop or a kill, and mistakes found before the first step."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mask_rcnn_jax.config import to_json
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.training import train
+from tests.tiny import tiny_experiment
+
+ROOT = Path(__file__).parents[2]
+TIMES = {"images_per_second", "data_wait"}
+
+
+def history(workdir: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of four steps, with an evaluation after two of them."""
+    root = tmp_path_factory.mktemp("finished")
+    config = tiny_experiment(root, eval_every=2)
+    return config, root / "run", train(config, root / "run")
+
+
+def test_a_run_leaves_its_settings_metrics_events_and_checkpoints(finished):
+    config, workdir, metrics = finished
+    assert json.loads((workdir / "config.json").read_text()) == to_json(config)
+    assert list((workdir / "tensorboard").glob("events.*"))
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [2, 4]
+    lines = history(workdir)
+    assert [line["step"] for line in lines] == [1, 2, 2, 3, 4, 4]
+    losses = {"loss", "loss/rpn_objectness", "loss/rpn_box", "loss/box_class", "loss/box", "loss/mask"}
+    assert losses | {"learning_rate", "gradient_norm", "dropped_instances"} <= set(lines[0])
+    assert {"segm/AP", "segm/AP50", "bbox/AP75", "segm/APs", "segm/AP/circle"} <= set(lines[2])
+    assert set(metrics) == set(lines[-1]) - {"step"}
+
+
+def test_a_finished_run_is_not_trained_again(finished, capsys):
+    config, workdir, metrics = finished
+    before = history(workdir)
+    again = train(config, workdir)
+    assert "has finished its 4 steps already" in capsys.readouterr().out
+    np.testing.assert_equal(again, metrics)
+    assert [line["step"] for line in history(workdir)][: len(before)] == [line["step"] for line in before]
+
+
+def test_a_workdir_of_another_configuration_is_left_alone(finished):
+    config, workdir, _ = finished
+    files = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    with pytest.raises(UserError, match=r"another configuration \(.*learning_rate: 0\.01 != 0\.02"):
+        train(replace(config, schedule=replace(config.schedule, learning_rate=0.02)), workdir)
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == files
+
+
+def test_checkpoints_without_settings_are_left_alone(finished, tmp_path):
+    config, workdir, _ = finished
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(UserError, match=r"holds checkpoints but no config\.json; use another --workdir"):
+        train(config, tmp_path)
+
+
+def test_classes_of_the_model_and_the_data_must_agree(finished, tmp_path):
+    config, _, _ = finished
+    with pytest.raises(UserError, match=r"has 6 categories but model\.num_classes is 3; add --set model\.num_classes=6"):
+        train(replace(config, model=replace(config.model, num_classes=3)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_says_so(finished, tmp_path):
+    config, _, _ = finished
+    schedule = replace(config.schedule, learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(UserError, match=r"became infinite or NaN at step \d; lower schedule.learning_rate"):
+        train(replace(config, schedule=schedule), tmp_path / "run")
+
+
+def test_a_killed_run_that_goes_on_ends_like_one_that_was_not(tmp_path):
+    """In processes of their own, as a user runs them; kill -9 gives the run no chance to save anything."""
+    config = tiny_experiment(tmp_path, steps=12, checkpoint_every=3)
+    (tmp_path / "settings.json").write_text(json.dumps(to_json(config)))
+    settings = tmp_path / "settings.py"
+    settings.write_text(
+        "import json\nfrom pathlib import Path\n"
+        "from mask_rcnn_jax.config import from_json\nfrom mask_rcnn_jax.training import ExperimentConfig\n\n\n"
+        "def get_config():\n"
+        "    return from_json(ExperimentConfig, json.loads(Path(__file__).with_suffix('.json').read_text()))\n"
+    )
+    uninterrupted = start_run(settings, tmp_path / "whole")
+    output = uninterrupted.communicate()[0].decode()
+    assert uninterrupted.returncode == 0, output
+    killed = start_run(settings, tmp_path / "killed")
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "killed" / "checkpoints" / "6").exists():
+        assert killed.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    resumed = start_run(settings, tmp_path / "killed")
+    output = resumed.communicate()[0].decode()
+    assert resumed.returncode == 0, output
+    assert "goes on from step" in output
+    whole, pieced = history(tmp_path / "whole"), history(tmp_path / "killed")
+    assert [line["step"] for line in whole] == [*range(1, 13), 12]
+    assert whole == pieced
+
+
+def start_run(settings: Path, workdir: Path) -> subprocess.Popen:
+    command = [sys.executable, "train.py", "--config", str(settings), "--workdir", str(workdir)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
