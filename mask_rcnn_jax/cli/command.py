@@ -1,4 +1,4 @@
-"""What every command shares: how it ends, and the cache of compiled programs."""
+"""What every command shares: how it ends, where its settings come from, and the cache of compiled programs."""
 
 import os
 import sys
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import jax
 
+from mask_rcnn_jax.config import load_config_file
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.training import ExperimentConfig
 
 
 def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> int:
@@ -22,6 +24,14 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
         print(when_interrupted, file=sys.stderr)
         return 130
     return 0
+
+
+def load_experiment(file: Path) -> ExperimentConfig:
+    """What `get_config()` of a Python file returns. Raises UserError where it is no experiment's configuration."""
+    config = load_config_file(file)
+    if not isinstance(config, ExperimentConfig):
+        raise UserError(f"get_config() of {file} must return an ExperimentConfig, not {type(config).__name__}")
+    return config
 
 
 def use_compile_cache() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jax
 
-from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.config import load_config_file, override
+from mask_rcnn_jax.cli.command import load_experiment, run
+from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoDataset, load_coco, verify_images
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import EvaluationResult, evaluate_model, format_table
@@ -79,12 +79,7 @@ def _is_path(checkpoint: str) -> bool:
 def _config(options: argparse.Namespace, stored: ExperimentConfig) -> ExperimentConfig:
     if options.config is None:
         return (options.workdir and read_config(options.workdir)) or stored
-    config = load_config_file(options.config)
-    if not isinstance(config, ExperimentConfig):
-        raise UserError(
-            f"get_config() of {options.config} must return an ExperimentConfig, not {type(config).__name__}"
-        )
-    return config
+    return load_experiment(options.config)
 
 
 def _check_fits(model: MaskRCNNConfig, variables: Variables) -> None:

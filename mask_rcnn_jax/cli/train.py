@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.config import load_config_file, override
-from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.cli.command import load_experiment, run
+from mask_rcnn_jax.config import override
 from mask_rcnn_jax.training import ExperimentConfig, train
 from mask_rcnn_jax.training.workdir import read_config
 
@@ -37,7 +36,4 @@ def _parser() -> argparse.ArgumentParser:
 def _config(file: Path | None, workdir: Path) -> ExperimentConfig:
     if file is None and (stored := read_config(workdir)) is not None:
         return stored
-    config = load_config_file(file or DEFAULT_CONFIG)
-    if not isinstance(config, ExperimentConfig):
-        raise UserError(f"get_config() of {file} must return an ExperimentConfig, not {type(config).__name__}")
-    return config
+    return load_experiment(file or DEFAULT_CONFIG)
