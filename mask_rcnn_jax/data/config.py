@@ -27,12 +27,12 @@ class ShapesConfig:
     """
 
     root: str = "data/shapes"
-    num_train: int = 1000
+    num_train: int = 1500
     num_val: int = 100
     image_size: int = 128  # pixels, square
-    min_shape_size: int = 24  # pixels; diameter of a shape's circumscribed circle
-    max_shape_size: int = 72
-    max_shapes: int = 6  # per image; at least one
+    min_shape_size: int = 32  # pixels; diameter of a shape's circumscribed circle
+    max_shape_size: int = 80
+    max_shapes: int = 5  # per image; at least one
     seed: int = 0
 
     @property

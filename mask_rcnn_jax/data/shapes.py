@@ -24,7 +24,7 @@ CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 _FORMAT = 1  # raise when the same settings give other files, so that existing directories are written again
 _SETTINGS_FILE = "shapes.json"
 _SMOOTHING = 4  # subpixels per pixel and axis
-_VISIBLE_SHARE = 0.4  # a shape that shows less of itself is taken out of the image
+_VISIBLE_SHARE = 0.6  # a shape that shows less of itself is taken out of the image
 _CONTRAST = 60.0  # least Euclidean distance between a shape's colour and the background's, of 255 a channel
 
 
@@ -103,7 +103,7 @@ class _Shape:
         side = config.image_size
         self.category = int(rng.integers(len(CLASS_NAMES)))
         radius = rng.uniform(config.min_shape_size, config.max_shape_size) / 2
-        centre = rng.uniform(0.6 * radius, side - 0.6 * radius, 2)
+        centre = rng.uniform(0.8 * radius, side - 0.8 * radius, 2)
         outline, self.hole = _outline(CLASS_NAMES[self.category], rng)
         self.polygon = centre + radius * outline
         self.alpha = _fill(self.polygon, side)

@@ -30,6 +30,7 @@ def train(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
     # Whatever may be wrong with the settings or the data is found before the workdir is touched.
     mesh = make_mesh(config.batch_size)
     datasets = load_datasets(config)
+    state, about_weights = _first_state(config)
     claim(workdir, config)
     train_set, val_set = datasets["train"], datasets["val"]
 
@@ -37,10 +38,9 @@ def train(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
     with Checkpoints(workdir, config, metadata) as checkpoints:
         start_step = checkpoints.latest_step() or 0
         with MetricsWriter(workdir, config.steps, start_step) as writer:
-            for dataset in datasets.values():
-                writer.say(describe(dataset))
-            # The same numbers in the first run and in one that goes on: the state starts alike, and is then replaced.
-            state = replicate(_first_state(config, writer), mesh)
+            for line in (*map(describe, datasets.values()), *about_weights):
+                writer.say(line)
+            state = replicate(state, mesh)
             if start_step:
                 state = checkpoints.restore(state)
                 writer.say(f"goes on from step {start_step} of {config.steps} in {workdir}")
@@ -96,14 +96,15 @@ def describe(dataset: CocoDataset) -> str:
     return "\n".join([f"{dataset.annotation_file}: {count}", *dataset.describe_problems()])
 
 
-def _first_state(config: ExperimentConfig, writer: MetricsWriter) -> TrainState:
+def _first_state(config: ExperimentConfig) -> tuple[TrainState, list[str]]:
+    """The state before the first step, and what is to be said of the weights it starts from."""
     if config.pretrained is None:
-        return init_state(config)
+        return init_state(config), []
     variables, report = load_resnet(config.pretrained, init(config.model, jax.random.key(config.seed)))
-    writer.say(f"{config.pretrained}: {report.loaded} tensors loaded")
+    lines = [f"{config.pretrained}: {report.loaded} tensors loaded"]
     if report.missing:
-        writer.say(f"  not in it, initialised at random: {', '.join(report.missing)}")
-    return init_state(config, variables)
+        lines.append(f"  not in it, initialised at random: {', '.join(report.missing)}")
+    return init_state(config, variables), lines
 
 
 def _evaluate(

@@ -29,19 +29,20 @@ def read_config(workdir: Path) -> ExperimentConfig | None:
 def claim(workdir: Path, config: ExperimentConfig) -> None:
     """Makes `workdir` the folder of this run, or checks that it is.
 
-    Raises UserError where it holds a run with another configuration, or files of a run whose configuration is lost.
+    A run that stopped before it trained anything makes way. Raises UserError where a run with another configuration has
+    trained, or where the configuration of what was trained is lost.
     """
+    trained = _trained(workdir)
     present = read_config(workdir)
-    if present is not None:
-        if different := differences(present, config):
-            raise UserError(
-                f"{workdir} holds a run with another configuration ({'; '.join(different)}); use another --workdir, or"
-                " the run's own settings to go on with it"
-            )
+    if trained and present is None:
+        raise UserError(f"{workdir} holds {' and '.join(trained)} but no {CONFIG_FILE}; use another --workdir")
+    if trained and present is not None and (different := differences(present, config)):
+        raise UserError(
+            f"{workdir} holds a run with another configuration ({'; '.join(different)}); use another --workdir, or the"
+            " run's own settings to go on with it"
+        )
+    if present == config:
         return
-    leftovers = [name for name in ("checkpoints", "metrics.jsonl") if (workdir / name).exists()]
-    if leftovers:
-        raise UserError(f"{workdir} holds {' and '.join(leftovers)} but no {CONFIG_FILE}; use another --workdir")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         beside = workdir / f"{CONFIG_FILE}.tmp"
@@ -49,3 +50,10 @@ def claim(workdir: Path, config: ExperimentConfig) -> None:
         os.replace(beside, workdir / CONFIG_FILE)
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written: {error.strerror or error}") from None
+
+
+def _trained(workdir: Path) -> list[str]:
+    """What of a run lies in the folder: checkpoints, finished or not, and metrics."""
+    folder, metrics = workdir / "checkpoints", workdir / "metrics.jsonl"
+    found = ["checkpoints"] if folder.is_dir() and any(folder.iterdir()) else []
+    return [*found, "metrics.jsonl"] if metrics.is_file() and metrics.stat().st_size else found
