@@ -42,16 +42,19 @@ class ResNetConfig:
         return ResNet(self, rngs=rngs)
 
 
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: NormConfig, rngs: nnx.Rngs) -> ConvNorm | None:
+    """The projection of a block that changes the shape of its input; None where the input itself is added."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm, rngs=rngs)
+
+
 class BasicBlock(nnx.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, config: ResNetConfig, *, rngs: nnx.Rngs):
         norm = config.norm
         self.conv1 = ConvNorm(in_channels, out_channels, 3, stride=stride, norm=norm, rngs=rngs)
         self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm, rngs=rngs)
-        self.shortcut = (
-            None
-            if stride == 1 and in_channels == out_channels
-            else ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm, rngs=rngs)
-        )
+        self.shortcut = _shortcut(in_channels, out_channels, stride, norm, rngs)
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
         shortcut = x if self.shortcut is None else self.shortcut(x)
@@ -65,11 +68,7 @@ class BottleneckBlock(nnx.Module):
         self.conv1 = ConvNorm(in_channels, middle, 1, stride=strides[0], norm=norm, rngs=rngs)
         self.conv2 = ConvNorm(middle, middle, 3, stride=strides[1], norm=norm, rngs=rngs)
         self.conv3 = ConvNorm(middle, out_channels, 1, norm=norm, rngs=rngs)
-        self.shortcut = (
-            None
-            if stride == 1 and in_channels == out_channels
-            else ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm, rngs=rngs)
-        )
+        self.shortcut = _shortcut(in_channels, out_channels, stride, norm, rngs)
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
         shortcut = x if self.shortcut is None else self.shortcut(x)
