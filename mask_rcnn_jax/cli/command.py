@@ -1,5 +1,6 @@
 """What every command shares: how it ends, where its settings come from, and the cache of compiled programs."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from mask_rcnn_jax.training import ExperimentConfig
 def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> int:
     """Runs a command; returns its exit status: 0, 2 for a user's mistake, 130 for Ctrl-C. Bugs keep their traceback."""
     use_compile_cache()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what it is asked to do, such as reading only
     try:
         main()
     except UserError as error:

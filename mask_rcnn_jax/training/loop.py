@@ -56,7 +56,9 @@ def train(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
                     evaluates = last or (config.eval_every > 0 and step % config.eval_every == 0)
                     saves = evaluates or step % config.checkpoint_every == 0
                     # Measures are read one step late, so that the devices never wait for the host.
-                    window.add(step, measures, flush=saves)
+                    window.add(step, measures)
+                    if saves:
+                        window.flush(step, report=evaluates)
                     if evaluates:
                         metrics = _evaluate(config, state, val_set, writer, step)
                         window.restart()
@@ -122,12 +124,11 @@ class _Window:
     def __init__(self, config: ExperimentConfig, writer: MetricsWriter):
         self._config, self._writer = config, writer
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._dropped = 0
         self.restart()
 
     def restart(self) -> None:
         self._values: list[dict[str, float]] = []
-        self._wait, self._since = 0.0, time.monotonic()
+        self._dropped, self._wait, self._since = 0, 0.0, time.monotonic()
 
     def next(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The next batch, and the time it took to come."""
@@ -137,12 +138,16 @@ class _Window:
         self._dropped += int(batch["dropped_instances"].sum())
         return batch
 
-    def add(self, step: int, measures: dict[str, jax.Array], *, flush: bool) -> None:
-        """Takes a step's measures and reads those of the step before; reads both with `flush`."""
+    def add(self, step: int, measures: dict[str, jax.Array]) -> None:
+        """Takes a step's measures and reads those of the step before."""
         self._read()
         self._pending = (step, measures)
-        if flush or step == self._config.steps:
-            self._read()
+
+    def flush(self, step: int, *, report: bool) -> None:
+        """Reads the measures of every step up to `step`, so that none is bad, and reports them if there are any."""
+        self._read()
+        if report and self._values:
+            self._report(step)
 
     def _read(self) -> None:
         if self._pending is None:
@@ -157,7 +162,7 @@ class _Window:
                 " lengthen schedule.warmup_steps, or set optimizer.clip_norm, and train in another --workdir"
             )
         self._values.append(values)
-        if step % self._config.log_every == 0 or step == self._config.steps:
+        if step % self._config.log_every == 0:
             self._report(step)
 
     def _report(self, step: int) -> None:
