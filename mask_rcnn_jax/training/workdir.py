@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mask_rcnn_jax.config import differences, from_json, to_json
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.training.checkpoint import FOLDER
 from mask_rcnn_jax.training.config import ExperimentConfig
 
 CONFIG_FILE = "config.json"
@@ -54,6 +55,6 @@ def claim(workdir: Path, config: ExperimentConfig) -> None:
 
 def _trained(workdir: Path) -> list[str]:
     """What of a run lies in the folder: checkpoints, finished or not, and metrics."""
-    folder, metrics = workdir / "checkpoints", workdir / "metrics.jsonl"
-    found = ["checkpoints"] if folder.is_dir() and any(folder.iterdir()) else []
+    folder, metrics = workdir / FOLDER, workdir / "metrics.jsonl"
+    found = [FOLDER] if folder.is_dir() and any(folder.iterdir()) else []
     return [*found, "metrics.jsonl"] if metrics.is_file() and metrics.stat().st_size else found
