@@ -1,7 +1,7 @@
 """Small frozen pytrees that travel between the layers.
 
 Shape letters: `B` images, `H W` padded height and width, `G` ground-truth slots, `C` side of a mask grid,
-`D` detection slots, `M` side of a predicted mask.
+`D` detection slots, `M` side of a predicted mask, `J` keypoints of an instance.
 
 Padding rows hold finite zeros and are marked by `valid`; no coordinate or score ever encodes invalidity.
 """
@@ -28,6 +28,8 @@ class GroundTruth:
     masks: UInt8[Array, "*B G Ch Cw"]
     mask_regions: Float[Array, "*B G 4"]
     valid: Bool[Array, "*B G"]
+    # (x, y, visibility): resized pixels, pixel index + 0.5; visibility 0 not annotated, 1 hidden, 2 visible
+    keypoints: Float[Array, "*B G J 3"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +51,7 @@ class Batch:
             masks=arrays["gt_masks"],
             mask_regions=arrays["gt_mask_regions"],
             valid=arrays["gt_valid"],
+            keypoints=arrays.get("gt_keypoints"),
         )
         return cls(arrays["images"], arrays["image_sizes"], truth, arrays["example_index"])
 
@@ -63,3 +66,4 @@ class Detections:
     classes: Int[Array, "*B D"]
     masks: Float[Array, "*B D M M"] | None  # probabilities inside the box; None for a model without masks
     valid: Bool[Array, "*B D"]
+    keypoints: Float[Array, "*B D J 3"] | None = None  # (x, y, score), resized pixels; None for a model without them

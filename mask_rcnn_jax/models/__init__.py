@@ -1,20 +1,25 @@
 """Networks, their losses, and inference, as pure functions of a configuration and its variables."""
 
 from mask_rcnn_jax.models.box_head import BoxHeadConfig
+from mask_rcnn_jax.models.cascade import CascadeConfig
 from mask_rcnn_jax.models.conventions import torchvision
 from mask_rcnn_jax.models.fpn import FPNConfig
+from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
 from mask_rcnn_jax.models.layers import DATA_AXIS, NormConfig
 from mask_rcnn_jax.models.losses import Mean
 from mask_rcnn_jax.models.mask_head import MaskHeadConfig
+from mask_rcnn_jax.models.networks import MaskRCNNConfig, Variables, init, networks
 from mask_rcnn_jax.models.pooler import PoolerConfig
-from mask_rcnn_jax.models.rcnn import MaskRCNNConfig, Variables, detect, init, loss_terms
+from mask_rcnn_jax.models.rcnn import detect, loss_terms
 from mask_rcnn_jax.models.resnet import ResNetConfig
 from mask_rcnn_jax.models.rpn import RPNConfig
 
 __all__ = [
     "DATA_AXIS",
     "BoxHeadConfig",
+    "CascadeConfig",
     "FPNConfig",
+    "KeypointHeadConfig",
     "MaskHeadConfig",
     "MaskRCNNConfig",
     "Mean",
@@ -26,5 +31,6 @@ __all__ = [
     "detect",
     "init",
     "loss_terms",
+    "networks",
     "torchvision",
 ]

@@ -2,7 +2,8 @@
 
 Shape letters: `P` proposals, `G` ground-truth slots, `R` sampled RoIs, `K` classes, `D` detection slots.
 
-Naming: `class_logits` have K + 1 columns, background last; `box_deltas` refine a RoI, one set a class.
+Naming: `class_logits` have K1 = K + 1 columns, background last; `box_deltas` refine a RoI, one set a class: Kd is K,
+or 1 where they are class-agnostic.
 """
 
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from mask_rcnn_jax.models.losses import Mean, masked_mean, smooth_l1, softmax_cr
 from mask_rcnn_jax.models.pooler import PoolerConfig
 from mask_rcnn_jax.models.rpn import Proposals
 from mask_rcnn_jax.ops import boxes as box_ops
-from mask_rcnn_jax.ops.matching import match
+from mask_rcnn_jax.ops.matching import Matches, match
 from mask_rcnn_jax.ops.nms import nms
+from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.ops.sampling import sample
 from mask_rcnn_jax.structures import Detections, GroundTruth
 
@@ -28,9 +30,10 @@ class BoxHeadConfig:
     pooler: PoolerConfig = PoolerConfig(output_size=7)
     num_convs: int = 0
     conv_channels: int = 256
-    num_fcs: int = 2
+    num_fcs: int = 2  # 0 averages the features over their cells instead (C4)
     fc_channels: int = 1024
     norm: NormConfig = NormConfig(kind="none")  # of the convolutions
+    class_agnostic: bool = False  # one set of box deltas a RoI, not one a class
     foreground_iou: float = 0.5
     samples: int = 512  # an image
     foreground_fraction: float = 0.25
@@ -47,8 +50,9 @@ class BoxHeadConfig:
         """The first slots of the sampled RoIs, which alone can be foreground."""
         return int(self.samples * self.foreground_fraction)
 
-    def build(self, in_channels: int, num_classes: int, rngs: nnx.Rngs) -> "BoxHead":
-        return BoxHead(self, in_channels, num_classes, rngs=rngs)
+    def build(self, in_channels: int, side: int, num_classes: int, rngs: nnx.Rngs) -> "BoxHead":
+        """The head for RoI features of `side` x `side` cells."""
+        return BoxHead(self, in_channels, side, num_classes, rngs=rngs)
 
 
 @jax.tree_util.register_dataclass
@@ -64,35 +68,48 @@ class SampledRoIs:
 
 
 class BoxHead(nnx.Module):
-    """Convolutions, fully connected layers, then class logits and class-specific box deltas."""
+    """Convolutions, fully connected layers, then class logits and box deltas."""
 
-    def __init__(self, config: BoxHeadConfig, in_channels: int, num_classes: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: BoxHeadConfig, in_channels: int, side: int, num_classes: int, *, rngs: nnx.Rngs):
         self.num_convs, self.num_fcs = config.num_convs, config.num_fcs
         channels = in_channels
         for i in range(config.num_convs):
             conv = ConvNorm(channels, config.conv_channels, 3, norm=config.norm, init=msra_init, rngs=rngs)
             setattr(self, f"conv{i + 1}", conv)
             channels = config.conv_channels
-        features = channels * config.pooler.output_size**2
+        features = channels * side**2 if config.num_fcs else channels
         for i in range(config.num_fcs):
             setattr(self, f"fc{i + 1}", nnx.Linear(features, config.fc_channels, kernel_init=xavier_init, rngs=rngs))
             features = config.fc_channels
         self.class_logits = nnx.Linear(features, num_classes + 1, kernel_init=normal_init(0.01), rngs=rngs)
-        self.box_deltas = nnx.Linear(features, num_classes * 4, kernel_init=normal_init(0.001), rngs=rngs)
+        outputs = 4 if config.class_agnostic else num_classes * 4
+        self.box_deltas = nnx.Linear(features, outputs, kernel_init=normal_init(0.001), rngs=rngs)
 
     def __call__(
-        self, roi_features: Float[Array, "B R P P C"]
-    ) -> tuple[Float[Array, "B R K1"], Float[Array, "B R K 4"]]:
-        batch, rois = roi_features.shape[:2]
+        self, roi_features: Float[Array, "B R P P C"], valid: Bool[Array, "B R"]
+    ) -> tuple[Float[Array, "B R K1"], Float[Array, "B R Kd 4"]]:
+        """Class logits and box deltas of each RoI; those that are not `valid` leave a batch norm's statistics alone."""
+        batch, rois = valid.shape
         x = roi_features.reshape(batch * rois, *roi_features.shape[2:])
         for i in range(self.num_convs):
-            x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x))
-        x = x.reshape(batch * rois, -1)
+            x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x, valid.reshape(-1)))
+        x = x.reshape(batch * rois, -1) if self.num_fcs else jnp.mean(x, axis=(1, 2))
         for i in range(self.num_fcs):
             x = jax.nn.relu(getattr(self, f"fc{i + 1}")(x))
         logits = self.class_logits(x).reshape(batch, rois, -1)
         deltas = self.box_deltas(x).reshape(batch, rois, -1, 4)
-        return logits.astype(jnp.float32), deltas.astype(jnp.float32)
+        return at_least_float32(logits), at_least_float32(deltas)
+
+
+def match_rois(config: BoxHeadConfig, boxes: Float[Array, "R 4"], truth: GroundTruth) -> Matches:
+    """The ground truth of each box, foreground from the head's IoU on, else background."""
+    return match(
+        box_ops.pairwise_iou(boxes, truth.boxes),
+        truth.valid,
+        background=config.foreground_iou,
+        foreground=config.foreground_iou,
+        low_quality=False,
+    )
 
 
 def sample_rois(
@@ -108,13 +125,7 @@ def sample_rois(
     """
     boxes = jnp.concatenate([proposals.boxes, truth.boxes])
     valid = jnp.concatenate([proposals.valid, truth.valid])
-    matches = match(
-        box_ops.pairwise_iou(boxes, truth.boxes),
-        truth.valid,
-        background=config.foreground_iou,
-        foreground=config.foreground_iou,
-        low_quality=False,
-    )
+    matches = match_rois(config, boxes, truth)
     label = jnp.where(valid, matches.label, -1)
     drawn = sample(label, priority, num=config.samples, foreground_fraction=config.foreground_fraction)
     gt_index = matches.gt_index[drawn.indices]
@@ -130,15 +141,15 @@ def sample_rois(
 def box_losses(
     config: BoxHeadConfig,
     class_logits: Float[Array, "R K1"],
-    box_deltas: Float[Array, "R K 4"],
+    box_deltas: Float[Array, "R Kd 4"],
     rois: SampledRoIs,
     truth: GroundTruth,
 ) -> dict[str, Mean]:
     """Losses of one image: classes of all sampled RoIs, and boxes of the foreground, over the same count."""
-    num_classes = box_deltas.shape[1]
     classification = masked_mean(softmax_cross_entropy(class_logits, rois.classes), rois.valid)
     gt_deltas = box_ops.encode(truth.boxes[rois.gt_index], rois.boxes, config.box_weights)
-    of_class = jax.nn.one_hot(rois.classes, num_classes, dtype=box_deltas.dtype)  # zero for background
+    classes = jnp.zeros_like(rois.classes) if config.class_agnostic else rois.classes
+    of_class = jax.nn.one_hot(classes, box_deltas.shape[1], dtype=box_deltas.dtype)  # zero for background
     pred_deltas = jnp.einsum("rk,rkc->rc", of_class, box_deltas)
     error = jnp.where(rois.foreground[:, None], pred_deltas - gt_deltas, 0.0)
     correct = jnp.argmax(class_logits, axis=-1) == rois.classes
@@ -147,26 +158,29 @@ def box_losses(
         "loss/box": Mean(jnp.sum(smooth_l1(error, config.smooth_l1_beta)), classification.count),
         "box/accuracy": masked_mean(correct, rois.valid),
         "box/foreground_accuracy": masked_mean(correct, rois.foreground),
-        "box/foreground_rois": Mean(jnp.sum(rois.foreground.astype(jnp.float32)), jnp.float32(1)),
+        "box/foreground_rois": Mean(jnp.sum(at_least_float32(rois.foreground)), jnp.float32(1)),
     }
 
 
 def detect_boxes(
     config: BoxHeadConfig,
-    class_logits: Float[Array, "P K1"],
-    box_deltas: Float[Array, "P K 4"],
+    class_scores: Float[Array, "P K1"],
+    box_deltas: Float[Array, "P Kd 4"],
     proposals: Proposals,
     image_size: Int[Array, "2"],
 ) -> Detections:
-    """Detections of one image, without masks: classes of proposals above the threshold, after NMS within the class."""
-    num_classes = box_deltas.shape[1]
-    scores = jax.nn.softmax(class_logits, axis=-1)[:, :-1]
+    """Detections of one image, without masks: classes of proposals above the threshold, after NMS within the class.
+
+    `class_scores` are probabilities, the softmax of the logits.
+    """
+    scores = class_scores[:, :-1]
+    num_classes = scores.shape[1]
     eligible = proposals.valid[:, None] & (scores > config.score_threshold)
     # Candidates are found before any box is decoded: few pairs of box and class pass the threshold.
     order = jnp.where(eligible, scores, -1.0).reshape(-1)
     order, pairs = jax.lax.top_k(order, min(config.max_candidates, order.shape[0]))
     proposal, classes = pairs // num_classes, pairs % num_classes
-    deltas = box_deltas.reshape(-1, 4)[pairs]
+    deltas = box_deltas[proposal, jnp.zeros_like(classes) if config.class_agnostic else classes]
     boxes = box_ops.decode(deltas, proposals.boxes[proposal], config.box_weights)
     finite = jnp.isfinite(boxes).all(axis=-1)
     boxes = box_ops.clip(jnp.where(finite[:, None], boxes, 0.0), image_size)

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+from mask_rcnn_jax.models.fpn import FPNConfig
 from mask_rcnn_jax.models.layers import NormConfig
-from mask_rcnn_jax.models.rcnn import MaskRCNNConfig
+from mask_rcnn_jax.models.networks import MaskRCNNConfig
+from mask_rcnn_jax.models.pooler import PoolerConfig
 
 
 def torchvision(config: MaskRCNNConfig, *, frozen_norm_epsilon: float = 1e-5) -> MaskRCNNConfig:
@@ -12,14 +14,14 @@ def torchvision(config: MaskRCNNConfig, *, frozen_norm_epsilon: float = 1e-5) ->
     The published v1 weights need `frozen_norm_epsilon=0`.
     """
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    pooler = {"aligned": False, "sampling_ratio": 2, "level_convention": "torchvision"}
-    mask = config.mask_head
-    bottom_up = replace(config.backbone.bottom_up, stride_in_1x1=False)
+    mask, keypoint = config.mask_head, config.keypoint_head
+    fpn = config.backbone if isinstance(config.backbone, FPNConfig) else None
+    bottom_up = replace(fpn.bottom_up if fpn else config.backbone, stride_in_1x1=False)
     if bottom_up.norm.kind == "frozen_batch_norm":
         bottom_up = replace(bottom_up, norm=NormConfig(epsilon=frozen_norm_epsilon))
     return replace(
         config,
-        backbone=replace(config.backbone, bottom_up=bottom_up),
+        backbone=replace(fpn, bottom_up=bottom_up) if fpn else bottom_up,
         rpn=replace(
             config.rpn,
             rounded_anchors=True,
@@ -30,16 +32,37 @@ def torchvision(config: MaskRCNNConfig, *, frozen_norm_epsilon: float = 1e-5) ->
             min_box_size=1e-3,
         ),
         box_head=replace(
-            config.box_head,
-            pooler=replace(config.box_head.pooler, **pooler),
-            smooth_l1_beta=1 / 9,
-            min_box_size=1e-2,
+            config.box_head, pooler=_pooler(config.box_head.pooler), smooth_l1_beta=1 / 9, min_box_size=1e-2
         ),
         mask_head=mask
-        and replace(
-            mask, pooler=replace(mask.pooler, **pooler), aligned_targets=False, soft_targets=True, paste="torchvision"
-        ),
+        and replace(mask, pooler=_pooler(mask.pooler), aligned_targets=False, soft_targets=True, paste="torchvision"),
+        keypoint_head=keypoint and replace(keypoint, pooler=_pooler(keypoint.pooler), decode="torchvision"),
         pixel_mean=tuple(255 * x for x in mean),
         pixel_std=tuple(255 * x for x in std),
         channel_order="rgb",
     )
+
+
+def torchvision_v2(config: MaskRCNNConfig) -> MaskRCNNConfig:
+    """The architecture of torchvision's `maskrcnn_resnet50_fpn_v2`, with its conventions.
+
+    Batch norm throughout, two convolutions in the RPN, four and one fully connected layer in the box head (Li et al.
+    2021, https://arxiv.org/abs/2111.11429).
+    """
+    norm, mask = NormConfig(kind="batch_norm"), config.mask_head
+    backbone = config.backbone
+    if not isinstance(backbone, FPNConfig):
+        raise ValueError("torchvision's v2 models have a feature pyramid")
+    return torchvision(
+        replace(
+            config,
+            backbone=replace(backbone, bottom_up=replace(backbone.bottom_up, norm=norm), norm=norm),
+            rpn=replace(config.rpn, num_convs=2),
+            box_head=replace(config.box_head, num_convs=4, num_fcs=1, norm=norm),
+            mask_head=mask and replace(mask, norm=norm),
+        )
+    )
+
+
+def _pooler(pooler: PoolerConfig) -> PoolerConfig:
+    return replace(pooler, aligned=False, sampling_ratio=2, level_convention="torchvision")

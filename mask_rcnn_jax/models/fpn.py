@@ -37,7 +37,7 @@ class FPN(nnx.Module):
         self.bottom_up = config.bottom_up.build(rngs)
         for name in STAGES:
             level = name.removeprefix("res")
-            channels = config.bottom_up.out_channels[name]
+            channels = config.bottom_up.stage_channels(name)
             lateral = ConvNorm(channels, config.channels, 1, norm=config.norm, init=xavier_init, rngs=rngs)
             output = ConvNorm(config.channels, config.channels, 3, norm=config.norm, init=xavier_init, rngs=rngs)
             setattr(self, f"lateral{level}", lateral)

@@ -9,7 +9,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+from mask_rcnn_jax.ops.precision import at_least_float32
 
 DATA_AXIS = "data"  # mesh axis over which a batch is sharded, and batch norm synchronised
 
@@ -51,10 +53,49 @@ class FrozenBatchNorm(nnx.Module):
         self.var = Frozen(jnp.ones(features))
 
     def __call__(self, x: Float[Array, "B H W O"]) -> Float[Array, "B H W O"]:
-        mean, var = self.mean[...].astype(jnp.float32), self.var[...].astype(jnp.float32)
-        scale = self.scale[...].astype(jnp.float32) * jax.lax.rsqrt(var + self.epsilon)
-        shift = self.bias[...].astype(jnp.float32) - mean * scale
+        mean, var = at_least_float32(self.mean[...]), at_least_float32(self.var[...])
+        scale = at_least_float32(self.scale[...]) * jax.lax.rsqrt(var + self.epsilon)
+        shift = at_least_float32(self.bias[...]) - mean * scale
         return x * scale.astype(x.dtype) + shift.astype(x.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch norm (Ioffe and Szegedy 2015), synchronised: in training its statistics are those of all devices' rows.
+
+    Running statistics follow PyTorch: their variance is the unbiased one.
+    """
+
+    def __init__(self, features: int, epsilon: float, momentum: float):
+        self.epsilon, self.momentum = epsilon, momentum
+        self.use_running_average = False
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+
+    def __call__(self, x: Float[Array, "B H W O"], counted: Bool[Array, " B"] | None = None) -> Float[Array, "B H W O"]:
+        """Normalises every row with the statistics of the `counted` ones; without it all count."""
+        wide = at_least_float32(x)
+        mean, var = self.mean[...], self.var[...]
+        if not self.use_running_average:
+            mean, var = self._observe(wide, counted)
+        scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        return ((wide - mean) * scale + self.bias[...]).astype(x.dtype)
+
+    def _observe(
+        self, x: Float[Array, "B H W O"], counted: Bool[Array, " B"] | None
+    ) -> tuple[Float[Array, " O"], Float[Array, " O"]]:
+        """Mean and variance of the batch, which also move the running ones."""
+        weight = jnp.ones_like(x[:, :1, :1, :1]) if counted is None else at_least_float32(counted)[:, None, None, None]
+        count = jax.lax.psum(jnp.sum(weight) * (x.shape[1] * x.shape[2]), DATA_AXIS)
+        divisor = jnp.maximum(count, 1)
+        mean = jax.lax.psum(jnp.sum(x * weight, axis=(0, 1, 2)), DATA_AXIS) / divisor
+        var = jax.lax.psum(jnp.sum(jnp.square(x - mean) * weight, axis=(0, 1, 2)), DATA_AXIS) / divisor
+        step = jnp.where(count > 1, 1 - self.momentum, 0.0)
+        unbiased = var * (count / jnp.maximum(count - 1, 1))
+        self.mean[...] += step * jax.lax.stop_gradient(mean - self.mean[...])
+        self.var[...] += step * jax.lax.stop_gradient(unbiased - self.var[...])
+        return mean, var
 
 
 @dataclass(frozen=True)
@@ -75,17 +116,17 @@ class NormConfig:
             case "frozen_batch_norm":
                 return FrozenBatchNorm(features, self.epsilon)
             case "batch_norm":
-                return nnx.BatchNorm(
-                    features, momentum=self.momentum, epsilon=self.epsilon, axis_name=DATA_AXIS, rngs=rngs
-                )
+                return BatchNorm(features, self.epsilon, self.momentum)
             case "group_norm":
-                return nnx.GroupNorm(features, num_groups=self.groups, epsilon=self.epsilon, rngs=rngs)
+                return nnx.GroupNorm(
+                    features, num_groups=self.groups, epsilon=self.epsilon, use_fast_variance=False, rngs=rngs
+                )
             case "none":
                 return None
 
 
 class ConvNorm(nnx.Module):
-    """A convolution with Detectron2's padding (`kernel // 2`), then a norm or a bias."""
+    """A convolution with Detectron2's padding (`dilation * (kernel // 2)`), then a norm or a bias."""
 
     def __init__(
         self,
@@ -97,6 +138,7 @@ class ConvNorm(nnx.Module):
         rngs: nnx.Rngs,
         stride: int = 1,
         groups: int = 1,
+        dilation: int = 1,
         init: nnx.Initializer = msra_init,
     ):
         self.conv = nnx.Conv(
@@ -104,7 +146,8 @@ class ConvNorm(nnx.Module):
             out_channels,
             (kernel, kernel),
             strides=stride,
-            padding=kernel // 2,
+            padding=dilation * (kernel // 2),
+            kernel_dilation=dilation,
             feature_group_count=groups,
             use_bias=norm.kind == "none",
             kernel_init=init,
@@ -112,8 +155,11 @@ class ConvNorm(nnx.Module):
         )
         self.norm = norm.build(out_channels, rngs)
 
-    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
+    def __call__(self, x: Float[Array, "B H W I"], counted: Bool[Array, " B"] | None = None) -> Float[Array, "B _ _ O"]:
+        """`counted` rows make the statistics of a batch norm; padding among RoIs must not."""
         x = self.conv(x)
+        if isinstance(self.norm, BatchNorm):
+            return self.norm(x, counted)
         return x if self.norm is None else self.norm(x)
 
 

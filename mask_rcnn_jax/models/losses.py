@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from mask_rcnn_jax.ops.precision import at_least_float32
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Mean:
 
 def masked_mean(values: Shaped[Array, "*N"], mask: Bool[Array, "*N"]) -> Mean:
     """The mean of `values` where `mask` holds. What is masked out may be anything finite."""
-    mask = mask.astype(jnp.float32)
-    return Mean(jnp.sum(values.astype(jnp.float32) * mask), jnp.sum(mask))
+    mask = at_least_float32(mask)
+    return Mean(jnp.sum(at_least_float32(values) * mask), jnp.sum(mask))
 
 
 def smooth_l1(error: Float[Array, "*N"], beta: float) -> Float[Array, "*N"]:

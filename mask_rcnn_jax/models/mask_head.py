@@ -15,6 +15,7 @@ from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, NormConfig, msra_in
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig
 from mask_rcnn_jax.ops.masks import mask_targets
+from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.structures import GroundTruth
 
 
@@ -49,17 +50,22 @@ class MaskHead(nnx.Module):
         kernel = normal_init(0.001)(rngs.params(), (config.channels, num_classes), jnp.float32)
         self.predictor_kernel, self.predictor_bias = nnx.Param(kernel), nnx.Param(jnp.zeros(num_classes))
 
-    def __call__(self, roi_features: Float[Array, "B R P P C"], classes: Int[Array, "B R"]) -> Float[Array, "B R M M"]:
-        """Mask logits of each RoI for its class in 0..K-1; another class, such as background, gives zeros."""
+    def __call__(
+        self, roi_features: Float[Array, "B R P P C"], classes: Int[Array, "B R"], valid: Bool[Array, "B R"]
+    ) -> Float[Array, "B R M M"]:
+        """Mask logits of each RoI for its class in 0..K-1; another class, such as background, gives zeros.
+
+        RoIs that are not `valid` leave a batch norm's statistics alone.
+        """
         batch, rois = classes.shape
         x = roi_features.reshape(batch * rois, *roi_features.shape[2:])
         for i in range(self.num_convs):
-            x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x))
+            x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x, valid.reshape(-1)))
         x = jax.nn.relu(self.deconv(x))
         kernel, bias = self.predictor_kernel[...].astype(x.dtype), self.predictor_bias[...].astype(x.dtype)
         of_class = jax.nn.one_hot(classes.reshape(-1), kernel.shape[1], dtype=x.dtype)
         logits = jnp.einsum("rhwc,rc->rhw", x, of_class @ kernel.T) + (of_class @ bias)[:, None, None]
-        return logits.reshape(batch, rois, *logits.shape[1:]).astype(jnp.float32)
+        return at_least_float32(logits.reshape(batch, rois, *logits.shape[1:]))
 
 
 def mask_losses(
@@ -81,7 +87,7 @@ def mask_losses(
         aligned=config.aligned_targets,
         soft=config.soft_targets,
     )
-    counted = jnp.broadcast_to(foreground[:, None, None], mask_logits.shape).astype(jnp.float32)
+    counted = at_least_float32(jnp.broadcast_to(foreground[:, None, None], mask_logits.shape))
     losses = binary_cross_entropy(mask_logits, targets)
     correct = (mask_logits > 0) == (targets >= 0.5)
     return {

@@ -6,159 +6,65 @@ Shape letters: `B` images, `H W` padded height and width, `N` anchors, `P` propo
 """
 
 import functools
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Num
 
-from mask_rcnn_jax.models import box_head, mask_head, rpn
-from mask_rcnn_jax.models.box_head import BoxHeadConfig
-from mask_rcnn_jax.models.fpn import FPNConfig
+from mask_rcnn_jax.models import box_head, cascade, keypoint_head, mask_head, rpn
+from mask_rcnn_jax.models.box_head import SampledRoIs
 from mask_rcnn_jax.models.losses import Mean
-from mask_rcnn_jax.models.mask_head import MaskHeadConfig
-from mask_rcnn_jax.models.pooler import pool
-from mask_rcnn_jax.models.rpn import RPNConfig
-from mask_rcnn_jax.structures import Batch, Detections
+from mask_rcnn_jax.models.networks import MaskRCNN, MaskRCNNConfig, Variables, networks
+from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.models.rpn import Proposals
+from mask_rcnn_jax.ops.keypoints import decode_keypoints
+from mask_rcnn_jax.ops.precision import at_least_float32
+from mask_rcnn_jax.structures import Batch, Detections, GroundTruth
 
-Arrays = dict[str, Any]  # nested dicts with arrays at the leaves
-
-
-@dataclass(frozen=True)
-class MaskRCNNConfig:
-    """The whole model. Defaults are Detectron2's R50-FPN; without a mask head it is Faster R-CNN."""
-
-    num_classes: int = 80
-    backbone: FPNConfig = FPNConfig()
-    rpn: RPNConfig = RPNConfig()
-    box_head: BoxHeadConfig = BoxHeadConfig()
-    mask_head: MaskHeadConfig | None = MaskHeadConfig()
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, of values 0..255
-    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    channel_order: Literal["bgr", "rgb"] = "bgr"  # in which the backbone was trained; images are RGB always
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the networks; coordinates and losses are float32
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Variables:
-    """All that a model has learnt, in nested dicts: `params` are trained, `buffers` (frozen weights, norms) are not."""
-
-    params: Arrays
-    buffers: Arrays
-
-
-class MaskRCNN(nnx.Module):
-    """The networks of the configuration; what happens between them is in the functions of this file."""
-
-    def __init__(self, config: MaskRCNNConfig, *, rngs: nnx.Rngs):
-        channels = config.backbone.out_channels
-        self.backbone = config.backbone.build(rngs)
-        self.rpn = config.rpn.build(channels[config.rpn.features[0]], rngs)
-        box = config.box_head
-        self.box_head = box.build(channels[box.pooler.features[0]], config.num_classes, rngs)
-        mask = config.mask_head
-        self.mask_head = mask and mask.build(channels[mask.pooler.features[0]], config.num_classes, rngs)
-
-
-def init(config: MaskRCNNConfig, key: Key[Array, ""]) -> Variables:
-    """Random variables; every layer as Detectron2 initialises it."""
-    _, params, buffers = nnx.split(MaskRCNN(config, rngs=nnx.Rngs(key)), nnx.Param, ...)
-    return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(buffers))
-
-
-@functools.cache
-def _structure(config: MaskRCNNConfig, train: bool) -> nnx.GraphDef[MaskRCNN]:
-    def build() -> MaskRCNN:
-        model = MaskRCNN(config, rngs=nnx.Rngs(0))
-        model.set_attributes(use_running_average=not train, raise_if_not_found=False)
-        # Parameters stay float32; each layer casts them, and gradients come back in float32.
-        model.set_attributes(dtype=jnp.dtype(config.dtype), raise_if_not_found=False)
-        return model
-
-    return nnx.graphdef(nnx.eval_shape(build))
-
-
-def _assemble(config: MaskRCNNConfig, variables: Variables, train: bool) -> MaskRCNN:
-    return nnx.merge(_structure(config, train), variables.params, variables.buffers)
-
-
-def normalize(
-    config: MaskRCNNConfig, images: Num[Array, "B H W 3"], image_sizes: Int[Array, "B 2"]
-) -> Float[Array, "B H W 3"]:
-    """Subtracts the mean and divides by the deviation; padding is zero afterwards."""
-    order = slice(None, None, -1 if config.channel_order == "bgr" else 1)
-    images = (images.astype(jnp.float32) - jnp.array(config.pixel_mean)) / jnp.array(config.pixel_std)
-    rows = jnp.arange(images.shape[1])[None, :, None] < image_sizes[:, 0, None, None]
-    columns = jnp.arange(images.shape[2])[None, None, :] < image_sizes[:, 1, None, None]
-    return jnp.where((rows & columns)[..., None], images[..., order], 0.0)
-
-
-def _propose(
-    config: MaskRCNNConfig,
-    model: MaskRCNN,
-    images: Float[Array, "B H W 3"],
-    image_sizes: Int[Array, "B 2"],
-    *,
-    train: bool,
-):
-    """Features, anchors, the RPN's outputs by level, and proposals."""
-    features = model.backbone(images.astype(config.dtype))
-    logits, deltas = model.rpn([features[name] for name in config.rpn.features])
-    anchors = rpn.level_anchors(config.rpn, features, config.backbone.out_strides, (images.shape[1], images.shape[2]))
-    propose = functools.partial(
-        rpn.propose,
-        config.rpn,
-        anchors,
-        pre_nms=config.rpn.pre_nms_train if train else config.rpn.pre_nms_test,
-        post_nms=config.rpn.post_nms_train if train else config.rpn.post_nms_test,
-    )
-    return features, anchors, logits, deltas, jax.vmap(propose)(logits, deltas, image_sizes)
+Features = Mapping[str, Float[Array, "B _ _ _"]]
+Terms = dict[str, Mean]
 
 
 def loss_terms(
     config: MaskRCNNConfig, variables: Variables, batch: Batch, keys: Key[Array, " B"] | None
-) -> tuple[dict[str, Mean], Arrays]:
+) -> tuple[Terms, dict[str, Any]]:
     """Losses (`loss/...`, their sum is minimised) and measures of the batch by name, and the updated buffers.
 
     `keys` seed the sampling of anchors and RoIs, one an image; `None` takes the candidates with the lowest indices.
     Batch norm synchronises over the mesh axis `data`, which must then exist.
     """
-    model = _assemble(config, variables, train=True)
-    truth, strides = batch.ground_truth, config.backbone.out_strides
+    model = networks(config, variables, train=True)
+    truth = batch.ground_truth
     images = normalize(config, batch.images, batch.image_sizes)
-    features, anchors, logits, deltas, proposals = _propose(config, model, images, batch.image_sizes, train=True)
+    features = model.backbone(images.astype(config.dtype))
+    anchors, logits, deltas, proposals = propose(config, model, features, images, batch.image_sizes, train=True)
+    terms = _rpn_terms(config, anchors, logits, deltas, truth, keys)
 
-    anchors, logits, deltas = jnp.concatenate(anchors), jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1)
-    priority = _priorities(keys, "anchors", (len(images), logits.shape[1]))
-    terms = jax.vmap(functools.partial(rpn.rpn_losses, config.rpn, anchors))(logits, deltas, truth, priority)
+    rois = _sample_rois(config, proposals, truth, keys)
+    box_features = model.roi_features(config, config.box_head.pooler, features, rois.boxes)
+    terms |= _box_terms(config, model, features, box_features, rois, batch)
 
-    candidates = proposals.valid.shape[1] + truth.valid.shape[1]
-    priority = _priorities(keys, "rois", (len(images), candidates))
-    draw = functools.partial(box_head.sample_rois, config.box_head, config.num_classes)
-    rois = jax.lax.stop_gradient(jax.vmap(draw)(proposals, truth, priority))
-    roi_features = pool(config.box_head.pooler, features, strides, rois.boxes)
-    class_logits, box_deltas = model.box_head(roi_features)
-    terms |= jax.vmap(functools.partial(box_head.box_losses, config.box_head))(class_logits, box_deltas, rois, truth)
+    foreground = jax.tree.map(lambda x: x[:, : config.box_head.foreground_slots], rois)
 
+    def foreground_features(pooler: PoolerConfig) -> Float[Array, "B R _ _ _"]:
+        if config.res5_on_rois:  # heads share what res5 made of the box head's RoIs
+            return box_features[:, : config.box_head.foreground_slots]
+        return model.roi_features(config, pooler, features, foreground.boxes)
+
+    matched = (foreground.boxes, foreground.gt_index, foreground.foreground, truth)
     if config.mask_head is not None and model.mask_head is not None:
-        foreground = jax.tree.map(lambda x: x[:, : config.box_head.foreground_slots], rois)
-        roi_features = pool(config.mask_head.pooler, features, strides, foreground.boxes)
-        mask_logits = model.mask_head(roi_features, foreground.classes)
-        mask_losses = functools.partial(mask_head.mask_losses, config.mask_head)
-        terms |= jax.vmap(mask_losses)(mask_logits, foreground.boxes, foreground.gt_index, foreground.foreground, truth)
+        x = foreground_features(config.mask_head.pooler)
+        mask_logits = model.mask_head(x, foreground.classes, foreground.foreground)
+        terms |= jax.vmap(functools.partial(mask_head.mask_losses, config.mask_head))(mask_logits, *matched)
+    if config.keypoint_head is not None and model.keypoint_head is not None:
+        heatmaps = model.keypoint_head(foreground_features(config.keypoint_head.pooler))
+        terms |= jax.vmap(functools.partial(keypoint_head.keypoint_losses, config.keypoint_head))(heatmaps, *matched)
     buffers = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
     return jax.tree.map(jnp.sum, terms), buffers
-
-
-def _priorities(keys: Key[Array, " B"] | None, stage: str, shape: tuple[int, int]) -> Float[Array, "B N"]:
-    """Which candidates a sampler prefers: at random, or the lowest indices without keys."""
-    if keys is None:
-        return jnp.broadcast_to(-jnp.arange(shape[1], dtype=jnp.float32), shape)
-    number = {"anchors": 0, "rois": 1}[stage]
-    return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, number), shape[1:]))(keys)
 
 
 def detect(
@@ -168,15 +74,123 @@ def detect(
     image_sizes: Int[Array, "B 2"],
 ) -> Detections:
     """Detections of a batch of padded images, boxes in its pixels and clipped to `image_sizes` (height, width)."""
-    model = _assemble(config, variables, train=False)
-    strides = config.backbone.out_strides
+    model = networks(config, variables)
     images = normalize(config, images, image_sizes)
-    features, _, _, _, proposals = _propose(config, model, images, image_sizes, train=False)
-    class_logits, box_deltas = model.box_head(pool(config.box_head.pooler, features, strides, proposals.boxes))
-    detect_boxes = functools.partial(box_head.detect_boxes, config.box_head)
-    detections = jax.vmap(detect_boxes)(class_logits, box_deltas, proposals, image_sizes)
-    if config.mask_head is None or model.mask_head is None:
-        return detections
-    roi_features = pool(config.mask_head.pooler, features, strides, detections.boxes)
-    masks = jax.nn.sigmoid(model.mask_head(roi_features, detections.classes))
-    return replace(detections, masks=jnp.where(detections.valid[..., None, None], masks, 0.0))
+    features = model.backbone(images.astype(config.dtype))
+    *_, proposals = propose(config, model, features, images, image_sizes, train=False)
+    found = _detect_boxes(config, model, features, proposals, image_sizes)
+    if config.mask_head is not None and model.mask_head is not None:
+        x = model.roi_features(config, config.mask_head.pooler, features, found.boxes)
+        masks = jax.nn.sigmoid(model.mask_head(x, found.classes, found.valid))
+        found = replace(found, masks=jnp.where(found.valid[..., None, None], masks, 0.0))
+    if config.keypoint_head is not None and model.keypoint_head is not None:
+        heatmaps = model.keypoint_head(model.roi_features(config, config.keypoint_head.pooler, features, found.boxes))
+        decode = functools.partial(decode_keypoints, convention=config.keypoint_head.decode)
+        keypoints = jax.vmap(decode)(heatmaps, found.boxes)
+        found = replace(found, keypoints=jnp.where(found.valid[..., None, None], keypoints, 0.0))
+    return found
+
+
+def normalize(
+    config: MaskRCNNConfig, images: Num[Array, "B H W 3"], image_sizes: Int[Array, "B 2"]
+) -> Float[Array, "B H W 3"]:
+    """Subtracts the mean and divides by the deviation; padding is zero afterwards."""
+    order = slice(None, None, -1 if config.channel_order == "bgr" else 1)
+    images = (at_least_float32(images) - jnp.array(config.pixel_mean)) / jnp.array(config.pixel_std)
+    rows = jnp.arange(images.shape[1])[None, :, None] < image_sizes[:, 0, None, None]
+    columns = jnp.arange(images.shape[2])[None, None, :] < image_sizes[:, 1, None, None]
+    return jnp.where((rows & columns)[..., None], images[..., order], 0.0)
+
+
+def propose(
+    config: MaskRCNNConfig,
+    model: MaskRCNN,
+    features: Features,
+    images: Float[Array, "B H W 3"],
+    image_sizes: Int[Array, "B 2"],
+    *,
+    train: bool,
+) -> tuple[list[Float[Array, "_ 4"]], list[Float[Array, "B _"]], list[Float[Array, "B _ 4"]], Proposals]:
+    """Anchors, objectness logits and anchor deltas by level, and the proposals that they make."""
+    logits, deltas = model.rpn([features[name] for name in config.rpn.features])
+    anchors = rpn.level_anchors(config.rpn, features, config.backbone.out_strides, (images.shape[1], images.shape[2]))
+    of_image = functools.partial(
+        rpn.propose,
+        config.rpn,
+        anchors,
+        pre_nms=config.rpn.pre_nms_train if train else config.rpn.pre_nms_test,
+        post_nms=config.rpn.post_nms_train if train else config.rpn.post_nms_test,
+    )
+    return anchors, logits, deltas, jax.vmap(of_image)(logits, deltas, image_sizes)
+
+
+def _rpn_terms(
+    config: MaskRCNNConfig,
+    anchors: list[Float[Array, "_ 4"]],
+    logits: list[Float[Array, "B _"]],
+    deltas: list[Float[Array, "B _ 4"]],
+    truth: GroundTruth,
+    keys: Key[Array, " B"] | None,
+) -> Terms:
+    of_image = functools.partial(rpn.rpn_losses, config.rpn, jnp.concatenate(anchors))
+    joined = jnp.concatenate(logits, axis=1)
+    priority = _priorities(keys, "anchors", (len(joined), joined.shape[1]))
+    return jax.vmap(of_image)(joined, jnp.concatenate(deltas, axis=1), truth, priority)
+
+
+def _sample_rois(
+    config: MaskRCNNConfig, proposals: Proposals, truth: GroundTruth, keys: Key[Array, " B"] | None
+) -> SampledRoIs:
+    candidates = proposals.valid.shape[1] + truth.valid.shape[1]
+    priority = _priorities(keys, "rois", (len(truth.valid), candidates))
+    draw = functools.partial(box_head.sample_rois, config.box_head, config.num_classes)
+    return jax.lax.stop_gradient(jax.vmap(draw)(proposals, truth, priority))
+
+
+def _box_terms(
+    config: MaskRCNNConfig,
+    model: MaskRCNN,
+    features: Features,
+    roi_features: Float[Array, "B R _ _ _"],
+    rois: SampledRoIs,
+    batch: Batch,
+) -> Terms:
+    """Losses of the box head, and of each further stage of a cascade on the boxes of the stage before."""
+    terms: Terms = {}
+    stages, truth = config.box_stages, batch.ground_truth
+    for number, (stage, head) in enumerate(zip(stages, model.box_heads, strict=True), 1):
+        shared = cascade.scale_gradient(roi_features, 1 / len(stages)) if len(stages) > 1 else roi_features
+        class_logits, deltas = head(shared, rois.valid)
+        losses = jax.vmap(functools.partial(box_head.box_losses, stage))(class_logits, deltas, rois, truth)
+        suffix = f"_stage{number}" if number > 1 else ""
+        terms |= {name + suffix: term for name, term in losses.items()}
+        if number < len(stages):
+            boxes = jax.vmap(functools.partial(cascade.refine, stage))(rois.boxes, deltas, batch.image_sizes)
+            relabel = functools.partial(cascade.relabel, stages[number], config.num_classes)
+            rois = jax.vmap(relabel)(boxes, rois.valid, truth)
+            roi_features = model.roi_features(config, stage.pooler, features, rois.boxes)
+    return terms
+
+
+def _detect_boxes(
+    config: MaskRCNNConfig, model: MaskRCNN, features: Features, proposals: Proposals, image_sizes: Int[Array, "B 2"]
+) -> Detections:
+    """Detections without masks. In a cascade the last stage's boxes have the mean of all stages' scores."""
+    stages, scores = config.box_stages, []
+    for number, (stage, head) in enumerate(zip(stages, model.box_heads, strict=True), 1):
+        x = model.roi_features(config, stage.pooler, features, proposals.boxes)
+        class_logits, deltas = head(x, proposals.valid)
+        scores.append(jax.nn.softmax(class_logits, axis=-1))
+        if number < len(stages):
+            boxes = jax.vmap(functools.partial(cascade.refine, stage))(proposals.boxes, deltas, image_sizes)
+            proposals = replace(proposals, boxes=boxes)
+    mean = jnp.mean(jnp.stack(scores), axis=0)
+    return jax.vmap(functools.partial(box_head.detect_boxes, stages[-1]))(mean, deltas, proposals, image_sizes)
+
+
+def _priorities(keys: Key[Array, " B"] | None, stage: str, shape: tuple[int, int]) -> Float[Array, "B N"]:
+    """Which candidates a sampler prefers: at random, or the lowest indices without keys."""
+    if keys is None:
+        return jnp.broadcast_to(-jnp.arange(shape[1], dtype=jnp.float32), shape)
+    number = {"anchors": 0, "rois": 1}[stage]
+    return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, number), shape[1:]))(keys)

@@ -1,6 +1,8 @@
-"""ResNet backbones (He et al. 2016, https://arxiv.org/abs/1512.03385).
+"""ResNet (He et al. 2016, https://arxiv.org/abs/1512.03385) and ResNeXt (Xie et al. 2017,
+https://arxiv.org/abs/1611.05431) backbones.
 
-Features are named `res2` to `res5`, with strides 4 to 32. Shape letters: `B` images, `H W` height and width.
+Features are named `res2` to `res5`, with strides 4 to 32 (16 for a dilated res5).
+Shape letters: `B` images, `H W` height and width.
 """
 
 from dataclasses import dataclass
@@ -14,32 +16,60 @@ from jaxtyping import Array, Float
 from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, freeze
 
 STAGES = ("res2", "res3", "res4", "res5")
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    depth: Literal[18, 34, 50, 101] = 50
-    width: int = 64  # channels of the stem and of res2's 3x3 convolutions; doubles each stage
+    depth: Literal[18, 34, 50, 101, 152] = 50
+    width: int = 64  # res2 has this many channels in basic blocks and four times as many in bottlenecks; x 2 each stage
+    stem_width: int | None = None  # channels of the stem; None: `width`
+    groups: int = 1  # of the 3x3 convolutions of bottlenecks; ResNeXt has 32
+    width_per_group: int | None = None  # channels of a group in res2; None: `width` in all groups together
     norm: NormConfig = NormConfig()
     stride_in_1x1: bool = True  # bottlenecks: True for Detectron2's MSRA weights, False for torchvision's
+    res5_dilation: Literal[1, 2] = 1  # 2 keeps res5 at stride 16 (DC5)
+    out_features: tuple[str, ...] = STAGES  # nothing beyond the last of them is built
     freeze_at: int = 2  # 0 trains everything, 1 freezes the stem, 2 also res2, and so on up to 5
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.out_features if name not in STAGES]
+        if unknown or not self.out_features:
+            raise ValueError(f"out_features must be some of {', '.join(STAGES)}, not {self.out_features}")
 
     @property
     def is_bottleneck(self) -> bool:
         return self.depth >= 50
 
     @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that are built."""
+        return STAGES[: max(map(STAGES.index, self.out_features)) + 1]
+
+    @property
     def out_strides(self) -> dict[str, int]:
-        return {name: 4 * 2**i for i, name in enumerate(STAGES)}
+        return {name: self.stage_stride(name) for name in self.out_features}
 
     @property
     def out_channels(self) -> dict[str, int]:
-        expansion = 4 if self.is_bottleneck else 1
-        return {name: self.width * 2**i * expansion for i, name in enumerate(STAGES)}
+        return {name: self.stage_channels(name) for name in self.out_features}
+
+    def stage_stride(self, name: str) -> int:
+        return 16 if name == "res5" and self.res5_dilation == 2 else 4 * 2 ** STAGES.index(name)
+
+    def stage_channels(self, name: str) -> int:
+        return self.width * 2 ** STAGES.index(name) * (4 if self.is_bottleneck else 1)
+
+    def bottleneck_channels(self, name: str) -> int:
+        width = self.width if self.width_per_group is None else self.groups * self.width_per_group
+        return width * 2 ** STAGES.index(name)
 
     def build(self, rngs: nnx.Rngs) -> "ResNet":
         return ResNet(self, rngs=rngs)
+
+    def build_res5(self, rngs: nnx.Rngs) -> "Stage":
+        """The last stage by itself, as the head that C4 applies to RoIs. It is never frozen."""
+        return Stage(self, "res5", self.stage_channels("res4"), rngs=rngs)
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, norm: NormConfig, rngs: nnx.Rngs) -> ConvNorm | None:
@@ -50,8 +80,8 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm: NormConfig
 
 
 class BasicBlock(nnx.Module):
-    def __init__(self, in_channels: int, out_channels: int, stride: int, config: ResNetConfig, *, rngs: nnx.Rngs):
-        norm = config.norm
+    def __init__(self, config: ResNetConfig, stage: str, in_channels: int, stride: int, *, rngs: nnx.Rngs):
+        norm, out_channels = config.norm, config.stage_channels(stage)
         self.conv1 = ConvNorm(in_channels, out_channels, 3, stride=stride, norm=norm, rngs=rngs)
         self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm, rngs=rngs)
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm, rngs)
@@ -62,11 +92,14 @@ class BasicBlock(nnx.Module):
 
 
 class BottleneckBlock(nnx.Module):
-    def __init__(self, in_channels: int, out_channels: int, stride: int, config: ResNetConfig, *, rngs: nnx.Rngs):
-        middle, norm = out_channels // 4, config.norm
+    def __init__(self, config: ResNetConfig, stage: str, in_channels: int, stride: int, *, rngs: nnx.Rngs):
+        norm, out_channels, middle = config.norm, config.stage_channels(stage), config.bottleneck_channels(stage)
         strides = (stride, 1) if config.stride_in_1x1 else (1, stride)
+        dilation = config.res5_dilation if stage == "res5" else 1
         self.conv1 = ConvNorm(in_channels, middle, 1, stride=strides[0], norm=norm, rngs=rngs)
-        self.conv2 = ConvNorm(middle, middle, 3, stride=strides[1], norm=norm, rngs=rngs)
+        self.conv2 = ConvNorm(
+            middle, middle, 3, stride=strides[1], groups=config.groups, dilation=dilation, norm=norm, rngs=rngs
+        )
         self.conv3 = ConvNorm(middle, out_channels, 1, norm=norm, rngs=rngs)
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm, rngs)
 
@@ -78,15 +111,16 @@ class BottleneckBlock(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Blocks `block1`, `block2`, ...; the first one strides."""
+    """Blocks `block1`, `block2`, ...; the first one strides, except in res2 (the pool has) and in a dilated res5."""
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, stride: int, config: ResNetConfig, rngs):
+    def __init__(self, config: ResNetConfig, name: str, in_channels: int, *, rngs: nnx.Rngs):
         block_type = BottleneckBlock if config.is_bottleneck else BasicBlock
-        self.blocks = blocks
-        for i in range(blocks):
-            block = block_type(in_channels, out_channels, stride if i == 0 else 1, config, rngs=rngs)
+        self.blocks = BLOCKS[config.depth][STAGES.index(name)]
+        strides = name != "res2" and not (name == "res5" and config.res5_dilation == 2)
+        for i in range(self.blocks):
+            block = block_type(config, name, in_channels, 2 if strides and i == 0 else 1, rngs=rngs)
             setattr(self, f"block{i + 1}", block)
-            in_channels = out_channels
+            in_channels = config.stage_channels(name)
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
         for i in range(self.blocks):
@@ -95,17 +129,16 @@ class Stage(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Returns the features `res2` to `res5`."""
+    """Returns the features named in `ResNetConfig.out_features`. Any size of image will do."""
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
-        self.stem = ConvNorm(3, config.width, 7, stride=2, norm=config.norm, rngs=rngs)
-        in_channels = config.width
-        for name, blocks in zip(STAGES, BLOCKS[config.depth], strict=True):
-            out_channels = config.out_channels[name]
-            stride = 1 if name == "res2" else 2
-            setattr(self, name, Stage(in_channels, out_channels, blocks, stride, config, rngs))
-            in_channels = out_channels
-        for name in ("stem", *STAGES)[: config.freeze_at]:
+        self.stages, self.out_features = config.stages, config.out_features
+        in_channels = config.stem_width or config.width
+        self.stem = ConvNorm(3, in_channels, 7, stride=2, norm=config.norm, rngs=rngs)
+        for name in config.stages:
+            setattr(self, name, Stage(config, name, in_channels, rngs=rngs))
+            in_channels = config.stage_channels(name)
+        for name in ("stem", *config.stages)[: config.freeze_at]:
             freeze(getattr(self, name))
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B _ _ _"]]:
@@ -114,6 +147,6 @@ class ResNet(nnx.Module):
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="VALID")
         features = {}
-        for name in STAGES:
+        for name in self.stages:
             x = features[name] = getattr(self, name)(x)
-        return features
+        return {name: features[name] for name in self.out_features}

@@ -22,6 +22,7 @@ from mask_rcnn_jax.ops import anchors as anchor_ops
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ops.matching import match
 from mask_rcnn_jax.ops.nms import nms
+from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.ops.sampling import sample
 from mask_rcnn_jax.structures import GroundTruth
 
@@ -83,8 +84,8 @@ class RPNHead(nnx.Module):
         for x in features:
             for i in range(self.num_convs):
                 x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x))
-            logits.append(self.objectness(x).reshape(x.shape[0], -1).astype(jnp.float32))
-            deltas.append(self.deltas(x).reshape(x.shape[0], -1, 4).astype(jnp.float32))
+            logits.append(at_least_float32(self.objectness(x).reshape(x.shape[0], -1)))
+            deltas.append(at_least_float32(self.deltas(x).reshape(x.shape[0], -1, 4)))
         return logits, deltas
 
 
@@ -137,14 +138,14 @@ def rpn_losses(
     """Losses of one image: objectness of the sampled anchors, and boxes of the foreground among them."""
     gt_index, sampled, foreground = rpn_targets(config, anchors, truth, priority)
     gt_deltas = box_ops.encode(truth.boxes[gt_index], anchors, config.box_weights)
-    objectness = masked_mean(binary_cross_entropy(objectness_logits, foreground.astype(jnp.float32)), sampled)
+    objectness = masked_mean(binary_cross_entropy(objectness_logits, at_least_float32(foreground)), sampled)
     error = jnp.where(foreground[:, None], pred_anchor_deltas - gt_deltas, 0.0)
     boxes = jnp.sum(smooth_l1(error, config.smooth_l1_beta))
     count = objectness.count if config.normalizer == "sampled" else jnp.float32(config.samples)
     return {
         "loss/rpn_objectness": Mean(objectness.total, count),
         "loss/rpn_box": Mean(boxes, count),
-        "rpn/foreground_anchors": Mean(jnp.sum(foreground.astype(jnp.float32)), jnp.float32(1)),
+        "rpn/foreground_anchors": Mean(jnp.sum(at_least_float32(foreground)), jnp.float32(1)),
     }
 
 

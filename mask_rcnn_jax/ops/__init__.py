@@ -3,8 +3,9 @@
 `boxes` is a module whose functions read best qualified (`boxes.encode`); the rest is named here.
 """
 
-from mask_rcnn_jax.ops import anchors, boxes, masks, matching, sampling
+from mask_rcnn_jax.ops import anchors, boxes, keypoints, masks, matching, sampling
 from mask_rcnn_jax.ops.anchors import cell_anchors, grid_anchors
+from mask_rcnn_jax.ops.keypoints import decode_keypoints, keypoint_targets
 from mask_rcnn_jax.ops.masks import mask_targets, paste_masks
 from mask_rcnn_jax.ops.matching import Matches, match
 from mask_rcnn_jax.ops.nms import Kept, nms
@@ -19,7 +20,10 @@ __all__ = [
     "assign_levels",
     "boxes",
     "cell_anchors",
+    "decode_keypoints",
     "grid_anchors",
+    "keypoint_targets",
+    "keypoints",
     "mask_targets",
     "masks",
     "match",

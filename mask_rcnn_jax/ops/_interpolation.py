@@ -45,9 +45,9 @@ def axis_weights(
     0; a side that is not positive then has no samples and gives zeros. A sample outside `bounds` (by default [-1,
     length]) counts as 0; one between them and the outer cell centres takes the value of the outer cell.
     """
-    cell = jnp.arange(length, dtype=jnp.float32)
+    cell = jnp.arange(length, dtype=start.dtype)
     bin_side = ((end - start) / bins)[:, None, None]
-    bin_start = start[:, None, None] + jnp.arange(bins, dtype=jnp.float32)[:, None] * bin_side
+    bin_start = start[:, None, None] + jnp.arange(bins, dtype=start.dtype)[:, None] * bin_side
     if sampling_ratio > 0:
         num = jnp.full_like(bin_side, sampling_ratio)
         first, candidates = jnp.zeros_like(bin_side), sampling_ratio
@@ -57,7 +57,7 @@ def axis_weights(
         first = jnp.clip(jnp.floor((cell - 1 - bin_start) / spacing - 0.5), 0, jnp.maximum(num - 1, 0))
         candidates = _SAMPLES_NEAR_CELL
     low, high = (-1.0, float(length)) if bounds is None else (bound[:, None, None] for bound in bounds)
-    total = jnp.zeros((start.shape[0], bins, length), jnp.float32)
+    total = jnp.zeros((start.shape[0], bins, length), start.dtype)
     for offset in range(candidates):
         sample = first + offset
         at = bin_start + (sample + 0.5) * bin_side / jnp.maximum(num, 1.0)

@@ -18,7 +18,7 @@ _CHUNK_BYTES = 64 * 2**20
 def forward(
     pooling: Pooling, features: tuple[Float[Array, "_ _ C"], ...], rois: Float[Array, "R 4"], levels: Int[Array, " R"]
 ) -> Float[Array, "R P P C"]:
-    """RoI features of one image; `features` are float32."""
+    """RoI features of one image; `features` are float32 or wider."""
     pooled = [_pool_level(pooling, index, level, rois, levels) for index, level in enumerate(features)]
     return sum(pooled[1:], start=pooled[0])
 

@@ -38,7 +38,7 @@ def forward(
     rois: Float[Array, "B R 4"],
     levels: Int[Array, "B R"],
 ) -> Float[Array, "B R P P C"]:
-    """RoI features of every image; `features` are float32."""
+    """RoI features of every image; `features` are float32 or wider."""
     bins, channels = pooling.output_size, features[0].shape[-1]
     pooled = jnp.full((rois.shape[0] * rois.shape[1], bins, bins, channels), _zero(features[0], rois, levels))
     for index, level in enumerate(features):
@@ -130,6 +130,6 @@ def _add(array, update, corner):
 
 
 def _zero(*operands) -> Float[Array, ""]:
-    """Zero that varies over the mesh as the operands do: inside shard_map a loop's first carry must."""
+    """Zero of the operands' widest type that varies over the mesh as they do: a loop's first carry must."""
     nothing = [jnp.logical_and(operand.reshape(-1)[0] != 0, False) for operand in operands]
-    return jnp.any(jnp.stack(nothing)).astype(jnp.float32)
+    return jnp.any(jnp.stack(nothing)).astype(jnp.result_type(*operands))

@@ -9,6 +9,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
+from mask_rcnn_jax.ops.precision import at_least_float32
+
 MAX_LOG_SCALE = math.log(1000 / 16)  # decoding never grows a reference more than 62.5 times
 
 
@@ -62,9 +64,10 @@ def decode(
 ) -> Float[Array, "*batch 4"]:
     """Boxes that `deltas` make of `references`: the inverse of `encode`, with `dw, dh` at most log(1000 / 16).
 
-    Computed in float32 whatever the deltas are. A padded reference gives an empty box.
+    Computed in float32 or wider whatever the deltas are. A padded reference gives an empty box.
     """
-    deltas = deltas.astype(jnp.float32) / jnp.asarray(weights, jnp.float32)
+    deltas = at_least_float32(deltas)
+    deltas = deltas / jnp.asarray(weights, deltas.dtype)
     reference_size = references[..., 2:] - references[..., :2]
     center = _center(references) + deltas[..., :2] * reference_size
     half = 0.5 * reference_size * jnp.exp(jnp.minimum(deltas[..., 2:], MAX_LOG_SCALE))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from mask_rcnn_jax.ops._interpolation import axis_weights
+from mask_rcnn_jax.ops.precision import at_least_float32
 
 _TARGET_CHUNK_CELLS = 2**21  # mask cells taken at once: small grids in one go, full bitmaps RoI by RoI
 _PASTE_CHUNK = 8
@@ -40,13 +41,13 @@ def mask_targets(
 
     def project(item):
         index, along_y, along_x = item
-        return _separable(along_y, masks[index].astype(jnp.float32), along_x)
+        return _separable(along_y, at_least_float32(masks[index]), along_x)
 
     chunk = max(1, _TARGET_CHUNK_CELLS // max(1, masks.shape[1] * masks.shape[2]))
     items = (gt_index, weights_y, weights_x)
     targets = jax.vmap(project)(items) if chunk >= rois.shape[0] else jax.lax.map(project, items, batch_size=chunk)
     targets = targets / 255.0
-    return targets if soft else (targets >= 0.5).astype(jnp.float32)
+    return targets if soft else at_least_float32(targets >= 0.5)
 
 
 def _target_weights(regions, rois, axis: int, bins: int, length: int, aligned: bool):
@@ -90,7 +91,7 @@ def paste_masks(
         inside = probabilities >= 0.5 if convention == "detectron2" else probabilities > 0.5
         return inside & (box[2] > box[0]) & (box[3] > box[1])
 
-    return jax.lax.map(paste, (masks.astype(jnp.float32), boxes), batch_size=_PASTE_CHUNK)
+    return jax.lax.map(paste, (at_least_float32(masks), boxes), batch_size=_PASTE_CHUNK)
 
 
 def _paste_weights(start, end, side: int, length: int) -> Float[Array, "{length} {side}"]:

@@ -20,6 +20,7 @@ from mask_rcnn_jax.ops import _roi_align_matrix as matrix
 from mask_rcnn_jax.ops import _roi_align_windows as windows
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ops._interpolation import Pooling
+from mask_rcnn_jax.ops.precision import at_least_float32
 
 
 def assign_levels(
@@ -68,7 +69,7 @@ def roi_align(
         x1, y1, x2, y2 = roi
         at_y, counts_y, num_y = _samples(y1, y2, output_size, height, sampling_ratio, samples_y)
         at_x, counts_x, num_x = _samples(x1, x2, output_size, width, sampling_ratio, samples_x)
-        rows = _interpolate(features.astype(jnp.float32), at_y)
+        rows = _interpolate(at_least_float32(features), at_y)
         samples = _interpolate(rows.swapaxes(0, 1), at_x).swapaxes(0, 1)
         samples = samples.reshape(output_size, samples_y, output_size, samples_x, channels)
         drawn = (jnp.arange(samples_y) < num_y)[:, None, None] & (jnp.arange(samples_x) < num_x)
@@ -96,8 +97,8 @@ def multilevel_roi_align(
 ) -> Float[Array, "R P P C"]:
     """RoIAlign of a pyramid: RoI r is pooled from `features[levels[r]]`.
 
-    Arguments and padding as in `roi_align`. Coordinates and accumulation are float32; the result has the features'
-    type. Differentiable in `features` only (reverse mode). The maximum takes the plain form on every level.
+    Arguments and padding as in `roi_align`. Coordinates and accumulation are float32 or wider; the result has the
+    features' type. Differentiable in `features` only (reverse mode). The maximum takes the plain form on every level.
     """
     pooling = Pooling(tuple(spatial_scales), output_size, sampling_ratio, aligned)
     if len(features) != len(pooling.spatial_scales):
@@ -110,7 +111,7 @@ def multilevel_roi_align(
         return jnp.select([(levels == index)[:, None, None, None] for index in range(len(every))], every)
     if rois.shape[0] == 0:
         return jnp.zeros((0, output_size, output_size, features[0].shape[-1]), features[0].dtype)
-    maps = tuple(level.astype(jnp.float32) for level in features)
+    maps = tuple(at_least_float32(level) for level in features)
     pooled: Array = _average(pooling, maps, jax.lax.stop_gradient(rois), levels)
     return pooled.astype(features[0].dtype)
 
@@ -170,7 +171,7 @@ def _samples(start, end, bins: int, length: int, sampling_ratio: int, most: int)
     """Positions along an axis, clamped to it: `bins * most` of them, whether each is on the map, and how many a bin
     uses."""
     bin_side = (end - start) / bins
-    num = jnp.asarray(sampling_ratio, jnp.float32) if sampling_ratio else jnp.clip(jnp.ceil(bin_side), 0, most)
+    num = jnp.full_like(bin_side, sampling_ratio) if sampling_ratio else jnp.clip(jnp.ceil(bin_side), 0, most)
     within = (jnp.arange(most) + 0.5) / jnp.maximum(num, 1)
     at = start + (jnp.arange(bins)[:, None] + within).reshape(-1) * bin_side
     return jnp.clip(at, 0, length - 1), (at >= -1) & (at <= length), num

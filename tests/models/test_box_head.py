@@ -96,7 +96,7 @@ def test_detections_are_those_of_a_plain_loop():
     config = replace(CONFIG, max_detections=50)
     found = detect_boxes(
         config,
-        jnp.asarray(logits),
+        jax.nn.softmax(jnp.asarray(logits)),
         jnp.asarray(deltas),
         Proposals(jnp.asarray(boxes), jnp.zeros(12), jnp.asarray(valid)),
         jnp.array([70, 80]),

@@ -1,0 +1,70 @@
+"""The members of the family besides R50-FPN, which is `MaskRCNNConfig()` itself: Detectron2's model zoo."""
+
+from dataclasses import replace
+
+from mask_rcnn_jax.models.box_head import BoxHeadConfig
+from mask_rcnn_jax.models.cascade import CascadeConfig
+from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
+from mask_rcnn_jax.models.mask_head import MaskHeadConfig
+from mask_rcnn_jax.models.networks import MaskRCNNConfig
+from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.models.resnet import ResNetConfig
+from mask_rcnn_jax.models.rpn import RPNConfig
+
+
+def c4(resnet: ResNetConfig, num_classes: int = 80) -> MaskRCNNConfig:
+    """One feature map, res4; the stage res5 is the head of every RoI (Faster R-CNN with ResNet; masks of 14x14)."""
+    pooler = PoolerConfig(output_size=14, features=("res4",))
+    return MaskRCNNConfig(
+        num_classes=num_classes,
+        backbone=replace(resnet, out_features=("res4",)),
+        rpn=_rpn_on("res4"),
+        box_head=BoxHeadConfig(pooler=pooler, num_fcs=0),
+        mask_head=MaskHeadConfig(pooler=pooler, num_convs=0),
+        res5_on_rois=True,
+    )
+
+
+def dc5(resnet: ResNetConfig, num_classes: int = 80) -> MaskRCNNConfig:
+    """One feature map, a res5 that is dilated instead of strided, with the heads of FPN."""
+    features = ("res5",)
+    return MaskRCNNConfig(
+        num_classes=num_classes,
+        backbone=replace(resnet, res5_dilation=2, out_features=features),
+        rpn=_rpn_on("res5"),
+        box_head=BoxHeadConfig(pooler=PoolerConfig(output_size=7, features=features)),
+        mask_head=MaskHeadConfig(pooler=PoolerConfig(output_size=14, features=features)),
+    )
+
+
+def cascade(config: MaskRCNNConfig) -> MaskRCNNConfig:
+    """The model with three box heads in a row, each on the boxes of the one before."""
+    return replace(
+        config,
+        rpn=replace(config.rpn, post_nms_train=2000),
+        box_head=replace(config.box_head, class_agnostic=True),
+        cascade=CascadeConfig(),
+    )
+
+
+def keypoints(config: MaskRCNNConfig) -> MaskRCNNConfig:
+    """The model for persons, with keypoints instead of masks."""
+    return replace(
+        config,
+        num_classes=1,
+        rpn=replace(config.rpn, post_nms_train=1500),
+        box_head=replace(config.box_head, smooth_l1_beta=0.5),
+        mask_head=None,
+        keypoint_head=KeypointHeadConfig(),
+    )
+
+
+def _rpn_on(feature: str) -> RPNConfig:
+    """All sizes of anchors on one map, and as many proposals as five levels would make."""
+    return RPNConfig(
+        features=(feature,),
+        sizes=((32.0, 64.0, 128.0, 256.0, 512.0),),
+        pre_nms_train=12_000,
+        pre_nms_test=6_000,
+        post_nms_train=2_000,
+    )

@@ -1,0 +1,123 @@
+"""Keypoint branch (He et al. 2017, section 5): the head and its loss; `ops.decode_keypoints` reads its heatmaps.
+
+Shape letters: `B` images, `R` RoIs, `P` side of the pooled grid, `S` = 4 P side of a heatmap, `G` ground-truth slots,
+`J` keypoints, `C` channels, `N` RoIs of all images.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, msra_init, normal_init
+from mask_rcnn_jax.models.losses import Mean, masked_mean, softmax_cross_entropy
+from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.ops.keypoints import keypoint_targets
+from mask_rcnn_jax.ops.precision import at_least_float32
+from mask_rcnn_jax.structures import GroundTruth
+
+
+@dataclass(frozen=True)
+class KeypointHeadConfig:
+    pooler: PoolerConfig = PoolerConfig(output_size=14)
+    num_keypoints: int = 17
+    num_convs: int = 8
+    channels: int = 512
+    decode: Literal["detectron2", "torchvision"] = "detectron2"  # the score is relative to the heatmap, or the logit
+
+    def build(self, in_channels: int, rngs: nnx.Rngs) -> "KeypointHead":
+        return KeypointHead(self, in_channels, rngs=rngs)
+
+
+class KeypointHead(nnx.Module):
+    """Convolutions, a deconvolution to J channels, and twofold bilinear upsampling."""
+
+    def __init__(self, config: KeypointHeadConfig, in_channels: int, *, rngs: nnx.Rngs):
+        self.num_convs = config.num_convs
+        channels = in_channels
+        for i in range(config.num_convs):
+            conv = ConvNorm(channels, config.channels, 3, norm=NormConfig(kind="none"), init=msra_init, rngs=rngs)
+            setattr(self, f"conv{i + 1}", conv)
+            channels = config.channels
+        self.deconv = Deconv4x4(channels, config.num_keypoints, rngs=rngs)
+
+    def __call__(self, roi_features: Float[Array, "B R P P C"]) -> Float[Array, "B R J 4*P 4*P"]:
+        """Logits over the cells of each RoI, one heatmap a keypoint, in float32 at least."""
+        batch, rois = roi_features.shape[:2]
+        x = roi_features.reshape(batch * rois, *roi_features.shape[2:])
+        for i in range(self.num_convs):
+            x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x))
+        x = at_least_float32(self.deconv(x))
+        num, height, width, keypoints = x.shape
+        x = jax.image.resize(x, (num, 2 * height, 2 * width, keypoints), "linear")
+        return jnp.moveaxis(x, -1, 1).reshape(batch, rois, keypoints, 2 * height, 2 * width)
+
+
+class Deconv4x4(nnx.Module):
+    """A 4x4 transposed convolution with stride 2 and padding 1, which doubles the sides.
+
+    Input cell (h, w) adds its product with `kernel[y, x]` to output cell (2 h + y - 1, 2 w + x - 1). So `kernel`
+    [y, x, in, out] is the weight [in, out, y, x] of `torch.nn.ConvTranspose2d` under the permutation (2, 3, 0, 1), with
+    nothing flipped; `jax.lax.conv_transpose` takes the same array with `transpose_kernel=False` and both axes flipped.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs):
+        # Kaiming normal, mode fan_out, as the references call it: torch takes the channels in for those out here.
+        init = normal_init(math.sqrt(2 / (16 * in_channels)))
+        self.kernel = nnx.Param(init(rngs.params(), (4, 4, in_channels, out_channels), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(out_channels))
+
+    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N 2*H 2*W O"]:
+        # One product, then sums where windows overlap: XLA's transposed convolution is six times as slow on CPU.
+        x = jnp.einsum("nhwi,yxio->nhywxo", x, self.kernel[...].astype(x.dtype))
+        x = _join_windows(_join_windows(x, 1), 2)
+        return x + self.bias[...].astype(x.dtype)
+
+
+def _join_windows(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """Sums cells (axis `axis`) and their windows of 4 (the axis after it), 2 apart, to one axis of twice the cells."""
+    cells = x.shape[axis]
+    x = jnp.pad(x, [(int(i == axis),) * 2 for i in range(x.ndim)])
+
+    def window(offset: int, first: int) -> Float[Array, "..."]:
+        """One element of the windows of the cells from `first` on, where the first cell is 1."""
+        of_cells = jax.lax.slice_in_dim(x, first, first + cells, axis=axis)
+        return jax.lax.index_in_dim(of_cells, offset, axis + 1, keepdims=False)
+
+    even, odd = window(1, 1) + window(3, 0), window(2, 1) + window(0, 2)
+    joined = jnp.stack([even, odd], axis=axis + 1)
+    return joined.reshape(*joined.shape[:axis], 2 * cells, *joined.shape[axis + 2 :])
+
+
+def keypoint_losses(
+    config: KeypointHeadConfig,
+    keypoint_logits: Float[Array, "R J S S"],
+    rois: Float[Array, "R 4"],
+    gt_index: Int[Array, " R"],
+    foreground: Bool[Array, " R"],
+    truth: GroundTruth,
+) -> dict[str, Mean]:
+    """Cross-entropy over the cells of one image's foreground RoIs, for each annotated keypoint inside its RoI.
+
+    Also how often the highest cell is the right one. Raises `UserError` where the ground truth holds no keypoints, or
+    another number of them than the head predicts.
+    """
+    if truth.keypoints is None or truth.keypoints.shape[-2] != config.num_keypoints:
+        held = 0 if truth.keypoints is None else truth.keypoints.shape[-2]
+        raise UserError(
+            f"keypoint_head.num_keypoints is {config.num_keypoints} but the ground truth holds {held} keypoints an "
+            "instance; set it to the dataset's number, or keypoint_head to None."
+        )
+    num, keypoints, side, _ = keypoint_logits.shape
+    cells, valid = keypoint_targets(truth.keypoints, rois, gt_index, side)
+    logits = at_least_float32(keypoint_logits).reshape(num, keypoints, side * side)
+    counted = valid & foreground[:, None]
+    return {
+        "loss/keypoint": masked_mean(softmax_cross_entropy(logits, cells), counted),
+        "keypoint/accuracy": masked_mean(jnp.argmax(logits, axis=-1) == cells, counted),
+    }

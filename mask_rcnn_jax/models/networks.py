@@ -1,0 +1,130 @@
+"""The configuration of a whole model, its networks, and their variables.
+
+Shape letters: `B` images, `R` RoIs an image, `P` side of the pooled grid, `C` channels.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from mask_rcnn_jax.models.box_head import BoxHead, BoxHeadConfig
+from mask_rcnn_jax.models.cascade import CascadeConfig
+from mask_rcnn_jax.models.fpn import FPNConfig
+from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
+from mask_rcnn_jax.models.mask_head import MaskHeadConfig
+from mask_rcnn_jax.models.pooler import PoolerConfig, pool
+from mask_rcnn_jax.models.resnet import ResNetConfig
+from mask_rcnn_jax.models.rpn import RPNConfig
+
+Arrays = dict[str, Any]  # nested dicts with arrays at the leaves
+
+
+@dataclass(frozen=True)
+class MaskRCNNConfig:
+    """The whole model. Defaults are Detectron2's R50-FPN; without a mask head it is Faster R-CNN."""
+
+    num_classes: int = 80
+    backbone: FPNConfig | ResNetConfig = FPNConfig()
+    rpn: RPNConfig = RPNConfig()
+    box_head: BoxHeadConfig = BoxHeadConfig()
+    cascade: CascadeConfig | None = None  # further box heads after the first
+    mask_head: MaskHeadConfig | None = MaskHeadConfig()
+    keypoint_head: KeypointHeadConfig | None = None
+    res5_on_rois: bool = False  # C4: the backbone ends at res4, and its res5 is applied to each RoI before the heads
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, of values 0..255
+    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    channel_order: Literal["bgr", "rgb"] = "bgr"  # in which the backbone was trained; images are RGB always
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the networks; the rest is never below float32
+
+    def __post_init__(self) -> None:
+        if self.cascade is not None and not self.box_head.class_agnostic:
+            raise ValueError("a cascade refines one box a RoI: set box_head.class_agnostic")
+        if self.res5_on_rois and (isinstance(self.backbone, FPNConfig) or "res5" in self.backbone.out_features):
+            raise ValueError("res5_on_rois needs a ResNet backbone whose out_features end at res4")
+        if self.res5_on_rois and self.backbone.norm.kind == "batch_norm":
+            raise ValueError("res5_on_rois takes no batch norm: RoIs that are padding would enter its statistics")
+
+    @property
+    def box_stages(self) -> tuple[BoxHeadConfig, ...]:
+        """The configuration of each box head: one, or those of the cascade."""
+        return (self.box_head,) if self.cascade is None else self.cascade.stages(self.box_head)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Variables:
+    """All that a model has learnt, in nested dicts: `params` are trained, `buffers` (frozen weights, norms) are not."""
+
+    params: Arrays
+    buffers: Arrays
+
+
+class MaskRCNN(nnx.Module):
+    """The networks of a configuration; `rcnn.py` says what happens between them."""
+
+    def __init__(self, config: MaskRCNNConfig, *, rngs: nnx.Rngs):
+        box, mask, keypoint, classes = config.box_head, config.mask_head, config.keypoint_head, config.num_classes
+        self.backbone = config.backbone.build(rngs)
+        self.rpn = config.rpn.build(config.backbone.out_channels[config.rpn.features[0]], rngs)
+        on_rois = isinstance(config.backbone, ResNetConfig) and config.res5_on_rois
+        self.res5 = config.backbone.build_res5(rngs) if on_rois else None
+        shape = _roi_shape(config, box.pooler)
+        self.box_head = box.build(*shape, classes, rngs)
+        self.cascade = config.cascade and config.cascade.build(box, *shape, classes, rngs)
+        self.mask_head = mask and mask.build(_roi_shape(config, mask.pooler)[0], classes, rngs)
+        self.keypoint_head = keypoint and keypoint.build(_roi_shape(config, keypoint.pooler)[0], rngs)
+
+    @property
+    def box_heads(self) -> tuple[BoxHead, ...]:
+        """The box head, and the further ones of a cascade."""
+        return (self.box_head, *(self.cascade.heads if self.cascade else ()))
+
+    def roi_features(
+        self,
+        config: MaskRCNNConfig,
+        pooler: PoolerConfig,
+        features: Mapping[str, Float[Array, "B _ _ _"]],
+        boxes: Float[Array, "B R 4"],
+    ) -> Float[Array, "B R P P C"]:
+        """What the heads see of each RoI: pooled features, or what res5 makes of them (C4)."""
+        pooled = pool(pooler, features, config.backbone.out_strides, boxes)
+        if self.res5 is None:
+            return pooled
+        flat = self.res5(pooled.reshape(-1, *pooled.shape[2:]))
+        return flat.reshape(*pooled.shape[:2], *flat.shape[1:])
+
+
+def _roi_shape(config: MaskRCNNConfig, pooler: PoolerConfig) -> tuple[int, int]:
+    """Channels and side of the RoI features that a head sees."""
+    if isinstance(config.backbone, ResNetConfig) and config.res5_on_rois:
+        return config.backbone.stage_channels("res5"), -(-pooler.output_size // 2)
+    return config.backbone.out_channels[pooler.features[0]], pooler.output_size
+
+
+def init(config: MaskRCNNConfig, key: Key[Array, ""]) -> Variables:
+    """Random variables; every layer as Detectron2 initialises it."""
+    _, params, buffers = nnx.split(MaskRCNN(config, rngs=nnx.Rngs(key)), nnx.Param, ...)
+    return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(buffers))
+
+
+def networks(config: MaskRCNNConfig, variables: Variables, *, train: bool = False) -> MaskRCNN:
+    """The networks with these variables. With `train` batch norms take the batch's statistics and move their own."""
+    return nnx.merge(_structure(config, train), variables.params, variables.buffers)
+
+
+@functools.cache
+def _structure(config: MaskRCNNConfig, train: bool) -> nnx.GraphDef[MaskRCNN]:
+    def build() -> MaskRCNN:
+        model = MaskRCNN(config, rngs=nnx.Rngs(0))
+        model.set_attributes(use_running_average=not train, raise_if_not_found=False)
+        # Parameters stay float32; each layer casts them, and gradients come back in float32.
+        model.set_attributes(dtype=jnp.dtype(config.dtype), raise_if_not_found=False)
+        return model
+
+    return nnx.graphdef(nnx.eval_shape(build))
