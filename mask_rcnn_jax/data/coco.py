@@ -7,24 +7,19 @@ counted in `CocoDataset.problems`.
 import json
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.config import CocoConfig, ShapesConfig
+from mask_rcnn_jax.data.keypoints import category_keypoints, is_edge, read_keypoints
 from mask_rcnn_jax.data.masks import Segmentation, run_lengths
 from mask_rcnn_jax.data.shapes import prepare_shapes
-from mask_rcnn_jax.data.transforms import read_image
 from mask_rcnn_jax.errors import UserError
-
-_EXIF_ORIENTATION = 0x0112
-_END_MARKERS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +36,8 @@ class Record:
     iscrowd: Bool[np.ndarray, " n"]  # regions of many instances: for evaluation only
     areas: Float[np.ndarray, " n"]  # square pixels, as annotated
     annotation_ids: Int[np.ndarray, " n"]
+    # (x, y, visibility), pixel index + 0.5, zeros where not annotated; None for a dataset without keypoints
+    keypoints: Float[np.ndarray, "n J 3"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +48,8 @@ class CocoDataset:
     records: tuple[Record, ...]
     categories: tuple[int, ...]  # category id of class 0..K-1, ascending
     class_names: tuple[str, ...]
+    keypoint_names: tuple[str, ...] = ()  # of every instance, such as "left_eye"; none for most datasets
+    skeleton: tuple[tuple[int, int], ...] = ()  # pairs of keypoints, from 0, that a picture joins by a line
     problems: Counter[str] = field(default_factory=Counter)  # what is wrong -> how often
     examples: dict[str, str] = field(default_factory=dict)  # what is wrong -> the first case
 
@@ -65,14 +64,16 @@ def load_coco(config: CocoConfig | ShapesConfig, split: str) -> CocoDataset:
     Raises `UserError` for a missing directory or image, an annotation file that is missing, not JSON or lacks keys, and
     annotations that name an unknown image or category. Left out and counted: boxes of no area, polygons with fewer than
     three points or an odd number of coordinates, RLEs that are broken or empty. Images without annotations are kept
-    (training drops them, see `DataConfig.keep_empty`) and counted.
+    (training drops them, see `DataConfig.keep_empty`) and counted. Instances of unusable keypoints are kept without
+    them, and counted.
     """
     if isinstance(config, ShapesConfig):
         prepare_shapes(config)
     root = Path(config.root)
     if not root.is_dir():
         raise UserError(f"Data directory {root} does not exist; set data.source.root to a COCO-style directory.")
-    annotation_file = root / "annotations" / f"instances_{split}.json"
+    pattern = config.annotation_file if isinstance(config, CocoConfig) else CocoConfig.annotation_file
+    annotation_file = root / "annotations" / pattern.replace("{split}", split)
     content = _read_json(annotation_file)
     image_directory = _image_directory(root, split)
     reader = _AnnotationReader(annotation_file, content["categories"])
@@ -87,7 +88,14 @@ def load_coco(config: CocoConfig | ShapesConfig, split: str) -> CocoDataset:
     )
     _check_present(annotation_file, records)
     return CocoDataset(
-        annotation_file, records, reader.categories, reader.class_names, reader.problems, reader.examples
+        annotation_file=annotation_file,
+        records=records,
+        categories=reader.categories,
+        class_names=reader.class_names,
+        keypoint_names=reader.keypoint_names,
+        skeleton=reader.skeleton,
+        problems=reader.problems,
+        examples=reader.examples,
     )
 
 
@@ -148,6 +156,12 @@ class _AnnotationReader:
         self.examples: dict[str, str] = {}
         if len(self.class_of) != len(categories):
             raise UserError(f"A category id occurs twice in {annotation_file}; make the ids unique.")
+        self.keypoint_names, edges = category_keypoints(annotation_file, ordered)
+        joined = [edge for edge in edges if is_edge(edge, len(self.keypoint_names))]
+        self.skeleton: tuple[tuple[int, int], ...] = tuple((first - 1, second - 1) for first, second in joined)
+        for edge in edges:
+            if edge not in joined:
+                self._count("lines of a skeleton that join no two keypoints, left out", str(edge))
 
     def check(self, annotation: dict[str, Any], images: dict[int, Any]) -> None:
         """Raises for an annotation without the keys, or of an unknown image or category."""
@@ -184,6 +198,7 @@ class _AnnotationReader:
             iscrowd=np.array([bool(annotation.get("iscrowd", 0)) for annotation in kept], bool),
             areas=np.array([annotation.get("area", _area(annotation)) for annotation in kept], np.float64),
             annotation_ids=np.array([annotation["id"] for annotation in kept], np.int64),
+            keypoints=self._keypoints(kept),
         )
 
     def _count(self, what: str, example: str) -> None:
@@ -220,6 +235,23 @@ class _AnnotationReader:
             return None
         return polygons
 
+    def _keypoints(self, annotations: list[dict[str, Any]]) -> Float[np.ndarray, "n J 3"] | None:
+        if not self.keypoint_names:
+            for annotation in annotations:
+                if annotation.get("keypoints"):
+                    example = f"annotation {annotation['id']}"
+                    self._count("annotations with keypoints that no category names, which are left out", example)
+            return None
+        keypoints = np.zeros((len(annotations), len(self.keypoint_names), 3), np.float32)
+        for row, annotation in enumerate(annotations):
+            try:
+                if annotation.get("keypoints"):
+                    keypoints[row] = read_keypoints(annotation["keypoints"], len(self.keypoint_names))
+            except ValueError as error:
+                example = f"annotation {annotation['id']} ({error})"
+                self._count("annotations with unusable keypoints, which are left out", example)
+        return keypoints
+
 
 def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     """The RLE with compressed bytes as counts; ValueError says what is wrong with it."""
@@ -242,50 +274,3 @@ def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]
 
 def _area(annotation: dict[str, Any]) -> float:
     return float(annotation["bbox"][2] * annotation["bbox"][3])
-
-
-def verify_images(dataset: CocoDataset) -> None:
-    """Raises `UserError` naming the files that are unreadable, truncated, or not of the annotated size.
-
-    Reads headers and the last bytes only; a file that does not end as its format should is decoded to be sure.
-    """
-    with ThreadPoolExecutor(8) as pool:
-        found = [problem for problem in pool.map(_image_problem, dataset.records) if problem]
-    if found:
-        more = f" ({len(found)} images in all: see {dataset.annotation_file})" if len(found) > 1 else ""
-        raise UserError(found[0] + more)
-
-
-def _image_problem(record: Record) -> str | None:
-    try:
-        with Image.open(record.path) as image:
-            width, height = image.size
-            marker = _END_MARKERS.get(image.format or "")
-            # Asking a PNG for EXIF that precedes no pixels would decode it.
-            has_exif = image.format != "PNG" or "exif" in image.info
-            if has_exif and image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
-                width, height = height, width
-        if (height, width) != (record.height, record.width):
-            return size_mismatch(record, height, width)
-        if marker is None or marker not in _last_bytes(record.path):
-            read_image(record.path)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        return f"Image {record.path} cannot be read ({error}); restore or replace the file."
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def size_mismatch(record: Record, height: int, width: int) -> str:
-    """Says that the image is not of the annotated size."""
-    return (
-        f"Image {record.path} is {width} x {height} as displayed but annotated as {record.width} x {record.height};"
-        " replace the image or correct its entry."
-    )
-
-
-def _last_bytes(path: str) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(0, 2)
-        file.seek(max(file.tell() - 16, 0))
-        return file.read()

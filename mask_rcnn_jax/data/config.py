@@ -10,13 +10,14 @@ Resize = Literal["detectron2", "torchvision"]
 class CocoConfig:
     """A directory in COCO's layout.
 
-    Annotations are `root/annotations/instances_{split}.json`; images lie in `root/{split}/` or `root/images/{split}/`.
-    Splits are free names, such as "train2017".
+    Annotations are `root/annotations/annotation_file`; images lie in `root/{split}/` or `root/images/{split}/`.
+    Splits are free names, such as "train2017". COCO's own keypoints are in "person_keypoints_{split}.json".
     """
 
     root: str = "data/coco"
     train_split: str = "train"
     val_split: str = "val"
+    annotation_file: str = "instances_{split}.json"
 
 
 @dataclass(frozen=True)
@@ -62,4 +63,5 @@ class DataConfig:
     max_instances: int = 100  # ground-truth slots; of more instances a random subset is kept
     mask_crop: int = 56  # side of the grid that holds each ground-truth mask
     keep_empty: bool = False  # train on images without instances
+    min_keypoints: int = 0  # train on images with as many annotated keypoints; Detectron2's keypoint models: 1
     num_workers: int = 2  # processes that load training batches; 0 loads in threads

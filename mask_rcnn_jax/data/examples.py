@@ -1,18 +1,22 @@
 """One example: a record read, augmented and cut to arrays, without padding.
 
-`n` instances remain after cropping and selection; `C` is the side of a mask grid. Random choices are drawn in a fixed
-order from the generator handed in, so an example depends on that generator's seed alone.
+`n` instances remain after cropping and selection; `C` is the side of a mask grid, `J` the keypoints of an instance.
+Random choices are drawn in a fixed order from the generator handed in, so an example depends on that generator's seed
+alone.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int, Num, UInt8
 
 from mask_rcnn_jax.data import transforms
-from mask_rcnn_jax.data.coco import Record, size_mismatch
+from mask_rcnn_jax.data.coco import Record
 from mask_rcnn_jax.data.config import DataConfig
+from mask_rcnn_jax.data.keypoints import mirrored
 from mask_rcnn_jax.data.masks import coverage, visible_box
+from mask_rcnn_jax.data.verify import size_mismatch
 from mask_rcnn_jax.errors import UserError
 
 
@@ -24,6 +28,7 @@ class Example:
     boxes: Float[np.ndarray, "n 4"]
     classes: Int[np.ndarray, " n"]
     masks: UInt8[np.ndarray, "n C C"]  # coverage (0..255) of the cells of a grid over each box
+    keypoints: Float[np.ndarray, "n J 3"]  # (x, y, visibility), zeros where not annotated; J is 0 without keypoints
     dropped: int  # instances left out because there are more than `max_instances`
 
 
@@ -41,8 +46,13 @@ def read_resized(record: Record, short_side: int, config: DataConfig) -> Num[np.
     return transforms.resize(image, size, config.resize)
 
 
-def training_example(record: Record, config: DataConfig, rng: np.random.Generator) -> Example:
-    """Reads and augments one record: resize, crop, flips, quarter-turn. Crowds are left out."""
+def training_example(
+    record: Record, config: DataConfig, rng: np.random.Generator, keypoint_names: Sequence[str] = ()
+) -> Example:
+    """Reads and augments one record: resize, crop, flips, quarter-turn. Crowds are left out.
+
+    `keypoint_names` are those of the record's dataset: they tell which change places in a mirror.
+    """
     image = read_resized(record, int(rng.choice(config.short_side)), config)
     height, width = image.shape[:2]
     window = (0, 0, width, height)
@@ -65,8 +75,12 @@ def training_example(record: Record, config: DataConfig, rng: np.random.Generato
     for row, instance in enumerate(kept):
         masks[row] = coverage(record.segmentations[instance], boxes[row] / scale, config.mask_crop)
     boxes = boxes - np.array(window[:2] * 2, np.float32)
-    image, boxes, masks = _flip_and_turn(image, boxes, masks, config, rng)
-    return Example(image, boxes, record.classes[kept], masks, dropped)
+    keypoints = np.zeros((kept.size, 0, 3), np.float32)
+    if record.keypoints is not None:
+        resized = record.keypoints[kept] * np.append(scale[:2], np.float32(1))
+        keypoints = transforms.crop_keypoints(resized, window)
+    example = Example(image, boxes, record.classes[kept], masks, keypoints, dropped)
+    return _flip_and_turn(example, mirrored(keypoint_names), config, rng)
 
 
 def _crop_window(
@@ -111,8 +125,9 @@ def _has_area(boxes: np.ndarray) -> np.ndarray:
 
 
 def _flip_and_turn(
-    image: np.ndarray, boxes: np.ndarray, masks: np.ndarray, config: DataConfig, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    example: Example, mirrored: Int[np.ndarray, " J"], config: DataConfig, rng: np.random.Generator
+) -> Example:
+    image, boxes, masks, keypoints = example.image, example.boxes, example.masks, example.keypoints
     height, width = image.shape[:2]
     flip, vertical_flip, turn = rng.random(3) < (config.flip, config.vertical_flip, config.rotate90)
     turns = int(rng.integers(1, 4)) if turn else 0
@@ -121,10 +136,13 @@ def _flip_and_turn(
     if flip:
         image, masks = image[:, ::-1], masks[:, :, ::-1]
         boxes = transforms.flip_boxes(boxes, width)
+        keypoints = transforms.flip_keypoints(keypoints, width, mirrored)
     if vertical_flip:
         image, masks = image[::-1], masks[:, ::-1]
         boxes = transforms.vertical_flip_boxes(boxes, height)
+        keypoints = transforms.vertical_flip_keypoints(keypoints, height, mirrored)
     if turns:
         image, masks = np.rot90(image, turns), np.rot90(masks, turns, axes=(1, 2))
         boxes = transforms.rotate_boxes(boxes, height, width, turns)
-    return image, boxes, masks
+        keypoints = transforms.rotate_keypoints(keypoints, height, width, turns)
+    return replace(example, image=image, boxes=boxes, masks=masks, keypoints=keypoints)

@@ -1,7 +1,7 @@
 """Batches of fixed shape, prefetched in the background through Grain.
 
-`B` images on a canvas of `H W` pixels (one orientation a batch), `G` ground-truth slots, `C` side of a mask grid.
-Padding rows and slots hold zeros and are marked by `gt_valid` or `valid`.
+`B` images on a canvas of `H W` pixels (one orientation a batch), `G` ground-truth slots, `C` side of a mask grid,
+`J` keypoints of an instance. Padding rows and slots hold zeros and are marked by `gt_valid` or `valid`.
 
 A training batch depends on (seed, step) alone: not on the number of workers, nor on the step a run was resumed at.
 """
@@ -77,11 +77,33 @@ def plan_batches(
 
 
 def trainable_records(dataset: CocoDataset, config: DataConfig) -> tuple[Record, ...]:
-    """The records that training visits: those with an instance that is no crowd, or all with `keep_empty`."""
+    """The records that training visits: those with an instance that is no crowd, or all with `keep_empty`, and with
+    `min_keypoints` annotated keypoints. Raises `UserError` where that leaves none.
+    """
+    if config.min_keypoints > 0 and not dataset.keypoint_names:
+        raise UserError(
+            f"{dataset.annotation_file} names no keypoints but data.min_keypoints is {config.min_keypoints}; "
+            "name a file with keypoints in data.source.annotation_file, or set data.min_keypoints to 0."
+        )
     records = tuple(r for r in dataset.records if config.keep_empty or not r.iscrowd.all())
+    records = tuple(r for r in records if annotated_keypoints(r) >= config.min_keypoints)
     if not records:
         raise UserError(f"{dataset.annotation_file} has no usable annotations to train on; check its problems.")
     return records
+
+
+def describe_left_out(dataset: CocoDataset, config: DataConfig) -> list[str]:
+    """A line for the images that training leaves out for want of keypoints, if there are any."""
+    count = sum(annotated_keypoints(record) < config.min_keypoints for record in dataset.records)
+    what = f"images with fewer annotated keypoints than data.min_keypoints {config.min_keypoints}, not trained on"
+    return [f"{dataset.annotation_file}: {count} {what}"] if count else []
+
+
+def annotated_keypoints(record: Record) -> int:
+    """How many keypoints are annotated in the image, hidden ones as well, but for those of crowds."""
+    if record.keypoints is None:
+        return 0
+    return int((record.keypoints[~record.iscrowd, :, 2] > 0).sum())
 
 
 def train_batches(
@@ -91,15 +113,16 @@ def train_batches(
 
     Keys: images [B, H, W, 3] (RGB; uint8, or float32 with torchvision's resizing), image_sizes [B, 2] (height, width),
     gt_boxes [B, G, 4], gt_classes [B, G], gt_masks [B, G, C, C], gt_mask_regions [B, G, 4], gt_valid [B, G],
-    example_index [B] (step * B + row), image_ids [B], dropped_instances [B]. Raises `UserError` before the first batch
-    when an image cannot fit on the canvas, and with it when an image file turns out unreadable.
+    example_index [B] (step * B + row), image_ids [B], dropped_instances [B], and gt_keypoints [B, G, J, 3] where the
+    dataset has keypoints. Raises `UserError` before the first batch when an image cannot fit on the canvas, and with it
+    when an image file turns out unreadable.
     """
     records = trainable_records(dataset, config)
     check_fits(records, config)
     square = config.canvas[0] == config.canvas[1]
     orientation = np.array([is_portrait(record) and not square for record in records])
     plan = plan_batches(orientation, batch_size, num_steps, seed)
-    load = partial(_training_batch, records, config, plan, seed)
+    load = partial(_training_batch, records, dataset.keypoint_names, config, plan, seed)
     pixels, cells = config.canvas[0] * config.canvas[1], config.max_instances * config.mask_crop**2
     batch_bytes = batch_size * (3 * pixels * np.dtype(_pixel_type(config)).itemsize + cells)
     return _prefetched(load, start_step, num_steps, config.num_workers, batch_bytes)
@@ -146,7 +169,9 @@ def check_fits(records: Sequence[Record], config: DataConfig) -> None:
             )
 
 
-def _training_batch(records: Sequence[Record], config: DataConfig, plan: np.ndarray, seed: int, step: int) -> Arrays:
+def _training_batch(
+    records: Sequence[Record], keypoint_names: Sequence[str], config: DataConfig, plan: np.ndarray, seed: int, step: int
+) -> Arrays:
     chosen = [records[index] for index in plan[step]]
     size, slots, crop = len(chosen), config.max_instances, config.mask_crop
     arrays = _blank_images(chosen[0], config, size)
@@ -159,8 +184,10 @@ def _training_batch(records: Sequence[Record], config: DataConfig, plan: np.ndar
         "example_index": np.arange(step * size, (step + 1) * size, dtype=np.int32),
         "dropped_instances": np.zeros(size, np.int32),
     }
+    if keypoint_names:
+        arrays["gt_keypoints"] = np.zeros((size, slots, len(keypoint_names), 3), np.float32)
     for row, record in enumerate(chosen):
-        example = training_example(record, config, np.random.default_rng([seed, step, row]))
+        example = training_example(record, config, np.random.default_rng([seed, step, row]), keypoint_names)
         _place_image(arrays, row, record, example.image)
         count = len(example.boxes)
         arrays["gt_boxes"][row, :count] = example.boxes
@@ -168,6 +195,8 @@ def _training_batch(records: Sequence[Record], config: DataConfig, plan: np.ndar
         arrays["gt_masks"][row, :count] = example.masks
         arrays["gt_mask_regions"][row, :count] = example.boxes
         arrays["gt_valid"][row, :count] = True
+        if keypoint_names:
+            arrays["gt_keypoints"][row, :count] = example.keypoints
         arrays["dropped_instances"][row] = example.dropped
     return arrays
 

@@ -1,13 +1,13 @@
-"""Images and boxes under resizing, cropping, flips and quarter-turns.
+"""Images, boxes and keypoints under resizing, cropping, flips and quarter-turns.
 
 `H W` are an image's height and width in pixels. Boxes are (x1, y1, x2, y2) in continuous coordinates, where the image
-covers [0, W] x [0, H].
+covers [0, W] x [0, H]. Keypoints are (x, y, visibility), all zeros where the visibility is 0; `n` instances have `J`.
 """
 
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Num, UInt8
+from jaxtyping import Float, Int, Num, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mask_rcnn_jax.data.config import Resize
@@ -77,10 +77,12 @@ def resize(
 
 def _interpolate(image: np.ndarray, length: int) -> np.ndarray:
     """Resamples the first axis to `length` by linear interpolation between pixel centres."""
-    position = np.maximum((np.arange(length) + 0.5) * (image.shape[0] / length) - 0.5, 0.0)
+    # torch's positions: float32, rounded once. Exact ones are up to 5e-5 pixels away, which a deep network amplifies.
+    scale = float(np.float32(image.shape[0]) / np.float32(length))
+    position = np.maximum((np.arange(length) + 0.5) * scale - 0.5, 0.0).astype(np.float32)
     low = np.minimum(position.astype(np.int64), image.shape[0] - 1)
     high = np.minimum(low + 1, image.shape[0] - 1)
-    weight = (position - low).astype(np.float32)[:, None, None]
+    weight = (position - low.astype(np.float32))[:, None, None]
     return image[low] * (1 - weight) + image[high] * weight
 
 
@@ -109,3 +111,44 @@ def rotate_boxes(boxes: Float[np.ndarray, "n 4"], height: int, width: int, turns
         boxes = np.stack([y1, width - x2, y2, width - x1], axis=1).astype(boxes.dtype)
         height, width = width, height
     return boxes
+
+
+def crop_keypoints(
+    keypoints: Float[np.ndarray, "n J 3"], window: tuple[int, int, int, int]
+) -> Float[np.ndarray, "n J 3"]:
+    """Keypoints seen from the corner of `window` (x1, y1, x2, y2); those outside it become zeros."""
+    x, y, visibility = np.moveaxis(keypoints, -1, 0)
+    x1, y1, x2, y2 = window
+    inside = (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)
+    return _keypoints(x - x1, y - y1, np.where(inside, visibility, 0))
+
+
+def flip_keypoints(
+    keypoints: Float[np.ndarray, "n J 3"], width: int, mirrored: Int[np.ndarray, " J"]
+) -> Float[np.ndarray, "n J 3"]:
+    """Keypoints of the image mirrored left to right, where each is taken for the one at its place in `mirrored`."""
+    x, y, visibility = np.moveaxis(keypoints[:, mirrored], -1, 0)
+    return _keypoints(width - x, y, visibility)
+
+
+def vertical_flip_keypoints(
+    keypoints: Float[np.ndarray, "n J 3"], height: int, mirrored: Int[np.ndarray, " J"]
+) -> Float[np.ndarray, "n J 3"]:
+    """Keypoints of the image mirrored top to bottom, which turns a left hand into a right one as well."""
+    x, y, visibility = np.moveaxis(keypoints[:, mirrored], -1, 0)
+    return _keypoints(x, height - y, visibility)
+
+
+def rotate_keypoints(
+    keypoints: Float[np.ndarray, "n J 3"], height: int, width: int, turns: int
+) -> Float[np.ndarray, "n J 3"]:
+    """Keypoints of the image turned counter-clockwise by `turns` quarter-turns, as `numpy.rot90` turns it."""
+    for _ in range(turns % 4):
+        x, y, visibility = np.moveaxis(keypoints, -1, 0)
+        keypoints = _keypoints(y, width - x, visibility)
+        height, width = width, height
+    return keypoints
+
+
+def _keypoints(x: np.ndarray, y: np.ndarray, visibility: np.ndarray) -> Float[np.ndarray, "n J 3"]:
+    return np.where(visibility[..., None] > 0, np.stack([x, y, visibility], axis=-1), 0).astype(np.float32)

@@ -1,8 +1,9 @@
-"""COCO's average precision (AP) and recall (AR) of boxes and masks, https://cocodataset.org/#detection-eval.
+"""COCO's average precision (AP) and recall (AR) of boxes, masks and keypoints, https://cocodataset.org/#detection-eval.
 
 Metrics are named "segm/AP", "segm/AP50", "segm/AP75", "segm/APs" (and m, l: by area), "segm/AR100" (one for each number
-of detections), "segm/ARs", "segm/AP/CLASS NAME", and the same with "bbox". They lie in 0..1; NaN where no ground truth
-decides.
+of detections), "segm/ARs", "segm/AP/CLASS NAME", and the same with "bbox". Keypoints are compared by their similarity
+(OKS, https://cocodataset.org/#keypoints-eval) and have "keypoints/AP", AP50, AP75, APm, APl and, of 20 detections an
+image, AR, AR50, AR75, ARm, ARl. All lie in 0..1; NaN where no ground truth decides.
 """
 
 import contextlib
@@ -13,18 +14,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
 
 from mask_rcnn_jax.data import CocoDataset, Record
+from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.matching import SparseCOCOeval
 from mask_rcnn_jax.inference import ImageDetections, PasteConvention, encode_masks
 
-Kind = Literal["bbox", "segm"]
+Kind = Literal["bbox", "segm", "keypoints"]
 Result = dict[str, Any]  # one detection as COCO's results format has it
-
-_AREAS = {"s": 1, "m": 2, "l": 3}  # position of each range of areas in COCOeval's arrays; 0 is all
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,15 @@ class EvaluationConfig:
 
     max_detections: tuple[int, ...] = (1, 10, 100)  # an image and class; AP counts up to the last
     images_per_device: int = 4
+    keypoint_sigmas: tuple[float, ...] | None = None  # spread of each keypoint in OKS; None: those of COCO's 17
 
     def __post_init__(self) -> None:
         if not self.max_detections or list(self.max_detections) != sorted({*self.max_detections} - {0}):
             raise ValueError(f"max_detections must be positive and ascending, not {self.max_detections}")
         if self.images_per_device < 1:
             raise ValueError(f"images_per_device must be at least 1, not {self.images_per_device}")
+        if self.keypoint_sigmas is not None and not all(sigma > 0 for sigma in self.keypoint_sigmas):
+            raise ValueError(f"keypoint_sigmas must be positive, not {self.keypoint_sigmas}")
 
 
 def evaluate(
@@ -49,15 +53,19 @@ def evaluate(
 ) -> tuple[dict[str, float], list[Result]]:
     """The metrics of `predictions` on the whole dataset, and the detections as COCO results.
 
-    Predictions are consumed one by one. Those without masks are evaluated as boxes only.
+    Predictions are consumed one by one. Masks and keypoints are evaluated where all predictions have them, and
+    keypoints only where the dataset has them too. Raises `UserError` where their number differs, or lacks sigmas.
     """
-    results, has_masks = [], True
+    results, has_masks, has_keypoints = [], True, bool(dataset.keypoint_names)
     for prediction in predictions:
         results += coco_results(prediction, dataset.categories, convention)
         has_masks = has_masks and prediction.masks is not None
+        has_keypoints = has_keypoints and prediction.keypoints is not None
     metrics = score_results(dataset, results, "bbox", config)
     if has_masks:
         metrics |= score_results(dataset, results, "segm", config)
+    if has_keypoints:
+        metrics |= score_results(dataset, results, "keypoints", config)
     return metrics, results
 
 
@@ -74,22 +82,55 @@ def coco_results(
     if detections.masks is not None:
         for result, rle in zip(results, encode_masks(detections, convention), strict=True):
             result["segmentation"] = rle
+    if detections.keypoints is not None:
+        for result, keypoints in zip(results, detections.keypoints, strict=True):
+            result["keypoints"] = _flat_keypoints(keypoints)
     return results
 
 
 def score_results(
     dataset: CocoDataset, results: Sequence[Result], kind: Kind, config: EvaluationConfig
 ) -> dict[str, float]:
-    """The metrics of COCO results: of their "bbox", or of their "segmentation"."""
+    """The metrics of COCO results: of their "bbox", their "segmentation" or their "keypoints".
+
+    For keypoints, raises `UserError` where the results have not as many as the dataset, or these have no sigmas.
+    """
+    if kind == "keypoints":
+        _check_keypoints(dataset, results)
     # COCOeval reports its progress on standard output, which belongs to the command.
     with contextlib.redirect_stdout(io.StringIO()):
         truth = _index(dataset, [a for record in dataset.records for a in _annotations(record, dataset.categories)])
         evaluator = SparseCOCOeval(truth, _index(dataset, [_prediction(result, kind) for result in results]), kind)
-        evaluator.params.maxDets = list(config.max_detections)
+        if kind == "keypoints":
+            evaluator.params.kpt_oks_sigmas = keypoint_sigmas(dataset, config)
+        else:
+            evaluator.params.maxDets = list(config.max_detections)
         evaluator.evaluate()
         evaluator.accumulate()
-    metrics = _summary(evaluator, config) | _by_class(evaluator, dataset.class_names)
+    metrics = _summary(evaluator, kind) | _by_class(evaluator, dataset.class_names)
     return {f"{kind}/{name}": value for name, value in metrics.items()}
+
+
+def keypoint_sigmas(dataset: CocoDataset, config: EvaluationConfig) -> Float[np.ndarray, " J"]:
+    """The spread of each of the dataset's keypoints; `UserError` where there are not as many as keypoints."""
+    coco = Params(iouType="keypoints").kpt_oks_sigmas
+    sigmas = coco if config.keypoint_sigmas is None else np.array(config.keypoint_sigmas, np.float64)
+    if len(sigmas) != len(dataset.keypoint_names):
+        raise UserError(
+            f"{dataset.annotation_file} names {len(dataset.keypoint_names)} keypoints but there are {len(sigmas)} "
+            "sigmas; set evaluation.keypoint_sigmas to one for each keypoint (COCO's lie from .025 to .107)."
+        )
+    return sigmas
+
+
+def _check_keypoints(dataset: CocoDataset, results: Sequence[Result]) -> None:
+    count = len(dataset.keypoint_names)
+    for result in results:
+        if len(result["keypoints"]) != 3 * count:
+            raise UserError(
+                f"{dataset.annotation_file} names {count} keypoints but the detections have "
+                f"{len(result['keypoints']) // 3}; evaluate on annotations with the keypoints the model was trained on."
+            )
 
 
 def _index(dataset: CocoDataset, annotations: list[dict[str, Any]]) -> COCO:
@@ -109,7 +150,7 @@ def _annotations(record: Record, categories: Sequence[int]) -> Iterator[dict[str
     for i, segmentation in enumerate(record.segmentations):
         x1, y1, x2, y2 = record.boxes[i].tolist()
         rle = isinstance(segmentation, dict)
-        yield {
+        annotation = {
             "image_id": record.image_id,
             "category_id": categories[record.classes[i]],
             "bbox": _corner_and_sides(x1, y1, x2, y2),
@@ -117,6 +158,15 @@ def _annotations(record: Record, categories: Sequence[int]) -> Iterator[dict[str
             "area": float(record.areas[i]),
             "iscrowd": int(record.iscrowd[i]),
         }
+        if record.keypoints is not None:
+            annotated = int((record.keypoints[i, :, 2] > 0).sum())
+            annotation |= {"keypoints": _flat_keypoints(record.keypoints[i]), "num_keypoints": annotated}
+        yield annotation
+
+
+def _flat_keypoints(keypoints: Float[np.ndarray, "J 3"]) -> list[float]:
+    """COCO's (x1, y1, v1, x2, ...), where x and y are pixel indices."""
+    return [value for x, y, v in keypoints.tolist() for value in (round(x - 0.5, 3), round(y - 0.5, 3), v)]
 
 
 def _corner_and_sides(x1: float, y1: float, x2: float, y2: float) -> list[float]:
@@ -129,21 +179,30 @@ def _prediction(result: Result, kind: Kind) -> dict[str, Any]:
     annotation = {name: result[name] for name in ("image_id", "category_id", "score")} | {"iscrowd": 0}
     if kind == "bbox":
         return annotation | {"bbox": result["bbox"], "area": result["bbox"][2] * result["bbox"][3]}
+    if kind == "keypoints":
+        # COCO's results of keypoints have no box: their extent says whether a detection is medium or large.
+        sides = np.ptp(np.reshape(result["keypoints"], (-1, 3))[:, :2], axis=0)
+        return annotation | {"keypoints": result["keypoints"], "area": float(sides.prod())}
     rle = result["segmentation"]
     # By its mask, not its box, a detection is small, medium or large.
     return annotation | {"segmentation": rle, "area": float(coco_mask.area(rle))}
 
 
-def _summary(evaluator: COCOeval, config: EvaluationConfig) -> dict[str, float]:
+def _summary(evaluator: COCOeval, kind: Kind) -> dict[str, float]:
     """COCOeval's `summarize` would count 100 detections an image for AP, whatever `max_detections` says."""
     # Axes: IoU thresholds, recalls (of precision alone), classes, areas, max_detections.
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     thresholds = np.round(100 * evaluator.params.iouThrs)
+    areas = {label[0]: i for i, label in enumerate(evaluator.params.areaRngLbl) if label != "all"}
     metrics = {"AP": _mean(precision[:, :, :, 0, -1])}
     metrics |= {f"AP{t}": _mean(precision[thresholds == t][:, :, :, 0, -1]) for t in (50, 75)}
-    metrics |= {f"AP{size}": _mean(precision[:, :, :, area, -1]) for size, area in _AREAS.items()}
-    metrics |= {f"AR{n}": _mean(recall[:, :, 0, i]) for i, n in enumerate(config.max_detections)}
-    return metrics | {f"AR{size}": _mean(recall[:, :, area, -1]) for size, area in _AREAS.items()}
+    metrics |= {f"AP{size}": _mean(precision[:, :, :, area, -1]) for size, area in areas.items()}
+    if kind == "keypoints":
+        metrics |= {"AR": _mean(recall[:, :, 0, -1])}
+        metrics |= {f"AR{t}": _mean(recall[thresholds == t][:, :, 0, -1]) for t in (50, 75)}
+    else:
+        metrics |= {f"AR{n}": _mean(recall[:, :, 0, i]) for i, n in enumerate(evaluator.params.maxDets)}
+    return metrics | {f"AR{size}": _mean(recall[:, :, area, -1]) for size, area in areas.items()}
 
 
 def _by_class(evaluator: COCOeval, class_names: Sequence[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 
 class SparseCOCOeval(COCOeval):
-    """Same results as `COCOeval` of boxes or masks, by looking only at pairs above the lowest IoU threshold.
+    """Same results as `COCOeval` of boxes, masks or keypoints, by looking only at pairs above the lowest IoU threshold.
 
     COCOeval's loops visit every pair at every threshold, which takes most of an evaluation on images with hundreds of
     instances, where nearly all pairs are apart.

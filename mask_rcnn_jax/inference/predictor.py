@@ -1,7 +1,7 @@
 """Runs a model over batches and hands out what it found, image by image.
 
 Shape letters: `B` images, `H W` padded height and width, `D` detection slots, `n` detections of one image, `M` side of
-a predicted mask.
+a predicted mask, `J` keypoints of an instance.
 """
 
 import functools
@@ -32,6 +32,8 @@ class ImageDetections:
     scores: Float[np.ndarray, " n"]
     classes: Int[np.ndarray, " n"]  # 0..K-1
     masks: Float[np.ndarray, "n M M"] | None  # probabilities inside the box; None for a model without masks
+    # (x, y, score), pixels of the original image, COCO's pixel index + 0.5; None for a model without keypoints
+    keypoints: Float[np.ndarray, "n J 3"] | None = None
 
 
 def predict(
@@ -83,6 +85,9 @@ def _by_image(detections: Detections, batch: Mapping[str, np.ndarray]) -> Iterat
         resized_height, resized_width = batch["image_sizes"][row]
         scale = np.array([width / resized_width, height / resized_height] * 2, np.float32)
         limit = np.array([width, height] * 2, np.float32)
+        keypoints = None
+        if found.keypoints is not None:
+            keypoints = np.asarray(found.keypoints[row][kept], np.float32) * np.append(scale[:2], np.float32(1))
         yield ImageDetections(
             image_id=int(batch["image_ids"][row]),
             height=height,
@@ -91,4 +96,5 @@ def _by_image(detections: Detections, batch: Mapping[str, np.ndarray]) -> Iterat
             scores=np.asarray(found.scores[row][kept], np.float32),
             classes=np.asarray(found.classes[row][kept], np.int32),
             masks=None if found.masks is None else np.asarray(found.masks[row][kept], np.float32),
+            keypoints=keypoints,
         )

@@ -2,7 +2,7 @@
 
 from mask_rcnn_jax.models.box_head import BoxHeadConfig
 from mask_rcnn_jax.models.cascade import CascadeConfig
-from mask_rcnn_jax.models.conventions import torchvision
+from mask_rcnn_jax.models.conventions import torchvision, torchvision_v2
 from mask_rcnn_jax.models.fpn import FPNConfig
 from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
 from mask_rcnn_jax.models.layers import DATA_AXIS, NormConfig
@@ -33,4 +33,5 @@ __all__ = [
     "loss_terms",
     "networks",
     "torchvision",
+    "torchvision_v2",
 ]

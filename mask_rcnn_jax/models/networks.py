@@ -72,8 +72,8 @@ class MaskRCNN(nnx.Module):
         box, mask, keypoint, classes = config.box_head, config.mask_head, config.keypoint_head, config.num_classes
         self.backbone = config.backbone.build(rngs)
         self.rpn = config.rpn.build(config.backbone.out_channels[config.rpn.features[0]], rngs)
-        on_rois = isinstance(config.backbone, ResNetConfig) and config.res5_on_rois
-        self.res5 = config.backbone.build_res5(rngs) if on_rois else None
+        resnet = config.backbone if isinstance(config.backbone, ResNetConfig) and config.res5_on_rois else None
+        self.res5 = resnet and resnet.build_res5(rngs)
         shape = _roi_shape(config, box.pooler)
         self.box_head = box.build(*shape, classes, rngs)
         self.cascade = config.cascade and config.cascade.build(box, *shape, classes, rngs)

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Num
 
 from mask_rcnn_jax.models import box_head, cascade, keypoint_head, mask_head, rpn
-from mask_rcnn_jax.models.box_head import SampledRoIs
+from mask_rcnn_jax.models.box_head import BoxHead, BoxHeadConfig, SampledRoIs
 from mask_rcnn_jax.models.losses import Mean
 from mask_rcnn_jax.models.networks import MaskRCNN, MaskRCNNConfig, Variables, networks
 from mask_rcnn_jax.models.pooler import PoolerConfig
@@ -176,16 +176,22 @@ def _detect_boxes(
     config: MaskRCNNConfig, model: MaskRCNN, features: Features, proposals: Proposals, image_sizes: Int[Array, "B 2"]
 ) -> Detections:
     """Detections without masks. In a cascade the last stage's boxes have the mean of all stages' scores."""
-    stages, scores = config.box_stages, []
-    for number, (stage, head) in enumerate(zip(stages, model.box_heads, strict=True), 1):
+
+    def classify(stage: BoxHeadConfig, head: BoxHead) -> tuple[Float[Array, "B P K1"], Float[Array, "B P Kd 4"]]:
         x = model.roi_features(config, stage.pooler, features, proposals.boxes)
         class_logits, deltas = head(x, proposals.valid)
-        scores.append(jax.nn.softmax(class_logits, axis=-1))
-        if number < len(stages):
-            boxes = jax.vmap(functools.partial(cascade.refine, stage))(proposals.boxes, deltas, image_sizes)
-            proposals = replace(proposals, boxes=boxes)
-    mean = jnp.mean(jnp.stack(scores), axis=0)
-    return jax.vmap(functools.partial(box_head.detect_boxes, stages[-1]))(mean, deltas, proposals, image_sizes)
+        return jax.nn.softmax(class_logits, axis=-1), deltas
+
+    *earlier, last = zip(config.box_stages, model.box_heads, strict=True)
+    scores = []
+    for stage, head in earlier:
+        stage_scores, deltas = classify(stage, head)
+        scores.append(stage_scores)
+        boxes = jax.vmap(functools.partial(cascade.refine, stage))(proposals.boxes, deltas, image_sizes)
+        proposals = replace(proposals, boxes=boxes)
+    last_scores, deltas = classify(*last)
+    mean = sum(scores, start=last_scores) / len(config.box_stages)
+    return jax.vmap(functools.partial(box_head.detect_boxes, last[0]))(mean, deltas, proposals, image_sizes)
 
 
 def _priorities(keys: Key[Array, " B"] | None, stage: str, shape: tuple[int, int]) -> Float[Array, "B N"]:

@@ -36,6 +36,8 @@ class ResNetConfig:
         unknown = [name for name in self.out_features if name not in STAGES]
         if unknown or not self.out_features:
             raise ValueError(f"out_features must be some of {', '.join(STAGES)}, not {self.out_features}")
+        if not self.is_bottleneck and (self.groups, self.width_per_group, self.res5_dilation) != (1, None, 1):
+            raise ValueError(f"a ResNet-{self.depth} has basic blocks, which take no groups and no dilation")
 
     @property
     def is_bottleneck(self) -> bool:

@@ -1,6 +1,7 @@
-"""Draws instances on an image: tinted masks with contours, boxes, and labels where there is room.
+"""Draws instances on an image: tinted masks with contours, boxes, keypoints, and labels where there is room.
 
-Shape letters: `H W` sides of the image, `n` instances, `h w` sides of a mask's window, `s` magnification.
+Shape letters: `H W` sides of the image, `n` instances, `J` keypoints of an instance, `h w` sides of a mask's window,
+`s` magnification.
 """
 
 import colorsys
@@ -20,6 +21,7 @@ Rectangle = tuple[float, float, float, float]
 
 _READABLE_SIDE = 480  # pixels; smaller images are magnified by a whole number until a side has them
 _TINT = 0.4  # opacity of masks
+_RIM = (20, 20, 20)
 _LABELLED_INSTANCES = 60  # with more, labels would hide what they name
 _GOLDEN_RATIO = 0.618034  # multiples of it are spread evenly over the circle of hues
 
@@ -32,6 +34,8 @@ def draw_instances(
     scores: Float[np.ndarray, " n"] | None,
     class_names: Sequence[str],
     crowds: Bool[np.ndarray, " n"] | None = None,
+    keypoints: Float[np.ndarray, "n J 3"] | None = None,
+    skeleton: Sequence[tuple[int, int]] = (),
 ) -> UInt8[np.ndarray, "canvas_H canvas_W 3"]:
     """The image with its instances, magnified by a whole number `s` if it is small.
 
@@ -39,6 +43,9 @@ def draw_instances(
     has one hue, its instances shades of it; with a single class, each instance has a hue of its own. Labels give the
     class where there are several, the score, and whether it is a crowd. One that would cover another is left out, as
     are all on images with very many instances.
+
+    `keypoints` are (x, y, visibility): dots where the visibility is 2, rings where it is 1 (hidden), nothing where it
+    is 0. `skeleton` has the pairs of them that are joined.
     """
     height, width = image.shape[:2]
     scale = max(1, -(-_READABLE_SIDE // max(height, width)))
@@ -55,6 +62,10 @@ def draw_instances(
     for i in order:
         x1, y1, x2, y2 = (float(value) * scale for value in boxes[i])
         pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colors[i], width=thickness)
+    if keypoints is not None:
+        for i in order:
+            points = keypoints[i] * np.array([scale, scale, 1], np.float32)
+            _draw_keypoints(pen, points, skeleton, colors[i], thickness)
     if len(boxes) <= _LABELLED_INSTANCES:
         labels = [_label(i, classes, scores, class_names, crowds) for i in range(len(boxes))]
         _draw_labels(pen, picture.size, boxes * scale, labels, colors)
@@ -129,6 +140,26 @@ def _draw_mask(
     contour = inside & ~core[1:-1, 1:-1]
     window[inside] = tinted[inside].astype(np.uint8)
     window[contour] = color
+
+
+def _draw_keypoints(
+    pen: ImageDraw.ImageDraw,
+    keypoints: Float[np.ndarray, "J 3"],
+    skeleton: Sequence[tuple[int, int]],
+    color: Color,
+    thickness: int,
+) -> None:
+    # Pillow takes coordinates at pixel centres.
+    points = [(x - 0.5, y - 0.5, visibility) for x, y, visibility in keypoints.tolist()]
+    # The dark rim keeps lines and dots apart from a mask of the same colour.
+    for width, ink in ((thickness + 2, _RIM), (thickness, color)):
+        for first, second in skeleton:
+            if points[first][2] > 0 and points[second][2] > 0:
+                pen.line((*points[first][:2], *points[second][:2]), fill=ink, width=width)
+    for x, y, visibility in points:
+        if visibility > 0:
+            fill, outline = (color, _RIM) if visibility > 1 else (_RIM, color)
+            pen.circle((x, y), thickness + 1, fill=fill, outline=outline)
 
 
 def _label(

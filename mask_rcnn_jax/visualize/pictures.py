@@ -19,11 +19,12 @@ def write_pictures(
     directory: str | Path,
     count: int = 8,
     min_score: float = 0.5,
+    min_keypoint_score: float = 0.05,
 ) -> list[Path]:
     """Writes `count` images, spread evenly over the dataset, with their ground truth beside their detections.
 
-    `results` are COCO results with or without masks; those that score less than `min_score` are not drawn. Returns the
-    files, named after the images.
+    `results` are COCO results with or without masks and keypoints; those that score less than `min_score`, and single
+    keypoints of less than `min_keypoint_score`, are not drawn. Returns the files, named after the images.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -35,28 +36,56 @@ def write_pictures(
     for record in (dataset.records[i] for i in chosen.tolist()):
         # The id as well: images in different folders may share a name.
         path = directory / f"{record.image_id}_{Path(record.path).stem}.png"
-        Image.fromarray(_comparison(dataset, record, by_image[record.image_id], min_score)).save(path)
+        shown = [result for result in by_image[record.image_id] if result["score"] >= min_score]
+        shown.sort(key=lambda result: -result["score"])
+        image = read_image(record.path)
+        truth = _draw_truth(image, dataset, record)
+        found = _draw_results(image, dataset, shown, min_keypoint_score)
+        captions = f"ground truth: {len(record.boxes)}", f"detected with score {min_score:g} or more: {len(shown)}"
+        Image.fromarray(side_by_side((truth, found), captions)).save(path)
         paths.append(path)
     return paths
 
 
-def _comparison(
-    dataset: CocoDataset, record: Record, results: Sequence[dict[str, Any]], min_score: float
-) -> UInt8[np.ndarray, "H W 3"]:
-    image, names = read_image(record.path), dataset.class_names
-    truth = draw_instances(
-        image, record.boxes, record.classes, record.segmentations, None, names, crowds=record.iscrowd
+def _draw_truth(
+    image: UInt8[np.ndarray, "H W 3"], dataset: CocoDataset, record: Record
+) -> UInt8[np.ndarray, "canvas_H canvas_W 3"]:
+    return draw_instances(
+        image,
+        record.boxes,
+        record.classes,
+        record.segmentations,
+        None,
+        dataset.class_names,
+        crowds=record.iscrowd,
+        keypoints=record.keypoints,
+        skeleton=dataset.skeleton,
     )
-    shown = sorted((r for r in results if r["score"] >= min_score), key=lambda r: -r["score"])
-    corners = np.array([r["bbox"] for r in shown], np.float32).reshape(-1, 4)
+
+
+def _draw_results(
+    image: UInt8[np.ndarray, "H W 3"],
+    dataset: CocoDataset,
+    results: Sequence[dict[str, Any]],
+    min_keypoint_score: float,
+) -> UInt8[np.ndarray, "canvas_H canvas_W 3"]:
+    corners = np.array([r["bbox"] for r in results], np.float32).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
-    found = draw_instances(
+    keypoints = None
+    if results and all("keypoints" in r for r in results):
+        keypoints = np.array([r["keypoints"] for r in results], np.float32).reshape(len(results), -1, 3)
+        keypoints[..., :2] += 0.5
+        keypoints[..., 2] = np.where(keypoints[..., 2] >= min_keypoint_score, 2, 0)
+    return draw_instances(
         image,
         corners,
-        np.array([dataset.categories.index(r["category_id"]) for r in shown], np.int32),
-        [r["segmentation"] for r in shown] if all("segmentation" in r for r in shown) else None,
-        np.array([r["score"] for r in shown], np.float32),
-        names,
+        np.array([dataset.categories.index(r["category_id"]) for r in results], np.int32),
+        [r["segmentation"] for r in results] if all("segmentation" in r for r in results) else None,
+        np.array([r["score"] for r in results], np.float32),
+        dataset.class_names,
+        keypoints=keypoints,
+        # Another dataset's skeleton would join what it does not mean.
+        skeleton=dataset.skeleton
+        if keypoints is not None and keypoints.shape[1] == len(dataset.keypoint_names)
+        else (),
     )
-    captions = (f"ground truth: {len(record.boxes)}", f"detected with score {min_score:g} or more: {len(shown)}")
-    return side_by_side((truth, found), captions)

@@ -1,5 +1,7 @@
 """The predictor around a detector that finds what the images say, so that the answers are known."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +78,23 @@ def test_sharing_a_batch_among_devices_changes_nothing() -> None:
     for a, b in zip(shared, alone[:-1], strict=True):
         np.testing.assert_array_equal(a.boxes, b.boxes)
         np.testing.assert_array_equal(a.scores, b.scores)
+
+
+def test_keypoints_come_back_in_original_pixels_with_their_scores() -> None:
+    def at_the_corner_of_the_box(*arguments):
+        found = corner_detector(*arguments)
+        corner = jnp.concatenate([found.boxes[..., None, :2], found.scores[..., None, None]], axis=-1)
+        outside = corner + jnp.array([40.0, 0.0, 0.0])  # boxes are clipped to the image, keypoints are not
+        return replace(found, keypoints=jnp.concatenate([corner, outside], axis=-2))
+
+    found = list(predict(CONFIG, VARIABLES, [batch_of([2, 0])], at_the_corner_of_the_box))
+    assert found[0].keypoints is not None
+    assert found[1].keypoints is not None
+    np.testing.assert_allclose(found[0].keypoints[:, 0, :2], found[0].boxes[:, :2], rtol=1e-6)
+    np.testing.assert_allclose(found[0].keypoints[:, 1, 0], found[0].boxes[:, 0] + 40 * 2.5, rtol=1e-6)
+    np.testing.assert_allclose(found[0].keypoints[..., 2], found[0].scores[:, None].repeat(2, axis=1), rtol=1e-6)
+    assert found[1].keypoints.shape == (0, 2, 3)
+    assert next(predict(CONFIG, VARIABLES, [batch_of([1])], corner_detector)).keypoints is None
 
 
 def test_a_model_without_masks() -> None:

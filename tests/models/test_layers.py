@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from mask_rcnn_jax.models import NormConfig
-from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, Frozen, FrozenBatchNorm, freeze
+from mask_rcnn_jax.models.layers import DATA_AXIS, BatchNorm, ConvNorm, Deconv2x2, Frozen, FrozenBatchNorm, freeze
 
 
 def test_frozen_batch_norm_is_its_formula():
@@ -28,6 +30,57 @@ def test_epsilon_matters_where_variances_are_small():
         norm.var.set_value(jnp.full(1, 1e-5))
     exact, guarded = (float(norm(jnp.ones((1, 1, 1, 1)))[0, 0, 0, 0]) for norm in norms)
     assert exact / guarded == pytest.approx(np.sqrt(2), rel=1e-5)
+
+
+def batch_norm_over(devices: int, x: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Output of a batch norm in training with the rows shared by `devices`, and its variables afterwards."""
+    mesh = Mesh(jax.devices()[:devices], (DATA_AXIS,))
+
+    def apply(x, counted):
+        norm = BatchNorm(x.shape[-1], epsilon=1e-5, momentum=0.9)
+        return norm(x, counted), nnx.to_pure_dict(nnx.state(norm, nnx.BatchStat))
+
+    specs = (P(DATA_AXIS), P(DATA_AXIS))
+    return jax.shard_map(apply, mesh=mesh, in_specs=specs, out_specs=(P(DATA_AXIS), P()))(x, counted)
+
+
+def test_batch_norm_counts_rows_of_all_devices_alike():
+    # Devices count different numbers of rows, where a mean of the devices' means would be wrong.
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, (16, 3, 4, 5)).astype(np.float32)
+    counted = np.arange(16) % 8 < np.arange(16) // 2
+    alone, shared = batch_norm_over(1, x, counted), batch_norm_over(8, x, counted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), alone, shared)
+    mean, var = x[counted].mean((0, 1, 2)), x[counted].var((0, 1, 2))
+    np.testing.assert_allclose(shared[0], (x - mean) / np.sqrt(var + 1e-5), rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_is_torchs(torchvision):
+    import torch
+
+    x = np.random.default_rng(1).normal(3, 2, (4, 3, 5, 6)).astype(np.float32)
+    reference = torch.nn.BatchNorm2d(6).train()
+    expected = reference(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).detach().numpy().transpose(0, 2, 3, 1)
+    output, statistics = batch_norm_over(1, x, np.ones(4, bool))
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(statistics["mean"], reference.running_mean.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(statistics["var"], reference.running_var.numpy(), rtol=1e-5)
+
+
+def test_batch_norm_of_nothing_keeps_its_statistics():
+    output, statistics = batch_norm_over(1, np.ones((2, 2, 2, 3), np.float32), np.zeros(2, bool))
+    assert np.isfinite(output).all()
+    np.testing.assert_array_equal(statistics["mean"], 0)
+    np.testing.assert_array_equal(statistics["var"], 1)
+
+
+def test_group_norm_is_torchs(torchvision):
+    import torch
+
+    x = np.random.default_rng(2).normal(30, 2, (2, 3, 5, 8)).astype(np.float32)
+    layer = NormConfig(kind="group_norm", groups=4).build(8, nnx.Rngs(0))
+    expected = torch.nn.GroupNorm(4, 8)(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).detach().numpy()
+    np.testing.assert_allclose(layer(jnp.asarray(x)), expected.transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
 
 
 def test_deconv_places_each_input_cell_as_a_2x2_block():

@@ -1,5 +1,7 @@
 """Backbones: shapes and strides as promised, where blocks stride, what is frozen."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +22,21 @@ def test_features_have_the_promised_channels_and_strides(depth):
     }
 
 
-# Counts of torchvision's models without their classifier: 11,689,512, 21,797,672, 25,557,032 and 44,549,160 in all,
-# less 513,000 (ResNet-18 and 34) or 2,049,000 for `fc`.
-@pytest.mark.parametrize(("depth", "count"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)])
-def test_number_of_parameters_is_torchvisions(depth, count):
-    config = ResNetConfig(depth=depth, norm=NormConfig(kind="batch_norm"), freeze_at=0)
+# Counts of torchvision's models without their classifier: 11,689,512, 21,797,672, 25,557,032, 44,549,160, 60,192,808
+# and for resnext101_32x8d 88,791,336 in all, less 513,000 (ResNet-18 and 34) or 2,049,000 for `fc`.
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (ResNetConfig(depth=18), 11_176_512),
+        (ResNetConfig(depth=34), 21_284_672),
+        (ResNetConfig(depth=50), 23_508_032),
+        (ResNetConfig(depth=101), 42_500_160),
+        (ResNetConfig(depth=152), 58_143_808),
+        (ResNetConfig(depth=101, groups=32, width_per_group=8), 86_742_336),
+    ],
+)
+def test_number_of_parameters_is_torchvisions(config, count):
+    config = replace(config, norm=NormConfig(kind="batch_norm"), freeze_at=0)
     model = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == count
 
@@ -34,6 +46,23 @@ def test_the_configured_convolution_of_a_bottleneck_strides(in_1x1, strided):
     model = nnx.eval_shape(lambda: ResNetConfig(depth=50, width=4, stride_in_1x1=in_1x1).build(nnx.Rngs(0)))
     block = model.res3.block1
     assert {name for name in ("conv1", "conv2", "conv3") if np.max(getattr(block, name).conv.strides) == 2} == {strided}
+
+
+def test_dilation_keeps_the_stride_and_widens_what_res5_sees():
+    config = ResNetConfig(depth=50, width=4, res5_dilation=2, out_features=("res4", "res5"))
+    model = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
+    shapes = jax.eval_shape(lambda: config.build(nnx.Rngs(0))(jnp.zeros((1, 64, 96, 3))))
+    assert {name: shape.shape for name, shape in shapes.items()} == {"res4": (1, 4, 6, 64), "res5": (1, 4, 6, 128)}
+    assert config.out_strides == {"res4": 16, "res5": 16}
+    assert all(np.max(getattr(model.res5, f"block{i}").conv2.conv.kernel_dilation) == 2 for i in (1, 2, 3))
+
+
+def test_nothing_is_built_beyond_the_last_feature():
+    config = ResNetConfig(depth=50, width=4, out_features=("res4",))
+    model = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
+    assert not hasattr(model, "res5")
+    with pytest.raises(ValueError, match="res6"):
+        ResNetConfig(out_features=("res6",))
 
 
 @pytest.mark.parametrize("freeze_at", range(6))

@@ -82,6 +82,34 @@ def test_boxes_at_and_beyond_the_edges() -> None:
     assert picture.shape == GREY.shape
 
 
+def test_keypoints_are_drawn_where_they_are_annotated_and_joined_where_both_are() -> None:
+    nothing = np.zeros((1, 4), np.float32), CLASSES[:1], None, None, ("x",)
+    keypoints = np.array([[[100, 100, 2], [200, 100, 1], [300, 300, 2], [400, 400, 0]]], np.float32)
+    bare = draw_instances(GREY, *nothing)
+    loose = draw_instances(GREY, *nothing, keypoints=keypoints)
+    joined = draw_instances(GREY, *nothing, keypoints=keypoints, skeleton=[(0, 1), (2, 3)])
+    dots, lines = (loose != bare).any(axis=-1), (joined != loose).any(axis=-1)
+    assert dots[100, 100]
+    assert dots[100, 200]
+    assert not dots[390:410, 390:410].any()
+    assert (loose[100, 100] != loose[100, 200]).any()  # a hidden one looks different
+    assert lines[98:102, 150].any()
+    assert not lines[:, 320:].any()
+    rows, columns = np.nonzero(dots)
+    assert columns.min() + columns.max() == pytest.approx(100 + 300 - 1, abs=1)  # about the middles of their pixels
+    assert rows.min() + rows.max() == pytest.approx(100 + 300 - 1, abs=1)
+
+
+def test_keypoints_of_a_magnified_image_stay_on_their_pixels() -> None:
+    image = np.full((96, 128, 3), 128, np.uint8)
+    nothing = np.zeros((1, 4), np.float32), CLASSES[:1], None, None, ("x",)
+    drawn = draw_instances(image, *nothing, keypoints=np.array([[[40.5, 50.5, 2]]], np.float32))
+    touched = (drawn != draw_instances(image, *nothing)).any(axis=-1)
+    rows, columns = np.nonzero(touched)
+    # Pixel (40, 50) is magnified to rows 200 to 203 and columns 160 to 163.
+    assert (rows.mean(), columns.mean()) == pytest.approx((201.5, 161.5), abs=0.6)
+
+
 def test_side_by_side() -> None:
     left, right = GREY, 255 - GREY
     sheet = side_by_side([left, right], ["truth", "found"])

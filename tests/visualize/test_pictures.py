@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image
 
-from mask_rcnn_jax.data import ShapesConfig, load_coco
+from mask_rcnn_jax.data import CocoConfig, ShapesConfig, load_coco
 from mask_rcnn_jax.visualize import write_pictures
 
 
@@ -26,6 +28,33 @@ def test_pictures_of_a_dataset(tmp_path) -> None:
     drawn = [path.read_bytes() for path in paths]
     certain = [result for result in results if result["score"] > 0.5]
     assert drawn == [p.read_bytes() for p in write_pictures(dataset, certain, tmp_path / "pictures", count=3)]
+
+
+def test_pictures_of_keypoints(shared, tmp_path) -> None:
+    dataset = load_coco(CocoConfig(str(shared / "data" / "coco_person_kp")), "val")
+    record = next(r for r in dataset.records if r.keypoints is not None and (r.keypoints[..., 2] > 0).all())
+    assert record.keypoints is not None
+    dataset = replace(dataset, records=(record,))
+    boxes = record.boxes - np.concatenate([np.zeros_like(record.boxes[:, :2]), record.boxes[:, :2]], axis=1)
+    results = [{"image_id": record.image_id, "category_id": 1, "score": 0.9, "bbox": box} for box in boxes.tolist()]
+    drawn = []
+    for score in (None, 0.01, 0.5):
+        if score is not None:
+            for result, keypoints in zip(results, record.keypoints, strict=True):
+                result["keypoints"] = (keypoints * [1, 1, 0] + [-0.5, -0.5, score]).ravel().tolist()
+        (path,) = write_pictures(dataset, results, tmp_path)
+        drawn.append(np.asarray(Image.open(path)).astype(int))
+    without, unsure, sure = drawn
+    np.testing.assert_array_equal(without, unsure)
+    x, y = record.keypoints[0, 0, :2].astype(int)
+    bar, right = sure.shape[0] - record.height, sure.shape[1] - record.width
+    changed = (sure != unsure).any(axis=-1)
+    assert changed[bar + y, right + x]
+    assert not changed[:, : record.width].any()  # the ground truth is what it was
+    # An annotation file of other keypoints has no say in what is joined.
+    others = replace(dataset, keypoint_names=("a",), skeleton=((0, 0),))
+    (path,) = write_pictures(others, results, tmp_path)
+    assert (np.asarray(Image.open(path))[:, right:] != sure[:, right:]).any()
 
 
 def test_more_pictures_than_images_and_none(tmp_path) -> None:
