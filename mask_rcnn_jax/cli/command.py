@@ -11,6 +11,7 @@ import jax
 from mask_rcnn_jax.config import load_config_file
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.training import ExperimentConfig
+from mask_rcnn_jax.training.workdir import CONFIG_FILE, read_config
 
 
 def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> int:
@@ -29,7 +30,14 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
 
 
 def load_experiment(file: Path) -> ExperimentConfig:
-    """What `get_config()` of a Python file returns. Raises UserError where it is no experiment's configuration."""
+    """What `get_config()` of a Python file returns, or the configuration of the run or import in a folder.
+
+    Raises UserError where it is no experiment's configuration.
+    """
+    if file.is_dir():
+        if (stored := read_config(file)) is None:
+            raise UserError(f"--config {file} is a folder without a run's {CONFIG_FILE}")
+        return stored
     config = load_config_file(file)
     if not isinstance(config, ExperimentConfig):
         raise UserError(f"get_config() of {file} must return an ExperimentConfig, not {type(config).__name__}")

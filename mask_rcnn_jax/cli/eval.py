@@ -31,7 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="eval.py", description=__doc__)
     parser.add_argument("--workdir", type=Path, help="folder of the training run")
-    parser.add_argument("--config", type=Path, help="Python file with get_config() (default: the run's own settings)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="Python file with get_config(), or folder of a run (default: the run's own settings)",
+    )
     parser.add_argument(
         "--checkpoint", default="best", metavar="best|latest|STEP|PATH", help="which weights (default: best)"
     )
@@ -56,16 +60,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     config = override(_config(options, stored), options.set)
     _check_fits(config.model, variables)
     dataset = load_coco(config.data.source, options.split or config.data.source.val_split)
-    if dataset.class_names != metadata.class_names:
-        raise UserError(
-            f"{dataset.annotation_file} has the categories {_named(dataset.class_names)} but the model was trained on "
-            f"{_named(metadata.class_names)}; evaluate on annotations with the model's categories"
-        )
     verify_images(dataset)
     for line in dataset.describe_problems():
         print(line)
     print(f"evaluating step {metadata.step} of {source} on {len(dataset.records)} images of {dataset.annotation_file}")
-    result = evaluate_model(config.model, config.data, config.evaluation, variables, dataset)
+    result = evaluate_model(config.model, config.data, config.evaluation, variables, dataset, metadata.class_names)
     print(format_table(result.metrics))
     out = options.out or (options.workdir or source) / "eval"
     for path in _write(result, metadata.step, dataset, out, options.pictures):
@@ -97,11 +96,6 @@ def _check_fits(model: MaskRCNNConfig, variables: Variables) -> None:
 def _shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
-
-
-def _named(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return f"{shown}, ... ({len(names)})" if len(names) > 5 else shown
 
 
 def _write(result: EvaluationResult, step: int, dataset: CocoDataset, out: Path, num_pictures: int) -> list[Path]:

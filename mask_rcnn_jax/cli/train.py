@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__)
     parser.add_argument(
-        "--config", type=Path, help="Python file with get_config() (default: the workdir's, or else configs/shapes.py)"
+        "--config",
+        type=Path,
+        help="Python file with get_config(), or folder of a run (default: the workdir's, or else configs/shapes.py)",
     )
     parser.add_argument("--workdir", type=Path, help="folder of the run (default: runs/NAME of the config)")
     changes = "change settings, for example schedule.learning_rate=0.01"

@@ -1,14 +1,16 @@
 """Evaluates a model on a dataset: what training does now and then, and `eval.py` once."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import numpy as np
 
 from mask_rcnn_jax.data import CocoDataset, DataConfig, eval_batches
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.coco import EvaluationConfig, evaluate
-from mask_rcnn_jax.inference import predict
+from mask_rcnn_jax.inference import ImageDetections, predict
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
 
 
@@ -19,25 +21,67 @@ class EvaluationResult:
 
 
 def evaluate_model(
-    model: MaskRCNNConfig, data: DataConfig, evaluation: EvaluationConfig, variables: Variables, dataset: CocoDataset
+    model: MaskRCNNConfig,
+    data: DataConfig,
+    evaluation: EvaluationConfig,
+    variables: Variables,
+    dataset: CocoDataset,
+    class_names: Sequence[str] | None = None,
 ) -> EvaluationResult:
     """Detects in every image of `dataset` and compares with its annotations.
 
-    Raises UserError when the dataset has another number of classes than the model, or an image cannot be used.
+    `class_names` are the model's, where they may be more than the dataset's or in another order: classes are then the
+    same by name, and detections of others are left out. Raises UserError when the model lacks some of the dataset's
+    classes, or an image cannot be used.
     """
-    if len(dataset.categories) != model.num_classes:
+    class_names = dataset.class_names if class_names is None else class_names
+    if len(class_names) != model.num_classes:
         raise UserError(
             f"{dataset.annotation_file} has {len(dataset.categories)} categories but the model {model.num_classes};"
             " evaluate on annotations with the categories the model was trained on"
         )
+    class_of = _same_by_name(class_names, dataset)
     devices = jax.device_count()
     # No more images at once than there are: a small dataset would be padded.
     per_device = min(evaluation.images_per_device, -(-len(dataset.records) // devices))
     batches = eval_batches(dataset, data, per_device * devices)
     try:
-        predictions = predict(model, variables, batches)
+        predictions = _renumbered(predict(model, variables, batches), class_of)
         convention = model.mask_head.paste if model.mask_head else "detectron2"
         metrics, results = evaluate(dataset, predictions, evaluation, convention)
     finally:
         batches.close()
     return EvaluationResult(metrics, results)
+
+
+def _same_by_name(class_names: Sequence[str], dataset: CocoDataset) -> np.ndarray:
+    """The dataset's class of each of the model's, -1 where it has none of that name."""
+    if tuple(class_names) == dataset.class_names:
+        return np.arange(len(class_names))  # names may then even occur twice
+    lacking = [name for name in dataset.class_names if name not in class_names]
+    if lacking:
+        raise UserError(
+            f"{dataset.annotation_file} has the categories {_named(dataset.class_names)} but the model was trained on"
+            f" {_named(class_names)}, without {_named(lacking)}; evaluate on annotations with the model's categories"
+        )
+    return np.array([dataset.class_names.index(name) if name in dataset.class_names else -1 for name in class_names])
+
+
+def _renumbered(predictions: Iterable[ImageDetections], class_of: np.ndarray) -> Iterator[ImageDetections]:
+    """Detections with the classes that `class_of` gives them, without those that have none."""
+    for found in predictions:
+        classes = class_of[found.classes].astype(np.int32)
+        kept = classes >= 0
+        yield replace(
+            found,
+            boxes=found.boxes[kept],
+            scores=found.scores[kept],
+            classes=classes[kept],
+            masks=None if found.masks is None else found.masks[kept],
+            keypoints=None if found.keypoints is None else found.keypoints[kept],
+        )
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{shown}, ... ({len(names)})" if len(names) > 5 else shown

@@ -41,7 +41,9 @@ def loss_terms(
     truth = batch.ground_truth
     images = normalize(config, batch.images, batch.image_sizes)
     features = model.backbone(images.astype(config.dtype))
-    anchors, logits, deltas, proposals = propose(config, model, features, images, batch.image_sizes, train=True)
+    anchors, logits, deltas, proposals = propose(
+        config, model, features, (images.shape[1], images.shape[2]), batch.image_sizes, train=True
+    )
     terms = _rpn_terms(config, anchors, logits, deltas, truth, keys)
 
     rois = _sample_rois(config, proposals, truth, keys)
@@ -77,7 +79,18 @@ def detect(
     model = networks(config, variables)
     images = normalize(config, images, image_sizes)
     features = model.backbone(images.astype(config.dtype))
-    *_, proposals = propose(config, model, features, images, image_sizes, train=False)
+    return detect_from_features(config, model, features, (images.shape[1], images.shape[2]), image_sizes)
+
+
+def detect_from_features(
+    config: MaskRCNNConfig,
+    model: MaskRCNN,
+    features: Features,
+    padded_size: tuple[int, int],
+    image_sizes: Int[Array, "B 2"],
+) -> Detections:
+    """`detect` after the backbone; `padded_size` is (height, width) of the images that the features came from."""
+    *_, proposals = propose(config, model, features, padded_size, image_sizes, train=False)
     found = _detect_boxes(config, model, features, proposals, image_sizes)
     if config.mask_head is not None and model.mask_head is not None:
         x = model.roi_features(config, config.mask_head.pooler, features, found.boxes)
@@ -106,14 +119,14 @@ def propose(
     config: MaskRCNNConfig,
     model: MaskRCNN,
     features: Features,
-    images: Float[Array, "B H W 3"],
+    padded_size: tuple[int, int],
     image_sizes: Int[Array, "B 2"],
     *,
     train: bool,
 ) -> tuple[list[Float[Array, "_ 4"]], list[Float[Array, "B _"]], list[Float[Array, "B _ 4"]], Proposals]:
     """Anchors, objectness logits and anchor deltas by level, and the proposals that they make."""
     logits, deltas = model.rpn([features[name] for name in config.rpn.features])
-    anchors = rpn.level_anchors(config.rpn, features, config.backbone.out_strides, (images.shape[1], images.shape[2]))
+    anchors = rpn.level_anchors(config.rpn, features, config.backbone.out_strides, padded_size)
     of_image = functools.partial(
         rpn.propose,
         config.rpn,

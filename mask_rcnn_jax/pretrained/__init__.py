@@ -1,5 +1,27 @@
 """Weights trained elsewhere, under this project's names."""
 
-from mask_rcnn_jax.pretrained.resnet import load_resnet
+from mask_rcnn_jax.pretrained.architecture import assumptions, count_classes, describe, find_source, infer
+from mask_rcnn_jax.pretrained.classes import Classes, numbered_classes, published_classes
+from mask_rcnn_jax.pretrained.convert import Report, Source, convert, load_resnet, transplant
+from mask_rcnn_jax.pretrained.files import read_tensors
+from mask_rcnn_jax.pretrained.start import contradictions, conventions, load_weights
 
-__all__ = ["load_resnet"]
+__all__ = [
+    "Classes",
+    "Report",
+    "Source",
+    "assumptions",
+    "contradictions",
+    "conventions",
+    "convert",
+    "count_classes",
+    "describe",
+    "find_source",
+    "infer",
+    "load_resnet",
+    "load_weights",
+    "numbered_classes",
+    "published_classes",
+    "read_tensors",
+    "transplant",
+]

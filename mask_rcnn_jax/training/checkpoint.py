@@ -1,8 +1,8 @@
 """Checkpoints of a run, behind Orbax: pure dicts of arrays, and JSON beside them.
 
-A checkpoint `WORKDIR/checkpoints/STEP` has three items: `model` (what inference needs), `optimizer`, and `metadata`
-(the configuration, the class names and ids, the step, and the metrics of its evaluation). The latest two and the best
-are kept.
+A checkpoint `WORKDIR/checkpoints/STEP` has three items: `model` (what inference needs), `optimizer` (imported weights
+have none), and `metadata` (the configuration, the class names and ids, the step, and the metrics of its evaluation).
+The latest two and the best are kept.
 """
 
 from dataclasses import dataclass
@@ -62,15 +62,13 @@ class Checkpoints:
             "step": step,
             "metrics": metrics and {name: value for name, value in metrics.items() if value == value},
         }
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(_model_tree(state.variables)),
-                optimizer=ocp.args.StandardSave(_flat(state.optimizer)),
-                metadata=ocp.args.JsonSave(metadata),
-            ),
-            metrics=metrics and {_SCORE: score(metrics)},
-        )
+        items: dict[str, Any] = {
+            "model": ocp.args.StandardSave(_model_tree(state.variables)),
+            "metadata": ocp.args.JsonSave(metadata),
+        }
+        if state.optimizer is not None:
+            items["optimizer"] = ocp.args.StandardSave(_flat(state.optimizer))
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics and {_SCORE: score(metrics)})
 
     def restore(self, state: TrainState) -> TrainState:
         """The latest state, with the shardings of `state`, which is of the same configuration."""
@@ -89,9 +87,14 @@ class Checkpoints:
         return TrainState(jnp.full_like(state.step, step), variables, optimizer)
 
 
+def deciding(metrics: dict[str, float]) -> str:
+    """The metric by which a checkpoint is the best: AP of keypoints, of masks, or of boxes, the first that is there."""
+    return next((name for name in ("keypoints/AP", "segm/AP") if name in metrics), "bbox/AP")
+
+
 def score(metrics: dict[str, float]) -> float:
-    """What `best` means: mask AP, or box AP for a model without masks; an undefined AP is the worst."""
-    value = metrics.get("segm/AP", metrics.get("bbox/AP", 0.0))
+    """The deciding AP; an undefined one is the worst."""
+    value = metrics.get(deciding(metrics), 0.0)
     return value if value == value else -1.0
 
 

@@ -15,7 +15,9 @@ class ExperimentConfig:
     optimizer: SGDConfig | AdamWConfig = SGDConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    pretrained: str | None = None  # weights the backbone starts from, an .npz file with torchvision's names
+    # Where weights come from at step 0: a file of a backbone or a detector (.pth, .pkl, .safetensors, .npz), or the
+    # folder of a run or an import.
+    pretrained: str | None = None
     steps: int = 90_000
     batch_size: int = 16  # images a step, over all devices
     seed: int = 0

@@ -9,15 +9,22 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mask_rcnn_jax.data import CocoDataset, eval_batches, load_coco, train_batches, trainable_records, verify_images
+from mask_rcnn_jax.data import (
+    CocoDataset,
+    describe_left_out,
+    eval_batches,
+    load_coco,
+    train_batches,
+    trainable_records,
+    verify_images,
+)
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import evaluate_model, format_table
-from mask_rcnn_jax.models import init
-from mask_rcnn_jax.pretrained import load_resnet
 from mask_rcnn_jax.structures import Batch
-from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata, score
+from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata, deciding, score
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.metrics import MetricsWriter
+from mask_rcnn_jax.training.start import first_variables
 from mask_rcnn_jax.training.step import TrainState, init_state, make_mesh, make_train_step, replicate, shard
 from mask_rcnn_jax.training.workdir import claim
 
@@ -30,7 +37,8 @@ def train(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
     # Whatever may be wrong with the settings or the data is found before the workdir is touched.
     mesh = make_mesh(config.batch_size)
     datasets = load_datasets(config)
-    state, about_weights = _first_state(config)
+    variables, about_weights = first_variables(config)
+    state = init_state(config, variables)
     claim(workdir, config)
     train_set, val_set = datasets["train"], datasets["val"]
 
@@ -38,7 +46,8 @@ def train(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
     with Checkpoints(workdir, config, metadata) as checkpoints:
         start_step = checkpoints.latest_step() or 0
         with MetricsWriter(workdir, config.steps, start_step) as writer:
-            for line in (*map(describe, datasets.values()), *about_weights):
+            left_out = describe_left_out(train_set, config.data)
+            for line in (*map(describe, datasets.values()), *left_out, *about_weights):
                 writer.say(line)
             state = replicate(state, mesh)
             if start_step:
@@ -68,8 +77,7 @@ def train(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
             if start_step >= config.steps:
                 writer.say(f"{workdir} has finished its {config.steps} steps already")
                 metrics = _evaluate(config, state, val_set, writer, config.steps)
-            measure = "segm/AP" if config.model.mask_head else "bbox/AP"
-            writer.say(f"finished with {measure} {score(metrics):.4f}; the run is in {workdir}")
+            writer.say(f"finished with {deciding(metrics)} {score(metrics):.4f}; the run is in {workdir}")
     return metrics
 
 
@@ -96,17 +104,6 @@ def describe(dataset: CocoDataset) -> str:
     instances = sum(len(record.boxes) for record in dataset.records)
     count = f"{len(dataset.records)} images, {instances} instances, {len(dataset.class_names)} classes"
     return "\n".join([f"{dataset.annotation_file}: {count}", *dataset.describe_problems()])
-
-
-def _first_state(config: ExperimentConfig) -> tuple[TrainState, list[str]]:
-    """The state before the first step, and what is to be said of the weights it starts from."""
-    if config.pretrained is None:
-        return init_state(config), []
-    variables, report = load_resnet(config.pretrained, init(config.model, jax.random.key(config.seed)))
-    lines = [f"{config.pretrained}: {report.loaded} tensors loaded"]
-    if report.missing:
-        lines.append(f"  not in it, initialised at random: {', '.join(report.missing)}")
-    return init_state(config, variables), lines
 
 
 def _evaluate(

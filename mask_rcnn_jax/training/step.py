@@ -26,7 +26,7 @@ class TrainState:
 
     step: Int[Array, ""]
     variables: Variables
-    optimizer: Any  # optax's state
+    optimizer: Any  # optax's state; None for weights that only predict
 
 
 def make_mesh(batch_size: int) -> Mesh:

@@ -78,3 +78,8 @@ def test_pretrained_weights_that_are_not_there_are_named(capsys, tmp_path):
     missing = str(tmp_path / "weights.npz")
     message = refused(capsys, tmp_path, "--set", *source, "batch_size=8", f"pretrained={missing}")
     assert f"pretrained={missing}" in message
+
+
+def test_a_folder_that_is_no_run_is_no_config(capsys, tmp_path):
+    message = refused(capsys, tmp_path, "--config", str(tmp_path))
+    assert f"--config {tmp_path} is a folder without a run's config.json" in message

@@ -91,3 +91,9 @@ def test_a_folder_without_checkpoints_is_named(tmp_path):
 def test_an_undefined_score_is_the_worst():
     assert score({"segm/AP": float("nan")}) < score({"segm/AP": 0.0})
     assert score({"bbox/AP": 0.4}) == 0.4
+
+
+def test_the_best_is_found_by_what_the_model_is_for():
+    metrics = {"bbox/AP": 0.1, "segm/AP": 0.2}
+    assert score(metrics) == 0.2
+    assert score(metrics | {"keypoints/AP": 0.3}) == 0.3

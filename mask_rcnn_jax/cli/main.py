@@ -1,0 +1,25 @@
+"""`mask-rcnn COMMAND ...`: the commands of this project under one name."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+# Modules of this folder with a `main(arguments)`. Only the one that is called is imported: most take jax with them.
+COMMANDS = {
+    "convert": ("convert", "turn annotations of another format into a COCO directory"),
+    "import": ("import_weights", "turn weights of torchvision or Detectron2 into a checkpoint"),
+    "lint": ("lint", "count what a dataset holds and find what is wrong with it"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command that the first argument names; returns its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="mask-rcnn", description=__doc__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for name, (_, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    command = parser.parse_args(arguments[:1]).command
+    module = importlib.import_module(f"mask_rcnn_jax.cli.{COMMANDS[command][0]}")
+    return module.main(arguments[1:])

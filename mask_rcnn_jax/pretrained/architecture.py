@@ -1,0 +1,209 @@
+"""Which model a file of weights is of: what its tensors tell, and for the rest the conventions of where it comes from.
+
+Shapes are the file's: OIHW kernels and [out, in] matrices, by their paths here. `C` channels, `K` classes.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mask_rcnn_jax import models
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.models import FPNConfig, MaskHeadConfig, MaskRCNNConfig, NormConfig, ResNetConfig, architectures
+from mask_rcnn_jax.models.resnet import BLOCKS, STAGES
+from mask_rcnn_jax.pretrained.convert import TABLES, Source
+from mask_rcnn_jax.pretrained.table import translate
+
+_CLASSES = "box_head/class_logits/bias"  # its size tells their number
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def find_source(names: Iterable[str]) -> Source | None:
+    """Whose detector has tensors of these names; None for anything else, such as a backbone."""
+    names = set(names)
+    if "roi_heads.box_predictor.cls_score.weight" in names and "backbone.body.conv1.weight" in names:
+        return "torchvision"
+    prefixes = ("proposal_generator.", "backbone.bottom_up.", "backbone.stem.")
+    return "detectron2" if any(name.startswith(prefixes) for name in names) else None
+
+
+def count_classes(tensors: Mapping[str, np.ndarray], source: Source) -> int:
+    """How many classes the detector with these tensors knows. Raises UserError where it has no box head."""
+    found, _ = translate(tensors, TABLES[source])
+    return _shape({path: tensor.tensor.shape for path, tensor in found.items()}, _CLASSES)[0] - 1
+
+
+def infer(tensors: Mapping[str, np.ndarray], source: Source) -> MaskRCNNConfig:
+    """The configuration of the detector with these tensors.
+
+    What they do not tell is taken from the published models: Detectron2's strides are in the 1x1 convolutions, but for
+    ResNeXt and group norm, and ResNeXt's pixels have a deviation; torchvision's frozen norms have no epsilon.
+    Raises UserError where no configuration has such tensors.
+    """
+    found, _ = translate(tensors, TABLES[source])
+    shapes = {path: tensor.tensor.shape for path, tensor in found.items()}
+    config = _of_shapes(shapes, trained_norm=any(name.endswith("num_batches_tracked") for name in tensors))
+    if source == "torchvision":
+        return models.torchvision(config, frozen_norm_epsilon=0.0)
+    return _with_pixels(config, tensors)
+
+
+def assumptions(config: MaskRCNNConfig, source: Source) -> list[str]:
+    """What of an inferred configuration the file does not tell, with the setting that changes it."""
+    resnet, key = resnet_of(config)
+    if source == "torchvision":
+        if resnet.norm.kind != "frozen_batch_norm":
+            return []
+        return [
+            "the frozen norms have no epsilon, which holds for the published weights and what was fine-tuned from them;"
+            f" for a model trained from an ImageNet backbone, --set {key}.norm.epsilon=1e-5"
+        ]
+    convolution = "1x1" if resnet.stride_in_1x1 else "3x3"
+    return [
+        f"blocks stride in their {convolution} convolutions ({key}.stride_in_1x1)",
+        f"pixels are BGR, divided by {', '.join(map(str, config.pixel_std[::-1]))} (model.pixel_std, in RGB)",
+    ]
+
+
+def describe(config: MaskRCNNConfig) -> str:
+    """The architecture in a line."""
+    resnet, _ = resnet_of(config)
+    name = f"ResNet-{resnet.depth}"
+    if resnet.groups > 1:
+        name = f"ResNeXt-{resnet.depth} {resnet.groups}x{resnet.bottleneck_channels('res2') // resnet.groups}d"
+    neck = "FPN" if isinstance(config.backbone, FPNConfig) else "C4" if config.res5_on_rois else "DC5"
+    heads = {"cascade": config.cascade, "masks": config.mask_head, "keypoints": config.keypoint_head}
+    present = "".join(f", {head}" for head, settings in heads.items() if settings is not None)
+    classes = f"{config.num_classes} classes" if config.num_classes > 1 else "one class"
+    return f"{name} {neck}, {resnet.norm.kind.replace('_', ' ')}{present}, {classes}"
+
+
+def _of_shapes(shapes: Shapes, *, trained_norm: bool) -> MaskRCNNConfig:
+    """The architecture with Detectron2's conventions."""
+    has_pyramid = "backbone/lateral2/conv/kernel" in shapes
+    classes = _shape(shapes, _CLASSES)[0] - 1
+    norm = _norm(shapes, trained=trained_norm)
+    resnet = _resnet(shapes, "backbone/bottom_up/" if has_pyramid else "backbone/", norm)
+    if has_pyramid:
+        channels = shapes["backbone/lateral2/conv/kernel"][0]
+        head_norm = norm if "backbone/lateral2/norm/scale" in shapes else NormConfig(kind="none")
+        config = MaskRCNNConfig(num_classes=classes, backbone=FPNConfig(resnet, channels, head_norm))
+    elif "res5/block1/conv1/conv/kernel" in shapes:
+        config = architectures.c4(resnet, classes)
+    else:
+        config = architectures.dc5(resnet, classes)
+    config = _with_heads(config, shapes, norm)
+    anchors = len(config.rpn.sizes[0]) * len(config.rpn.ratios)
+    if (count := _shape(shapes, "rpn/objectness/conv/bias")[0]) != anchors:
+        raise UserError(
+            f"its {count} anchors a cell are not the usual {anchors}: their sizes are not in the file; give an"
+            " experiment with the model's anchors by --config"
+        )
+    return config
+
+
+def _norm(shapes: Shapes, *, trained: bool) -> NormConfig:
+    """The norm of the backbone. Frozen statistics look like trained ones, but PyTorch counts the latter's batches."""
+    everywhere = "backbone/lateral2/norm/scale" in shapes
+    if everywhere and "backbone/lateral2/norm/mean" not in shapes:
+        return NormConfig(kind="group_norm")
+    return NormConfig(kind="batch_norm" if everywhere or trained else "frozen_batch_norm")
+
+
+def _resnet(shapes: Shapes, prefix: str, norm: NormConfig) -> ResNetConfig:
+    is_bottleneck = f"{prefix}res2/block1/conv3/conv/kernel" in shapes
+    blocks = tuple(_count(shapes, f"{prefix}{stage}/block", f"{stage}/block") for stage in STAGES)
+    depths: list[Any] = [
+        depth for depth, counts in BLOCKS.items() if counts == blocks and (depth >= 50) == is_bottleneck
+    ]
+    if not depths:
+        raise UserError(f"its backbone has stages of {blocks} blocks, which is no ResNet of this project")
+    stem = _shape(shapes, f"{prefix}stem/conv/kernel")[0]
+    last = "conv3" if is_bottleneck else "conv2"
+    width = _shape(shapes, f"{prefix}res2/block1/{last}/conv/kernel")[0] // (4 if is_bottleneck else 1)
+    middle, in_group, *_ = _shape(shapes, f"{prefix}res2/block1/conv2/conv/kernel")
+    groups = middle // in_group
+    return ResNetConfig(
+        depth=depths[0],
+        width=width,
+        stem_width=None if stem == width else stem,
+        groups=groups,
+        width_per_group=in_group if groups > 1 or middle != width else None,
+        norm=norm,
+        # Those that Detectron2 did not take from the original ResNets stride in the 3x3 convolutions.
+        stride_in_1x1=groups == 1 and norm.kind != "group_norm",
+    )
+
+
+def _with_heads(config: MaskRCNNConfig, shapes: Shapes, norm: NormConfig) -> MaskRCNNConfig:
+    """The configuration with the heads' layers and widths."""
+    plain = NormConfig(kind="none")
+    box = replace(
+        config.box_head,
+        num_convs=_count(shapes, "box_head/conv"),
+        num_fcs=_count(shapes, "box_head/fc"),
+        norm=norm if "box_head/conv1/norm/scale" in shapes else plain,
+    )
+    if box.num_convs:
+        box = replace(box, conv_channels=shapes["box_head/conv1/conv/kernel"][0])
+    if box.num_fcs:
+        box = replace(box, fc_channels=shapes["box_head/fc1/kernel"][0])
+    config = replace(
+        config, rpn=replace(config.rpn, num_convs=_count(shapes, "rpn/conv")), box_head=box, mask_head=None
+    )
+    if "mask_head/deconv/kernel" in shapes:
+        mask = MaskHeadConfig(
+            pooler=replace(box.pooler, output_size=14),
+            num_convs=_count(shapes, "mask_head/conv"),
+            channels=shapes["mask_head/deconv/kernel"][1],
+            norm=norm if "mask_head/conv1/norm/scale" in shapes else plain,
+        )
+        config = replace(config, mask_head=mask)
+    if "keypoint_head/deconv/kernel" in shapes:
+        config = architectures.keypoints(config)
+        channels, keypoints, *_ = shapes["keypoint_head/deconv/kernel"]
+        head = replace(
+            config.keypoint_head or models.KeypointHeadConfig(),
+            num_keypoints=keypoints,
+            num_convs=_count(shapes, "keypoint_head/conv"),
+            channels=channels,
+        )
+        config = replace(config, keypoint_head=head, num_classes=shapes[_CLASSES][0] - 1)
+    if "cascade/stage2/class_logits/kernel" in shapes:
+        config = architectures.cascade(config)
+    elif _shape(shapes, "box_head/box_deltas/bias")[0] == 4 and config.num_classes > 1:
+        config = replace(config, box_head=replace(config.box_head, class_agnostic=True))
+    return config
+
+
+def _with_pixels(config: MaskRCNNConfig, tensors: Mapping[str, np.ndarray]) -> MaskRCNNConfig:
+    """The configuration with the normalisation that the file holds (BGR), or else the model zoo's."""
+    if "pixel_mean" in tensors and "pixel_std" in tensors:
+        mean, std = (tuple(tensors[name].ravel()[::-1].tolist()) for name in ("pixel_mean", "pixel_std"))
+        return replace(config, pixel_mean=mean, pixel_std=std)
+    resnet, _ = resnet_of(config)
+    return replace(config, pixel_std=(58.395, 57.12, 57.375)) if resnet.groups > 1 else config
+
+
+def resnet_of(config: MaskRCNNConfig) -> tuple[ResNetConfig, str]:
+    """The ResNet and its key."""
+    if isinstance(config.backbone, FPNConfig):
+        return config.backbone.bottom_up, "model.backbone.bottom_up"
+    return config.backbone, "model.backbone"
+
+
+def _shape(shapes: Shapes, path: str) -> tuple[int, ...]:
+    if path not in shapes:
+        raise UserError(f"it has no tensor for {path}, so it is no Faster or Mask R-CNN that this project knows")
+    return shapes[path]
+
+
+def _count(shapes: Shapes, *prefixes: str) -> int:
+    """How many numbered layers there are whose paths begin so."""
+    names = {
+        path.removeprefix(prefix).partition("/")[0] for prefix in prefixes for path in shapes if path.startswith(prefix)
+    }
+    return sum(name.isdigit() for name in names)

@@ -1,0 +1,220 @@
+"""Puts the tensors of a file in the places of a model's variables, or says all that does not fit."""
+
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
+from mask_rcnn_jax.pretrained import detectron2, resnet, torchvision
+from mask_rcnn_jax.pretrained.table import Found, Table, translate
+
+Source = Literal["torchvision", "detectron2"]
+
+TABLES: Mapping[str, Table] = {"torchvision": torchvision.TABLE, "detectron2": detectron2.TABLE}
+
+# What depends on the number of classes, or of keypoints.
+_PREDICTORS = re.compile(
+    r"(box_head|cascade/stage\d)/(class_logits|box_deltas)/\w+|mask_head/predictor_\w+|keypoint_head/deconv/\w+"
+)
+_OPTIONAL_HEADS = ("mask_head", "keypoint_head")
+_SHOWN = 5  # names of a kind in a message
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the tensors of a file. Places that none filled keep the values they had."""
+
+    loaded: int
+    missing: tuple[str, ...] = ()  # paths that the file has nothing for
+    reset: tuple[str, ...] = ()  # predictors for another number of classes or keypoints
+    unused: tuple[str, ...] = ()  # tensors of heads that the model has not
+
+    def lines(self) -> list[str]:
+        """What a person should know of it."""
+        lines = [f"{self.loaded} tensors loaded"]
+        if self.reset:
+            lines.append(f"  of another number of classes, so reset at random: {_listed(_layers(self.reset))}")
+        if self.missing:
+            lines.append(f"  not in it, initialised at random: {_listed(_layers(self.missing))}")
+        if self.unused:
+            lines.append(f"  of heads that the model has not, left out: {_listed(self.unused)}")
+        return lines
+
+
+def convert(
+    tensors: Mapping[str, np.ndarray], config: MaskRCNNConfig, source: Source, variables: Variables | None = None
+) -> tuple[Variables, Report]:
+    """The variables of a model with the tensors of a detector, named and laid out as `source` does.
+
+    Without `variables` the tensors must be all that the model needs. With them, what the tensors lack may be a mask or
+    keypoint head, and predictors for another number of classes keep the values they have in `variables`.
+    Raises UserError with every missing, unexpected and misshapen tensor.
+    """
+    expected = _flat(variables or _shapes(config))
+    found, unknown = translate(tensors, TABLES[source])
+    if source == "detectron2":
+        _complete_statistics(found, expected)
+    if variables is not None:
+        return _fit_what_there_is(found, unknown, variables, config)
+    dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
+    loaded = _fit(found, unknown, expected, _side(config))
+    return _with(_shapes(config), {path: jnp.asarray(array, dtype) for path, array in loaded.items()}), Report(
+        len(loaded)
+    )
+
+
+def transplant(weights: Variables, config: MaskRCNNConfig, variables: Variables) -> tuple[Variables, Report]:
+    """`variables` of the model with the weights of another one of this project, as `convert` does it."""
+    found = {path: Found(path, np.asarray(leaf)) for path, leaf in _flat(weights).items()}
+    return _fit_what_there_is(found, [], variables, config)
+
+
+def load_resnet(tensors: Mapping[str, np.ndarray], variables: Variables) -> tuple[Variables, Report]:
+    """`variables` of a detector with the ResNet of its backbone (and C4's res5) taken from ImageNet weights.
+
+    The tensors may be a part of the ResNet, and batch norm may be folded into its kernels; then the scales and
+    statistics that are missing are the identity and not reported. Raises UserError, naming every tensor at once, where
+    names or shapes do not fit the configured one, or a norm is there in part.
+    """
+    if any(re.fullmatch(resnet.DEEP_STEM, name) for name in tensors):
+        raise UserError("a ResNet with a deep stem, of three convolutions, is not supported; use one with a 7x7 stem")
+    expected = _flat(variables)
+    prefix = next((path.removesuffix("stem/conv/kernel") for path in expected if path.endswith("stem/conv/kernel")), "")
+    found, unknown = translate(tensors, resnet.TABLE)
+    if not found:
+        raise UserError(f"its tensors have names of no detector and no ResNet that is known: {_listed(list(tensors))}")
+    # C4 has the last stage beside its backbone.
+    found = {path if path in expected and path.startswith("res5/") else prefix + path: x for path, x in found.items()}
+    if any(name.endswith("_w") for name in tensors):
+        _complete_statistics(found, expected)
+    wanted = [path for path in expected if path.startswith((prefix + "stem/", prefix + "res", "res5/"))]
+    missing = [path for path in wanted if path not in found and path.endswith(("conv/kernel", "norm/bias"))]
+    partial = [path for path in wanted if path not in found and _beside(path, "scale") in found]
+    kept = {path for path in expected if path not in partial}
+    loaded = _fit(found, unknown, expected, 1, kept)
+    return _with(variables, _as_before(loaded, expected)), Report(len(loaded), tuple(missing))
+
+
+def _fit_what_there_is(
+    found: dict[str, Found], unknown: Sequence[str], variables: Variables, config: MaskRCNNConfig
+) -> tuple[Variables, Report]:
+    expected, side = _flat(variables), _side(config)
+    reset = [path for path in found.keys() & expected.keys() if _outputs_differ(found[path], expected[path], path)]
+    absent = [path for path in expected if _of_head(path) and _of_head(path) not in map(_of_head, found)]
+    unused = [path for path in found if _of_head(path) and _of_head(path) not in map(_of_head, expected)]
+    usable = {path: tensor for path, tensor in found.items() if path not in {*reset, *unused}}
+    loaded = _fit(usable, unknown, expected, side, {*reset, *absent})
+    names = [found[path].name for path in unused]
+    report = Report(len(loaded), tuple(absent), tuple(sorted(reset)), tuple(names))
+    return _with(variables, _as_before(loaded, expected)), report
+
+
+def _fit(
+    found: Mapping[str, Found],
+    unknown: Sequence[str],
+    expected: Mapping[str, Any],
+    side: int,
+    kept: Iterable[str] = (),
+) -> dict[str, np.ndarray]:
+    """The tensors by path, turned and of the expected shapes; only `kept` paths may be missing."""
+    missing = sorted(expected.keys() - found.keys() - set(kept))
+    unexpected = [*unknown, *(tensor.name for path, tensor in found.items() if path not in expected)]
+    loaded, misshapen = {}, []
+    for path, tensor in found.items():
+        if path not in expected:
+            continue
+        array, shape = tensor.turned(side), tuple(expected[path].shape)
+        if array is None or array.shape != shape:
+            turned = tensor.tensor.shape if array is None else array.shape
+            misshapen.append(f"{tensor.name}, as {path}, is {turned} and should be {shape}")
+        else:
+            loaded[path] = array
+    lines = [
+        f"\n  {len(names)} {what}: {_listed(names, '; ' if names is misshapen else ', ')}"
+        for names, what in (
+            (missing, "missing"),
+            (unexpected, "without a place in the model"),
+            (misshapen, "of another shape"),
+        )
+        if names
+    ]
+    if lines:
+        raise UserError(f"the weights do not fit the model; of its {len(expected)} tensors" + "".join(lines))
+    return loaded
+
+
+# --- Paths ------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _shapes(config: MaskRCNNConfig) -> Variables:
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def _side(config: MaskRCNNConfig) -> int:
+    return config.box_head.pooler.output_size
+
+
+def _of_head(path: str) -> str | None:
+    """The head that a path belongs to, if a model may be without it."""
+    head = path.partition("/")[0]
+    return head if head in _OPTIONAL_HEADS else None
+
+
+def _outputs_differ(tensor: Found, expected: Any, path: str) -> bool:
+    array = tensor.turned(1) if _PREDICTORS.fullmatch(path) else None
+    return array is not None and array.shape[-1] != expected.shape[-1]
+
+
+def _beside(path: str, name: str) -> str:
+    return f"{path.rpartition('/')[0]}/{name}"
+
+
+def _complete_statistics(found: dict[str, Found], expected: Mapping[str, Any]) -> None:
+    """Where no norm of a file has statistics, its affine maps hold them: mean 0 and variance 1, as in Detectron2."""
+    if any(path.endswith("/mean") for path in found):
+        return
+    for path, scale in list(found.items()):
+        mean, variance = _beside(path, "mean"), _beside(path, "var")
+        if path.endswith("/scale") and mean in expected:
+            found[mean] = Found(f"mean of {scale.name}", np.zeros_like(scale.tensor))
+            found[variance] = Found(f"variance of {scale.name}", np.ones_like(scale.tensor))
+
+
+def _layers(paths: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(re.sub("[/_](kernel|bias)$", "", path) for path in paths))
+
+
+def _listed(names: Sequence[str], separator: str = ", ") -> str:
+    shown = separator.join(names[:_SHOWN])
+    return f"{shown}{separator}and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+
+
+def _flat(variables: Variables) -> dict[str, Any]:
+    """Parameters and buffers by path; no path is in both."""
+    leaves = jax.tree_util.tree_leaves_with_path
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for tree in (variables.params, variables.buffers)
+        for path, leaf in leaves(tree)
+    }
+
+
+def _as_before(loaded: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> dict[str, Any]:
+    return {path: jnp.asarray(array, expected[path].dtype) for path, array in loaded.items()}
+
+
+def _with(variables: Variables, loaded: Mapping[str, Any]) -> Variables:
+    def replaced(path: Any, leaf: Any) -> Any:
+        return loaded.get(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+
+    return Variables(
+        *(jax.tree_util.tree_map_with_path(replaced, tree) for tree in (variables.params, variables.buffers))
+    )

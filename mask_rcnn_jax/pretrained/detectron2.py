@@ -1,0 +1,43 @@
+"""Names of Detectron2's model zoo. Background is the last class there as here."""
+
+from mask_rcnn_jax.pretrained.resnet import detectron2_rows
+from mask_rcnn_jax.pretrained.table import CONV, DECONV, FIRST_LINEAR, LINEAR, MASK_PREDICTOR, NORM, Row, Table
+
+
+def _box_head(number: str, target: str) -> tuple[Row, ...]:
+    """Rows of a box head and its predictor; those of a cascade have a number."""
+    head, predictor = rf"roi_heads\.box_head{number}", rf"roi_heads\.box_predictor{number}"
+    return (
+        Row(rf"{head}\.conv(\d)", f"{target}/conv{{0}}/conv", CONV),
+        Row(rf"{head}\.conv(\d)\.norm", f"{target}/conv{{0}}/norm", NORM),
+        Row(rf"{head}\.fc1", f"{target}/fc1", FIRST_LINEAR),
+        Row(rf"{head}\.fc(\d)", f"{target}/fc{{0}}", LINEAR),
+        Row(rf"{predictor}\.cls_score", f"{target}/class_logits", LINEAR),
+        Row(rf"{predictor}\.bbox_pred", f"{target}/box_deltas", LINEAR),
+    )
+
+
+TABLE = Table(
+    rows=(
+        *detectron2_rows(r"backbone\.bottom_up\.", "backbone/bottom_up/"),
+        *detectron2_rows(r"backbone\.", "backbone/"),
+        *detectron2_rows(r"roi_heads\.", ""),
+        Row(r"backbone\.fpn_(lateral|output)(\d)", "backbone/{0}{1}/conv", CONV),
+        Row(r"backbone\.fpn_(lateral|output)(\d)\.norm", "backbone/{0}{1}/norm", NORM),
+        Row(r"proposal_generator\.rpn_head\.conv", "rpn/conv1/conv", CONV),
+        Row(r"proposal_generator\.rpn_head\.conv\.conv(\d)", "rpn/conv{0+1}/conv", CONV),
+        Row(r"proposal_generator\.rpn_head\.objectness_logits", "rpn/objectness/conv", CONV),
+        Row(r"proposal_generator\.rpn_head\.anchor_deltas", "rpn/deltas/conv", CONV),
+        *_box_head("", "box_head"),
+        *_box_head(r"\.0", "box_head"),
+        *_box_head(r"\.1", "cascade/stage2"),
+        *_box_head(r"\.2", "cascade/stage3"),
+        Row(r"roi_heads\.mask_head\.mask_fcn(\d)", "mask_head/conv{0}/conv", CONV),
+        Row(r"roi_heads\.mask_head\.mask_fcn(\d)\.norm", "mask_head/conv{0}/norm", NORM),
+        Row(r"roi_heads\.mask_head\.deconv", "mask_head/deconv", DECONV),
+        Row(r"roi_heads\.mask_head\.predictor", "mask_head/predictor", MASK_PREDICTOR),
+        Row(r"roi_heads\.keypoint_head\.conv_fcn(\d)", "keypoint_head/conv{0}/conv", CONV),
+        Row(r"roi_heads\.keypoint_head\.score_lowres", "keypoint_head/deconv", DECONV),
+    ),
+    ignored=r"pixel_mean|pixel_std|.*\.anchor_generator\.cell_anchors\.\d|.*\.num_batches_tracked",
+)

@@ -1,0 +1,72 @@
+"""What a training run may start from: a file of a backbone, or of a whole detector."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables
+from mask_rcnn_jax.pretrained.architecture import find_source, infer, resnet_of
+from mask_rcnn_jax.pretrained.convert import convert, load_resnet
+from mask_rcnn_jax.pretrained.files import read_tensors
+
+Conventions = Mapping[str, object]
+
+
+def load_weights(path: str | Path, config: MaskRCNNConfig, variables: Variables) -> tuple[Variables, list[str]]:
+    """`variables` with what the file holds for them, and what a person should know of it, line by line.
+
+    Raises UserError naming the file where it cannot be read, or holds what does not fit.
+    """
+    tensors = read_tensors(path)
+    source = find_source(tensors)
+    try:
+        if source is None:
+            loaded, report = load_resnet(tensors, variables)
+            made_with = _of_backbone(tensors)
+        else:
+            loaded, report = convert(tensors, config, source, variables)
+            made_with = conventions(infer(tensors, source))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return loaded, [*report.lines(), *(f"  warning: {line}" for line in contradictions(made_with, config))]
+
+
+def conventions(config: MaskRCNNConfig) -> Conventions:
+    """The settings that no shape tells, and without which a backbone's weights mean nothing."""
+    resnet, key = resnet_of(config)
+    settings: dict[str, object] = {
+        "model.channel_order": config.channel_order,
+        "model.pixel_mean": tuple(round(value, 2) for value in config.pixel_mean),
+        "model.pixel_std": tuple(round(value, 2) for value in config.pixel_std),
+    }
+    if resnet.is_bottleneck:
+        settings[f"{key}.stride_in_1x1"] = resnet.stride_in_1x1
+    return settings
+
+
+def contradictions(made_with: Conventions, config: MaskRCNNConfig) -> list[str]:
+    """A line for each setting in which the weights and the model differ."""
+    settings = conventions(config)
+    return [
+        f"the weights were made with {key}={_shown(value)}, the model has {_shown(settings[key])}"
+        for key, value in made_with.items()
+        if settings.get(key, value) != value
+    ]
+
+
+def _of_backbone(tensors: Mapping[str, np.ndarray]) -> Conventions:
+    """What publishers of ImageNet weights do. Detectron2's own names do not tell where its weights came from."""
+    prefixes = ("model.backbone.", "model.backbone.bottom_up.")
+    if any(name.startswith("layer1.") for name in tensors):
+        return {"model.channel_order": "rgb"} | {f"{prefix}stride_in_1x1": False for prefix in prefixes}
+    if "res2_0_branch2b_w" in tensors:
+        middle, in_group, *_ = tensors["res2_0_branch2b_w"].shape
+        in_1x1 = middle == in_group and "conv1_gn_s" not in tensors
+        return {"model.channel_order": "bgr"} | {f"{prefix}stride_in_1x1": in_1x1 for prefix in prefixes}
+    return {}
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()

@@ -1,0 +1,147 @@
+"""Weights from elsewhere as a checkpoint of this project, with an experiment's configuration and the class names."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from mask_rcnn_jax.config import override
+from mask_rcnn_jax.data import CocoConfig, DataConfig
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.models import MaskRCNNConfig, init
+from mask_rcnn_jax.pretrained import (
+    Classes,
+    Report,
+    Source,
+    assumptions,
+    convert,
+    count_classes,
+    describe,
+    find_source,
+    infer,
+    numbered_classes,
+    published_classes,
+    read_tensors,
+)
+from mask_rcnn_jax.training.checkpoint import FOLDER, Checkpoints, Metadata
+from mask_rcnn_jax.training.config import ExperimentConfig
+from mask_rcnn_jax.training.step import TrainState
+from mask_rcnn_jax.training.workdir import claim
+
+
+def import_weights(
+    path: Path,
+    out: Path,
+    classes: Classes | None = None,
+    experiment: ExperimentConfig | None = None,
+    assignments: Sequence[str] = (),
+) -> list[str]:
+    """Writes the checkpoint `out` with the weights of a detector's file, and returns what a person should know of it.
+
+    The configuration is inferred, or that of `experiment`; `assignments` change it. `classes` of another number than
+    the file's reset the predictors. Raises UserError where the file is no detector, or does not fit the configuration.
+    """
+    if (out / FOLDER).is_dir():
+        raise UserError(f"--out {out} holds checkpoints already; use another folder")
+    tensors = read_tensors(path)
+    source = find_source(tensors)
+    if source is None:
+        raise UserError(
+            f"{path} holds no detector of torchvision or Detectron2 (its first tensors are"
+            f" {', '.join(list(tensors)[:3])}); to train on a backbone, set pretrained={path}"
+        )
+    with _naming(path):
+        present = count_classes(tensors, source)
+        config = experiment or _published(infer(tensors, source), source)
+    config = override(replace(config, pretrained=str(out)), assignments)
+    if classes is not None:
+        config = replace(config, model=replace(config.model, num_classes=len(classes.names)))
+    known = published_classes(config.model, source) if present == config.model.num_classes else None
+    named = classes or known or numbered_classes(config.model.num_classes)
+    # Random variables are needed for predictors of other classes only; else everything must be in the file.
+    variables = None if present == len(named.names) else init(config.model, jax.random.key(config.seed))
+    with _naming(path):
+        variables, report = convert(tensors, config.model, source, variables)
+    claim(out, config)
+    with Checkpoints(out, config, Metadata(named.names, named.ids)) as checkpoints:
+        checkpoints.save(TrainState(jnp.int32(0), variables, None))
+    assumed = assumptions(config.model, source) if experiment is None else ()
+    return _told(path, out, config, named, report, assumed=assumed, unnamed=not (classes or known))
+
+
+def read_classes(text: str) -> Classes:
+    """The classes that `--classes` names: a number, a file with a name on each line, or COCO annotations."""
+    if text.isdigit() and int(text) > 0:
+        return numbered_classes(int(text))
+    path = Path(text)
+    try:
+        content = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classes {text} is neither a number of classes nor a file of names ({error})") from None
+    if path.suffix == ".json":
+        return _coco_classes(path, content)
+    names = tuple(line.strip() for line in content.splitlines() if line.strip())
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"--classes {path} must have one name on each line, no two the same")
+    return Classes(names, tuple(range(1, len(names) + 1)))
+
+
+def _coco_classes(path: Path, content: str) -> Classes:
+    """In the order of their ids, as datasets are read."""
+    try:
+        categories = sorted(
+            (int(category["id"]), str(category["name"])) for category in json.loads(content)["categories"]
+        )
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"--classes {path} is not COCO's JSON with a list 'categories' of ids and names") from None
+    if not categories:
+        raise UserError(f"--classes {path} lists no categories")
+    return Classes(tuple(name for _, name in categories), tuple(number for number, _ in categories))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the file's name before what a user is told of its tensors."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _published(model: MaskRCNNConfig, source: Source) -> ExperimentConfig:
+    """The experiment that the weights were made with, as far as data goes: COCO, at 800 pixels."""
+    coco = CocoConfig(root="data/coco", train_split="train2017", val_split="val2017")
+    if model.keypoint_head is not None:
+        coco = replace(coco, annotation_file="person_keypoints_{split}.json")
+    data = DataConfig(
+        source=coco,
+        short_side_eval=800,
+        max_side=1333,
+        canvas=(832, 1344),
+        resize=source,
+        min_keypoints=0 if model.keypoint_head is None else 1,
+    )
+    return ExperimentConfig(model=model, data=data)
+
+
+def _told(
+    path: Path,
+    out: Path,
+    config: ExperimentConfig,
+    named: Classes,
+    report: Report,
+    *,
+    assumed: Sequence[str],
+    unnamed: bool,
+) -> list[str]:
+    first, *more = report.lines()
+    shown = ", ".join(named.names[:4]) + (", ..." if len(named.names) > 4 else "")
+    lines = [f"{path}: {first}", *more, f"{describe(config.model)}: {shown}"]
+    if unnamed:
+        lines.append("  the file does not say what the classes are; give their names by --classes")
+    lines += [f"  assumed: {line}" for line in assumed]
+    return [*lines, f"{out} is ready for eval.py --workdir {out}, and for train.py --config {out} --workdir ANOTHER"]

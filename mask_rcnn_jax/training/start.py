@@ -1,0 +1,46 @@
+"""The weights that a run starts from."""
+
+from pathlib import Path
+
+import jax
+
+from mask_rcnn_jax.config import differences
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.models import Variables, init
+from mask_rcnn_jax.pretrained import contradictions, conventions, load_weights, transplant
+from mask_rcnn_jax.training.checkpoint import restore_for_inference
+from mask_rcnn_jax.training.config import ExperimentConfig
+
+
+def first_variables(config: ExperimentConfig) -> tuple[Variables, list[str]]:
+    """Random variables drawn from the seed, with the weights that `config.pretrained` names in place of them.
+
+    Also what is to be said of those, line by line. Raises UserError where they do not fit the model.
+    """
+    variables = init(config.model, jax.random.key(config.seed))
+    if config.pretrained is None:
+        return variables, []
+    try:
+        if Path(config.pretrained).is_dir():
+            variables, lines = _from_checkpoint(Path(config.pretrained), config, variables)
+        else:
+            variables, lines = load_weights(config.pretrained, config.model, variables)
+    except UserError as error:
+        raise UserError(f"pretrained={error}") from None
+    return variables, [f"{config.pretrained}: {lines[0]}", *lines[1:]]
+
+
+def _from_checkpoint(path: Path, config: ExperimentConfig, variables: Variables) -> tuple[Variables, list[str]]:
+    """The weights of another run, or of an import, whose configuration is known."""
+    stored, weights, metadata = restore_for_inference(path)
+    # Nothing can be learnt from features that mean something else.
+    if lines := contradictions(conventions(stored.model), config.model):
+        raise UserError(f"{path}: {'; '.join(lines)}; set the model as the weights were made")
+    try:
+        variables, report = transplant(weights, config.model, variables)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    told = [f"  model.{line}" for line in differences(stored.model, config.model)]
+    if told:
+        told.insert(0, f"  its settings of step {metadata.step} and those of this run differ:")
+    return variables, [*report.lines(), *told]
