@@ -19,7 +19,7 @@ from mask_rcnn_jax.data import (
     verify_images,
 )
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.evaluation import evaluate_model, format_table
+from mask_rcnn_jax.evaluation import evaluate_model, format_table, keypoint_sigmas
 from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata, deciding, score
 from mask_rcnn_jax.training.config import ExperimentConfig
@@ -92,11 +92,26 @@ def load_datasets(config: ExperimentConfig) -> dict[str, CocoDataset]:
             f"{train_set.annotation_file} has {len(train_set.class_names)} categories but model.num_classes is"
             f" {config.model.num_classes}; add --set model.num_classes={len(train_set.class_names)}"
         )
+    _check_keypoints(config, train_set, val_set)
     trainable_records(train_set, config.data)
     for dataset in (train_set, val_set):
         verify_images(dataset)
     eval_batches(val_set, config.data, 1).close()  # raises where an image cannot fit the canvas
     return {"train": train_set, "val": val_set}
+
+
+def _check_keypoints(config: ExperimentConfig, train_set: CocoDataset, val_set: CocoDataset) -> None:
+    if config.model.keypoint_head is None:
+        return
+    if train_set.keypoint_names != val_set.keypoint_names:
+        raise UserError(f"{train_set.annotation_file} and {val_set.annotation_file} have different keypoints")
+    found, expected = len(train_set.keypoint_names), config.model.keypoint_head.num_keypoints
+    if found != expected:
+        raise UserError(
+            f"{train_set.annotation_file} names {found} keypoints but model.keypoint_head.num_keypoints is {expected};"
+            " name them in its category, or set the number"
+        )
+    keypoint_sigmas(val_set, config.evaluation)  # raises where they are needed and not known
 
 
 def describe(dataset: CocoDataset) -> str:

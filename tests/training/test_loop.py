@@ -15,6 +15,7 @@ import pytest
 
 from mask_rcnn_jax.config import to_json
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.models import KeypointHeadConfig
 from mask_rcnn_jax.training import train
 from tests.tiny import tiny_experiment
 
@@ -76,6 +77,13 @@ def test_classes_of_the_model_and_the_data_must_agree(finished, tmp_path):
     config, _, _ = finished
     with pytest.raises(UserError, match=r"has 6 categories but .* is 3; add --set model\.num_classes=6"):
         train(replace(config, model=replace(config.model, num_classes=3)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_keypoint_model_needs_data_with_its_keypoints(finished, tmp_path):
+    config, _, _ = finished
+    with pytest.raises(UserError, match=r"names 0 keypoints but model\.keypoint_head\.num_keypoints is 17"):
+        train(replace(config, model=replace(config.model, keypoint_head=KeypointHeadConfig())), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
