@@ -86,14 +86,15 @@ def test_padded_rois_have_no_gradient():
         np.testing.assert_array_equal(gradient, 0)
 
 
-def test_detections_are_those_of_a_plain_loop():
+@pytest.mark.parametrize("nms_iou", [0.2, 0.5, 0.8])
+def test_detections_are_those_of_a_plain_loop(nms_iou):
     rng = np.random.default_rng(2)
     corners = rng.uniform(0, 60, (12, 2)).astype(np.float32)
     boxes = np.concatenate([corners, corners + rng.uniform(8, 40, (12, 2))], 1).astype(np.float32)
     valid = np.arange(12) < 10
     logits = rng.normal(size=(12, 4)).astype(np.float32) * 2
     deltas = rng.normal(size=(12, 3, 4)).astype(np.float32) * 0.5
-    config = replace(CONFIG, max_detections=50)
+    config = replace(CONFIG, max_detections=50, nms_iou=nms_iou)
     found = detect_boxes(
         config,
         jax.nn.softmax(jnp.asarray(logits)),
@@ -104,6 +105,7 @@ def test_detections_are_those_of_a_plain_loop():
     expected = plain_detections(config, logits, deltas, boxes, valid, (70, 80))
     count = int(found.valid.sum())
     assert count == len(expected) > 5
+    assert {label for _, label, _ in expected} == {0, 1, 2}  # the last class too
     for i, (score, label, box) in enumerate(expected):
         assert found.scores[i] == pytest.approx(score, abs=1e-6)
         assert found.classes[i] == label

@@ -55,6 +55,18 @@ def test_sampling_follows_the_keys(variables, keys):
     assert np.isfinite(losses(config, variables, batch, None)["loss/rpn_objectness"])
 
 
+def test_masks_are_learnt_on_proposals_and_not_on_predicted_boxes(variables, keys):
+    config, batch = tiny_model(), tiny_batch()
+    params = dict(variables.params)
+    kernel = params["box_head"]["box_deltas"]["kernel"]
+    moved = {"kernel": kernel + 1.0, "bias": params["box_head"]["box_deltas"]["bias"] + 1.0}
+    params["box_head"] = params["box_head"] | {"box_deltas": moved}
+    before = losses(config, variables, batch, keys)
+    after = losses(config, Variables(params, variables.buffers), batch, keys)
+    assert after["loss/box"] != before["loss/box"]
+    assert after["loss/mask"] == before["loss/mask"]
+
+
 def test_a_batch_of_empty_images_has_finite_losses_and_gradients(variables, keys):
     config, batch = tiny_model(), tiny_batch()
     truth = jax.tree.map(lambda x: np.zeros_like(x), batch.ground_truth)
