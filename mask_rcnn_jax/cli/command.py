@@ -1,22 +1,14 @@
-"""What every command shares: how it ends, where its settings come from, and the cache of compiled programs."""
+"""How every command ends. No jax here: commands that only read and write files start fast."""
 
 import logging
-import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-import jax
-
-from mask_rcnn_jax.config import load_config_file
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.training import ExperimentConfig
-from mask_rcnn_jax.training.workdir import CONFIG_FILE, read_config
 
 
 def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> int:
     """Runs a command; returns its exit status: 0, 2 for a user's mistake, 130 for Ctrl-C. Bugs keep their traceback."""
-    use_compile_cache()
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what it is asked to do, such as reading only
     try:
         main()
@@ -27,25 +19,3 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
         print(when_interrupted, file=sys.stderr)
         return 130
     return 0
-
-
-def load_experiment(file: Path) -> ExperimentConfig:
-    """What `get_config()` of a Python file returns, or the configuration of the run or import in a folder.
-
-    Raises UserError where it is no experiment's configuration.
-    """
-    if file.is_dir():
-        if (stored := read_config(file)) is None:
-            raise UserError(f"--config {file} is a folder without a run's {CONFIG_FILE}")
-        return stored
-    config = load_config_file(file)
-    if not isinstance(config, ExperimentConfig):
-        raise UserError(f"get_config() of {file} must return an ExperimentConfig, not {type(config).__name__}")
-    return config
-
-
-def use_compile_cache() -> None:
-    """Keeps compiled programs between runs, where JAX_COMPILATION_CACHE_DIR does not say where already."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "mask_rcnn_jax" / "compiled"))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import jax
 
-from mask_rcnn_jax.cli.command import load_experiment, run
+from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.experiment import load_experiment, use_compile_cache
 from mask_rcnn_jax.config import override
-from mask_rcnn_jax.data import CocoDataset, load_coco, verify_images
+from mask_rcnn_jax.data import CocoDataset, load_dataset, verify_images
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import EvaluationResult, evaluate_model, format_table
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
@@ -54,13 +55,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    use_compile_cache()
     is_path = _is_path(options.checkpoint)
     source = Path(options.checkpoint) if is_path else options.workdir
     stored, variables, metadata = restore_for_inference(source, "best" if is_path else options.checkpoint)
     config = override(_config(options, stored), options.set)
     _check_fits(config.model, variables)
-    dataset = load_coco(config.data.source, options.split or config.data.source.val_split)
-    verify_images(dataset)
+    dataset = load_dataset(config.data.source, options.split or config.data.source.val_split)
+    dataset = verify_images(dataset, config.data)
     for line in dataset.describe_problems():
         print(line)
     print(f"evaluating step {metadata.step} of {source} on {len(dataset.records)} images of {dataset.annotation_file}")

@@ -8,7 +8,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_rcnn_jax.cli.command import load_experiment, run
+from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.experiment import load_experiment, use_compile_cache
 from mask_rcnn_jax.training.importing import import_weights, read_classes
 
 
@@ -17,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     def command() -> None:
+        use_compile_cache()
         classes = None if options.classes is None else read_classes(options.classes)
         experiment = None if options.config is None else load_experiment(options.config)
         for line in import_weights(options.source, options.out, classes, experiment, options.set):

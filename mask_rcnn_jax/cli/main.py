@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 # Modules of this folder with a `main(arguments)`. Only the one that is called is imported: most take jax with them.
 COMMANDS = {
+    "build-tfds": ("build_tfds", "write a COCO directory as ArrayRecord shards"),
+    "browse": ("browse", "draw training examples as the model is given them"),
     "convert": ("convert", "turn annotations of another format into a COCO directory"),
     "import": ("import_weights", "turn weights of torchvision or Detectron2 into a checkpoint"),
     "lint": ("lint", "count what a dataset holds and find what is wrong with it"),

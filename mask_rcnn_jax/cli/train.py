@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from mask_rcnn_jax.cli.command import load_experiment, run
+from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.experiment import load_experiment, use_compile_cache
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.training import ExperimentConfig, train
 from mask_rcnn_jax.training.workdir import read_config
@@ -16,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     def command() -> None:
+        use_compile_cache()
         workdir = options.workdir or Path("runs") / (options.config or DEFAULT_CONFIG).stem
         train(override(_config(options.config, workdir), options.set), workdir)
 

@@ -1,0 +1,7 @@
+"""What a COCO directory holds and what is wrong with it: `lint` reports, the other modules check."""
+
+from mask_rcnn_jax.data.lint.findings import CHECKS, Finding, Report
+from mask_rcnn_jax.data.lint.lint import lint
+from mask_rcnn_jax.data.lint.text import describe
+
+__all__ = ["CHECKS", "Finding", "Report", "describe", "lint"]
