@@ -123,7 +123,7 @@ def test_files_speak_of_no_machine_and_leave_nothing_open() -> None:
 
 def source_files() -> list[Path]:
     """The project's Python files; environments and data that lie in the checkout are not."""
-    folders = [PACKAGE, ROOT / "configs", ROOT / "tests"]
+    folders = [PACKAGE, ROOT / "benchmarks", ROOT / "configs", ROOT / "tests"]
     return sorted([*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
 
 

@@ -1,17 +1,30 @@
 """Datasets as NumPy batches: COCO-style directories, synthetic shapes, augmentation, fixed-shape batching."""
 
-from mask_rcnn_jax.data.coco import CocoDataset, Record, load_coco
-from mask_rcnn_jax.data.config import CocoConfig, DataConfig, ShapesConfig
+from mask_rcnn_jax.data.coco import load_coco
+from mask_rcnn_jax.data.config import (
+    CocoConfig,
+    ColorJitterConfig,
+    DataConfig,
+    LargeScaleJitterConfig,
+    LvisConfig,
+    MixtureConfig,
+    ShapesConfig,
+    TfdsConfig,
+)
+from mask_rcnn_jax.data.folder import image_folder
 from mask_rcnn_jax.data.masks import Segmentation, coverage, to_rle
 from mask_rcnn_jax.data.pipeline import (
     BatchIterator,
     describe_left_out,
     eval_batches,
-    plan_batches,
     train_batches,
     trainable_records,
 )
+from mask_rcnn_jax.data.plan import plan_batches, repeat_factors
+from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.data.shapes import write_shapes
+from mask_rcnn_jax.data.sources import load_dataset
+from mask_rcnn_jax.data.tfds_builder import build_tfds
 from mask_rcnn_jax.data.transforms import read_image, resize, resized_size
 from mask_rcnn_jax.data.verify import verify_images
 
@@ -19,16 +32,25 @@ __all__ = [
     "BatchIterator",
     "CocoConfig",
     "CocoDataset",
+    "ColorJitterConfig",
     "DataConfig",
+    "LargeScaleJitterConfig",
+    "LvisConfig",
+    "MixtureConfig",
     "Record",
     "Segmentation",
     "ShapesConfig",
+    "TfdsConfig",
+    "build_tfds",
     "coverage",
     "describe_left_out",
     "eval_batches",
+    "image_folder",
     "load_coco",
+    "load_dataset",
     "plan_batches",
     "read_image",
+    "repeat_factors",
     "resize",
     "resized_size",
     "to_rle",

@@ -18,6 +18,34 @@ class CocoConfig:
     train_split: str = "train"
     val_split: str = "val"
     annotation_file: str = "instances_{split}.json"
+    boxes_only: bool = False  # reads no segmentations: each mask is its box, for models without masks
+
+
+@dataclass(frozen=True)
+class LvisConfig:
+    """LVIS v1 in a directory beside COCO 2017's images: `root/train2017/`, `root/val2017/`.
+
+    Annotations are `root/annotations/annotation_file` or `root/annotation_file`. Each image lies where its "coco_url"
+    says: LVIS's val split is partly in train2017. As published, models of LVIS train with `repeat_threshold` 0.001 and
+    give up to 300 detections of a score above 1e-4.
+    """
+
+    root: str = "data/coco"
+    train_split: str = "train"
+    val_split: str = "val"
+    annotation_file: str = "lvis_v1_{split}.json"
+    boxes_only: bool = False
+
+
+@dataclass(frozen=True)
+class TfdsConfig:
+    """ArrayRecord shards that `mask-rcnn build-tfds` wrote to `data_dir`, under `name`."""
+
+    data_dir: str = "data/tfds"
+    name: str = "coco"
+    train_split: str = "train"
+    val_split: str = "val"
+    boxes_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,10 +74,60 @@ class ShapesConfig:
 
 
 @dataclass(frozen=True)
+class LargeScaleJitterConfig:
+    """Large-scale jitter: images are scaled at random, cut out at random, and filled up with grey to the whole canvas.
+
+    At scale 1 the image just fits the canvas. For LSJ as published the canvas is (1024, 1024); see arXiv 2012.07177.
+    """
+
+    min_scale: float = 0.1
+    max_scale: float = 2.0
+    fill: int = 128  # value of the pixels that the image leaves free, before they are normalised
+
+
+@dataclass(frozen=True)
+class ColorJitterConfig:
+    """Random factors, each drawn from [1 - x, 1 + x]."""
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """Several sources to train on together, each drawn in proportion to its weight; the first one validates.
+
+    All must have the same class names, in any order and with any ids: an image of a source that lacks a class would
+    teach that the class is background. Classes and ids are the first source's.
+    """
+
+    sources: tuple[CocoConfig | ShapesConfig | LvisConfig | TfdsConfig, ...] = ()
+    weights: tuple[float, ...] = ()  # positive, one a source; none: every image is drawn as often as any other
+
+    def __post_init__(self) -> None:
+        if self.weights and len(self.weights) != len(self.sources):
+            raise ValueError(f"weights must be one for each of {len(self.sources)} sources, not {self.weights}")
+        if not all(0 < weight < float("inf") for weight in self.weights):
+            raise ValueError(f"weights must be positive, not {self.weights}")
+
+    @property
+    def train_split(self) -> str:
+        return "train"
+
+    @property
+    def val_split(self) -> str:
+        return "val"
+
+
+Source = CocoConfig | ShapesConfig | LvisConfig | TfdsConfig | MixtureConfig
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Source, augmentation and fixed shapes of the batches."""
 
-    source: CocoConfig | ShapesConfig = field(default_factory=ShapesConfig)
+    source: Source = field(default_factory=ShapesConfig)
     short_side: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # pixels; one is drawn per training image
     short_side_eval: int = 800
     max_side: int = 1333  # the long side never exceeds this
@@ -64,4 +142,14 @@ class DataConfig:
     mask_crop: int = 56  # side of the grid that holds each ground-truth mask
     keep_empty: bool = False  # train on images without instances
     min_keypoints: int = 0  # train on images with as many annotated keypoints; Detectron2's keypoint models: 1
+    repeat_threshold: float = 0.0  # images of classes in fewer than this share of images are repeated; LVIS: 0.001
     num_workers: int = 2  # processes that load training batches; 0 loads in threads
+    large_scale_jitter: LargeScaleJitterConfig | None = None  # in training, instead of `short_side` and `crop`
+    color_jitter: ColorJitterConfig | None = None
+    copy_paste: float = 0.0  # probability that some instances of another image are pasted on an image
+    broken_images: Literal["fail", "skip"] = "fail"  # "skip" trains on the rest and counts what cannot be read
+    max_pixels: int = 400_000_000  # images whose header asks for more are refused before they are decoded
+
+    def __post_init__(self) -> None:
+        if self.large_scale_jitter is not None and self.crop is not None:
+            raise ValueError("large_scale_jitter cuts images itself; leave crop at none")

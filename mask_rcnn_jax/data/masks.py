@@ -71,9 +71,21 @@ def coverage(segmentation: Segmentation, region: Float[np.ndarray, "4"], size: i
     """
     if not isinstance(segmentation, dict):
         side = size * _SUPERSAMPLING
-        segmentation, region = _rasterise(segmentation, region, side), np.array([0, 0, side, side], np.float32)
-    share = _rle_coverage(segmentation, region, size)
+        segmentation, region = _rasterise(segmentation, region, (side, side)), np.array([0, 0, side, side], np.float32)
+    share = _rle_coverage(segmentation, region, (size, size))
     return np.clip(share * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def bitmap(
+    segmentation: Segmentation, region: Float[np.ndarray, "4"], size: tuple[int, int]
+) -> Bool[np.ndarray, "{size[0]} {size[1]}"]:
+    """Which of `size` (rows, columns) equal cells of `region` the segmentation covers.
+
+    By at least half for RLE; polygons are rasterised with cells for pixels.
+    """
+    if isinstance(segmentation, dict):
+        return _rle_coverage(segmentation, region, size) >= 0.5
+    return decode_window(_rasterise(segmentation, region, size), (0, 0, size[1], size[0]))
 
 
 def visible_box(segmentation: Segmentation, region: Float[np.ndarray, "4"]) -> Float[np.ndarray, "4"] | None:
@@ -86,7 +98,7 @@ def visible_box(segmentation: Segmentation, region: Float[np.ndarray, "4"]) -> F
         bitmap, origin, pixel = decode_window(segmentation, window), np.array(window[:2]), np.ones(2)
     else:
         side = _VISIBLE_SIDE
-        bitmap = decode_window(_rasterise(segmentation, region, side), (0, 0, side, side))
+        bitmap = decode_window(_rasterise(segmentation, region, (side, side)), (0, 0, side, side))
         origin, pixel = region[:2], (region[2:] - region[:2]) / side
     columns, rows = np.flatnonzero(bitmap.any(axis=0)), np.flatnonzero(bitmap.any(axis=1))
     if columns.size == 0:
@@ -106,8 +118,8 @@ def _whole_pixels(region: np.ndarray, size: Sequence[int]) -> tuple[int, int, in
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 
-def _rle_coverage(rle: RLE, region: np.ndarray, size: int) -> np.ndarray:
-    """[size, size] share of each cell of `region` that is foreground, from the runs alone: no bitmap is made.
+def _rle_coverage(rle: RLE, region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[rows, columns] share of each cell of `region` that is foreground, from the runs alone: no bitmap is made.
 
     Foreground pixels in front of a position in the column-major image are a piecewise linear function of it, whose
     differences give the coverage of a stretch of a column; sums over columns do the same along the rows.
@@ -118,20 +130,20 @@ def _rle_coverage(rle: RLE, region: np.ndarray, size: int) -> np.ndarray:
     counts = np.concatenate([[0, 0], foreground])[: positions.size]
 
     x1, _, x2, _ = _whole_pixels(region, rle["size"])
-    ys = np.linspace(region[1], region[3], size + 1)
+    ys = np.linspace(region[1], region[3], size[0] + 1)
     column_starts = np.arange(x1, x2)[:, None] * rle["size"][0]
-    in_column = np.diff(np.interp(column_starts + ys, positions, counts), axis=1)  # [columns, size]
+    in_column = np.diff(np.interp(column_starts + ys, positions, counts), axis=1)  # [pixel columns, rows]
 
-    xs = np.linspace(region[0], region[2], size + 1) - x1
+    xs = np.linspace(region[0], region[2], size[1] + 1) - x1
     column = np.minimum(xs.astype(int), x2 - x1 - 1)
-    before = np.concatenate([np.zeros((1, size)), np.cumsum(in_column, axis=0)])
-    up_to_x = before[column] + (xs - column)[:, None] * in_column[column]  # [size + 1, size]
-    cell_area = (xs[-1] - xs[0]) * (ys[-1] - ys[0]) / size**2
+    before = np.concatenate([np.zeros((1, size[0])), np.cumsum(in_column, axis=0)])
+    up_to_x = before[column] + (xs - column)[:, None] * in_column[column]  # [columns + 1, rows]
+    cell_area = (xs[-1] - xs[0]) * (ys[-1] - ys[0]) / (size[0] * size[1])
     return np.diff(up_to_x, axis=0).T / cell_area
 
 
-def _rasterise(polygons: Sequence[np.ndarray], region: np.ndarray, side: int) -> RLE:
-    """The union of `polygons` as an RLE of `side` x `side` pixels over `region`."""
+def _rasterise(polygons: Sequence[np.ndarray], region: np.ndarray, size: tuple[int, int]) -> RLE:
+    """The union of `polygons` as an RLE of `size` (height, width) pixels over `region`."""
     x1, y1, x2, y2 = (float(value) for value in region)
-    scale, origin = np.array([side / (x2 - x1), side / (y2 - y1)]), np.array([x1, y1])
-    return to_rle([((polygon.reshape(-1, 2) - origin) * scale).ravel() for polygon in polygons], side, side)
+    scale, origin = np.array([size[1] / (x2 - x1), size[0] / (y2 - y1)]), np.array([x1, y1])
+    return to_rle([((polygon.reshape(-1, 2) - origin) * scale).ravel() for polygon in polygons], *size)

@@ -3,7 +3,8 @@
 `B` images on a canvas of `H W` pixels (one orientation a batch), `G` ground-truth slots, `C` side of a mask grid,
 `J` keypoints of an instance. Padding rows and slots hold zeros and are marked by `gt_valid` or `valid`.
 
-A training batch depends on (seed, step) alone: not on the number of workers, nor on the step a run was resumed at.
+A training batch depends on (seed, step) alone: not on the number of workers or hosts, nor on the step a run was resumed
+at. Each host loads its rows of it.
 """
 
 import gc
@@ -11,7 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import grain
@@ -19,9 +20,12 @@ import numpy as np
 from absl import flags
 from jaxtyping import Bool, Int
 
-from mask_rcnn_jax.data.coco import CocoDataset, Record
+from mask_rcnn_jax.data.augment import is_portrait
 from mask_rcnn_jax.data.config import DataConfig
-from mask_rcnn_jax.data.examples import is_portrait, read_resized, training_example
+from mask_rcnn_jax.data.examples import Example, read_resized, training_example
+from mask_rcnn_jax.data.packed import Selection
+from mask_rcnn_jax.data.plan import plan_batches, repeat_factors
+from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.data.transforms import resized_size
 from mask_rcnn_jax.errors import UserError
 
@@ -29,22 +33,31 @@ Arrays = dict[str, np.ndarray]
 
 _THREADS = min(8, os.cpu_count() or 1)
 _BATCHES_AHEAD = 2  # of each worker
+_REPLACEMENTS = 20  # images that are tried in the place of one that cannot be read
 
 
 class BatchIterator(Iterator[Arrays]):
     """Batches in order, loaded ahead. `close()`, which the end of the data calls too, stops the loading."""
 
-    def __init__(self, iterator: grain.DatasetIterator[Arrays]):
-        self._iterator = iterator
+    def __init__(self, iterator: grain.DatasetIterator[Arrays], from_workers: bool):
+        self._iterator, self._from_workers = iterator, from_workers
         self._iterator.start_prefetch()
 
     def __next__(self) -> Arrays:
-        batch = next(self._iterator, None)
+        try:
+            batch = next(self._iterator, None)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):  # Grain's words for a process that is gone
+                raise
+            raise UserError(
+                "A process that loads data was ended from outside, most likely because memory ran out; lower "
+                f"data.num_workers or the batch size. ({error})"
+            ) from error
         if batch is None:
             self.close()
             raise StopIteration
         # Copied out of the memory shared with a worker, which can then be released.
-        return {key: np.array(value) for key, value in batch.items()}
+        return {key: np.array(value) for key, value in batch.items()} if self._from_workers else batch
 
     def close(self) -> None:
         """Stops workers and threads; may be called twice."""
@@ -53,30 +66,7 @@ class BatchIterator(Iterator[Arrays]):
         gc.collect()
 
 
-def plan_batches(
-    orientation: Bool[np.ndarray, " n"] | Int[np.ndarray, " n"], batch_size: int, num_steps: int, seed: int
-) -> Int[np.ndarray, "num_steps batch_size"]:
-    """Which of `n` records each step trains on; a batch holds one value of `orientation`.
-
-    Epochs of fresh permutations follow one another; each orientation collects its records in that order and yields a
-    batch whenever it has enough (Detectron2's aspect-ratio grouping, without its dependence on the number of workers).
-    """
-    orientation = np.asarray(orientation)
-    groups = np.unique(orientation)
-    # Every group but the last to finish may hold an incomplete batch.
-    length = (num_steps + len(groups)) * batch_size
-    epochs = -(-length // max(len(orientation), 1))
-    stream = np.concatenate([np.random.default_rng([seed, e]).permutation(len(orientation)) for e in range(epochs)])
-    batches = []
-    for group in groups:
-        positions = np.flatnonzero(orientation[stream] == group)
-        batches.append(positions[: len(positions) // batch_size * batch_size].reshape(-1, batch_size))
-    positions = np.concatenate(batches)
-    in_order = positions[np.argsort(positions[:, -1])]
-    return stream[in_order[:num_steps]].astype(np.int32)
-
-
-def trainable_records(dataset: CocoDataset, config: DataConfig) -> tuple[Record, ...]:
+def trainable_records(dataset: CocoDataset, config: DataConfig) -> Sequence[Record]:
     """The records that training visits: those with an instance that is no crowd, or all with `keep_empty`, and with
     `min_keypoints` annotated keypoints. Raises `UserError` where that leaves none.
     """
@@ -85,11 +75,14 @@ def trainable_records(dataset: CocoDataset, config: DataConfig) -> tuple[Record,
             f"{dataset.annotation_file} names no keypoints but data.min_keypoints is {config.min_keypoints}; "
             "name a file with keypoints in data.source.annotation_file, or set data.min_keypoints to 0."
         )
-    records = tuple(r for r in dataset.records if config.keep_empty or not r.iscrowd.all())
-    records = tuple(r for r in records if annotated_keypoints(r) >= config.min_keypoints)
-    if not records:
+
+    def visited(record: Record) -> bool:
+        return (config.keep_empty or not record.iscrowd.all()) and annotated_keypoints(record) >= config.min_keypoints
+
+    indices = np.array([i for i, record in enumerate(dataset.records) if visited(record)], np.int64)
+    if not indices.size:
         raise UserError(f"{dataset.annotation_file} has no usable annotations to train on; check its problems.")
-    return records
+    return Selection(dataset.records, indices)
 
 
 def describe_left_out(dataset: CocoDataset, config: DataConfig) -> list[str]:
@@ -107,24 +100,42 @@ def annotated_keypoints(record: Record) -> int:
 
 
 def train_batches(
-    dataset: CocoDataset, config: DataConfig, batch_size: int, seed: int, start_step: int, num_steps: int
+    dataset: CocoDataset,
+    config: DataConfig,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> BatchIterator:
     """Batches of the steps `start_step`, ..., `num_steps - 1`, in order; `close()` ends the loading.
 
+    Of the `batch_size` rows of the global batch, process i of P loads rows i * B / P to (i + 1) * B / P; `B` below is
+    what it loads.
+
     Keys: images [B, H, W, 3] (RGB; uint8, or float32 with torchvision's resizing), image_sizes [B, 2] (height, width),
     gt_boxes [B, G, 4], gt_classes [B, G], gt_masks [B, G, C, C], gt_mask_regions [B, G, 4], gt_valid [B, G],
-    example_index [B] (step * B + row), image_ids [B], dropped_instances [B], and gt_keypoints [B, G, J, 3] where the
-    dataset has keypoints. Raises `UserError` before the first batch when an image cannot fit on the canvas, and with it
-    when an image file turns out unreadable.
+    example_index [B] (step * batch_size + global row), image_ids [B], dropped_instances [B], replaced_images [B] (how
+    many images could not be read before this one), and gt_keypoints [B, G, J, 3] where the dataset has keypoints.
+    Raises `UserError` before the first batch when an image cannot fit on the canvas, and with it when an image file
+    turns out unreadable, unless `broken_images` is "skip": then another one of its orientation, drawn from (seed, step,
+    row), takes its place.
     """
+    if batch_size % process_count:
+        raise UserError(f"batch_size {batch_size} cannot be shared by {process_count} processes; make it a multiple.")
     records = trainable_records(dataset, config)
     check_fits(records, config)
     square = config.canvas[0] == config.canvas[1]
     orientation = np.array([is_portrait(record) and not square for record in records])
-    plan = plan_batches(orientation, batch_size, num_steps, seed)
-    load = partial(_training_batch, records, dataset.keypoint_names, config, plan, seed)
+    repeats = repeat_factors(records, config.repeat_threshold) if config.repeat_threshold > 0 else None
+    sources = np.array([record.source for record in records]) if dataset.weights else None
+    plan = plan_batches(orientation, batch_size, num_steps, seed, repeats, sources, dataset.weights)
+    share = batch_size // process_count
+    rows = range(process_index * share, (process_index + 1) * share)
+    load = TrainingBatches(records, orientation, dataset.keypoint_names, config, plan, seed, rows)
     pixels, cells = config.canvas[0] * config.canvas[1], config.max_instances * config.mask_crop**2
-    batch_bytes = batch_size * (3 * pixels * np.dtype(_pixel_type(config)).itemsize + cells)
+    batch_bytes = share * (3 * pixels * np.dtype(_pixel_type(config)).itemsize + cells)
     return _prefetched(load, start_step, num_steps, config.num_workers, batch_bytes)
 
 
@@ -135,7 +146,7 @@ def eval_batches(dataset: CocoDataset, config: DataConfig, batch_size: int) -> B
     Keys: images [B, H, W, 3], image_sizes [B, 2], original_sizes [B, 2] (height, width), image_ids [B], valid [B].
     """
     canvas = config.canvas_eval or config.canvas
-    config = replace(config, canvas=canvas, crop=None, short_side=(config.short_side_eval,))
+    config = replace(config, canvas=canvas, crop=None, large_scale_jitter=None, short_side=(config.short_side_eval,))
     check_fits(dataset.records, config)
     square = config.canvas[0] == config.canvas[1]
     orientation = np.array([is_portrait(record) and not square for record in dataset.records], bool)
@@ -152,6 +163,8 @@ def check_fits(records: Sequence[Record], config: DataConfig) -> None:
     """Raises `UserError` naming the first image that would not fit on the canvas after resizing and cropping."""
     if config.canvas[0] > config.canvas[1]:
         raise UserError(f"data.canvas {config.canvas} is portrait; give (height, width) of the landscape canvas.")
+    if config.large_scale_jitter is not None:
+        return  # it fills the canvas, whatever the image
     fits: dict[tuple[int, int], bool] = {}
     for record in records:
         size = (record.height, record.width)
@@ -169,36 +182,63 @@ def check_fits(records: Sequence[Record], config: DataConfig) -> None:
             )
 
 
-def _training_batch(
-    records: Sequence[Record], keypoint_names: Sequence[str], config: DataConfig, plan: np.ndarray, seed: int, step: int
-) -> Arrays:
-    chosen = [records[index] for index in plan[step]]
-    size, slots, crop = len(chosen), config.max_instances, config.mask_crop
-    arrays = _blank_images(chosen[0], config, size)
-    arrays |= {
-        "gt_boxes": np.zeros((size, slots, 4), np.float32),
-        "gt_classes": np.zeros((size, slots), np.int32),
-        "gt_masks": np.zeros((size, slots, crop, crop), np.uint8),
-        "gt_mask_regions": np.zeros((size, slots, 4), np.float32),
-        "gt_valid": np.zeros((size, slots), bool),
-        "example_index": np.arange(step * size, (step + 1) * size, dtype=np.int32),
-        "dropped_instances": np.zeros(size, np.int32),
-    }
-    if keypoint_names:
-        arrays["gt_keypoints"] = np.zeros((size, slots, len(keypoint_names), 3), np.float32)
-    for row, record in enumerate(chosen):
-        example = training_example(record, config, np.random.default_rng([seed, step, row]), keypoint_names)
-        _place_image(arrays, row, record, example.image)
-        count = len(example.boxes)
-        arrays["gt_boxes"][row, :count] = example.boxes
-        arrays["gt_classes"][row, :count] = example.classes
-        arrays["gt_masks"][row, :count] = example.masks
-        arrays["gt_mask_regions"][row, :count] = example.boxes
-        arrays["gt_valid"][row, :count] = True
-        if keypoint_names:
-            arrays["gt_keypoints"][row, :count] = example.keypoints
-        arrays["dropped_instances"][row] = example.dropped
-    return arrays
+@dataclass(frozen=True, eq=False)
+class TrainingBatches:
+    """Called with a step, loads this process's `rows` of its batch."""
+
+    records: Sequence[Record]
+    orientation: Bool[np.ndarray, " n"]
+    keypoint_names: Sequence[str]
+    config: DataConfig
+    plan: Int[np.ndarray, "num_steps batch_size"]
+    seed: int
+    rows: range
+
+    def __call__(self, step: int) -> Arrays:
+        config, size, batch_size = self.config, len(self.rows), self.plan.shape[1]
+        slots, crop = config.max_instances, config.mask_crop
+        arrays = _blank_images(self.records[int(self.plan[step, 0])], config, size)
+        arrays |= {
+            "gt_boxes": np.zeros((size, slots, 4), np.float32),
+            "gt_classes": np.zeros((size, slots), np.int32),
+            "gt_masks": np.zeros((size, slots, crop, crop), np.uint8),
+            "gt_mask_regions": np.zeros((size, slots, 4), np.float32),
+            "gt_valid": np.zeros((size, slots), bool),
+            "example_index": np.array(self.rows, np.int32) + np.int32(step * batch_size),
+            "dropped_instances": np.zeros(size, np.int32),
+            "replaced_images": np.zeros(size, np.int32),
+        }
+        if self.keypoint_names:
+            arrays["gt_keypoints"] = np.zeros((size, slots, len(self.keypoint_names), 3), np.float32)
+        for row, global_row in enumerate(self.rows):
+            record, example, arrays["replaced_images"][row] = self._example(step, global_row)
+            _place_image(arrays, row, record, example.image)
+            count = len(example.boxes)
+            arrays["gt_boxes"][row, :count] = example.boxes
+            arrays["gt_classes"][row, :count] = example.classes
+            arrays["gt_masks"][row, :count] = example.masks
+            arrays["gt_mask_regions"][row, :count] = example.boxes
+            arrays["gt_valid"][row, :count] = True
+            if self.keypoint_names:
+                arrays["gt_keypoints"][row, :count] = example.keypoints
+            arrays["dropped_instances"][row] = example.dropped
+        return arrays
+
+    def _example(self, step: int, row: int) -> tuple[Record, Example, int]:
+        """The record and example of a row of the global batch, and how many images could not be read before."""
+        index = int(self.plan[step, row])
+        rng, attempt = np.random.default_rng([self.seed, step, row]), 0
+        while True:
+            record = self.records[index]
+            try:
+                example = training_example(record, self.config, rng, self.keypoint_names, self.records)
+                return record, example, attempt
+            except UserError:
+                if self.config.broken_images == "fail" or attempt == _REPLACEMENTS:
+                    raise
+            attempt += 1
+            rng = np.random.default_rng([self.seed, step, row, attempt])
+            index = int(rng.choice(np.flatnonzero(self.orientation == self.orientation[index])))
 
 
 def _eval_batch(
@@ -243,13 +283,13 @@ def _prefetched(
     steps = grain.MapDataset.range(start, max(start, stop)).map(load)
     if num_workers == 0:
         read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS)
-        return BatchIterator(iter(steps.to_iter_dataset(read)))
+        return BatchIterator(iter(steps.to_iter_dataset(read)), from_workers=False)
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     ahead = num_workers * (_BATCHES_AHEAD + 2)  # queued, being written, being read
     sharing = grain.experimental.DatasetOptions(min_shm_size=_least_shared_bytes(ahead * batch_bytes))
     workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_BATCHES_AHEAD)
     batches = grain.experimental.WithOptionsIterDataset(steps.to_iter_dataset(read), sharing)
-    return BatchIterator(iter(batches.mp_prefetch(workers)))
+    return BatchIterator(iter(batches.mp_prefetch(workers)), from_workers=True)
 
 
 def _least_shared_bytes(needed: int) -> int:

@@ -4,40 +4,60 @@
 covers [0, W] x [0, H]. Keypoints are (x, y, visibility), all zeros where the visibility is 0; `n` instances have `J`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float, Int, Num, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from mask_rcnn_jax.data.config import Resize
+from mask_rcnn_jax.data.config import DataConfig, Resize
+from mask_rcnn_jax.data.image_files import UNREADABLE
 from mask_rcnn_jax.errors import UserError
 
-Image.MAX_IMAGE_PIXELS = None  # microscopy and aerial images exceed Pillow's limit against decompression bombs
+Image.MAX_IMAGE_PIXELS = None  # Pillow's limit against decompression bombs is lower than microscopy; ours is a setting
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB pixels, turned as the EXIF orientation says; grey, palette, 16-bit and transparent images are converted.
+def open_image(
+    path: str | Path, max_pixels: int = DataConfig.max_pixels, opener: Callable[[], BinaryIO] | None = None
+) -> Image.Image:
+    """The decoded image in RGB, turned as the EXIF orientation says; grey, palette, 16-bit and transparent ones are
+    converted: 16-bit values are divided by 257 and transparency is dropped.
 
-    16-bit values are divided by 257 and transparency is dropped. Raises `UserError` for a missing, truncated or
-    unreadable file.
+    It is read from what `opener` opens, where that is not the file `path`. Raises `UserError` naming `path` for a
+    missing, truncated or unreadable file, and before decoding for one of more than `max_pixels`.
     """
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode in _SIXTEEN_BIT:
-                grey = np.clip(np.asarray(image).astype(np.int64) // 257, 0, 255).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=2)
-            if image.mode == "F":
-                grey = np.clip(np.asarray(image), 0, 255).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+        with opener() if opener else open(path, "rb") as file, Image.open(file) as picture:
+            check_pixels(path, picture, max_pixels)
+            ImageOps.exif_transpose(picture, in_place=True)
+            if picture.mode in _SIXTEEN_BIT or picture.mode == "F":
+                values = np.asarray(picture)
+                values = values if picture.mode == "F" else values.astype(np.int64) // 257
+                return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
+            picture.load()
+            return picture if picture.mode == "RGB" else picture.convert("RGB")
     except FileNotFoundError:
         raise UserError(f"Image {path} does not exist; restore it or remove it from the annotation file.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise UserError(f"Image {path} cannot be read ({error}); restore or replace the file.") from error
+
+
+def check_pixels(path: str | Path, picture: Image.Image, max_pixels: int) -> None:
+    """Raises `UserError` where the header asks for more than `max_pixels`."""
+    if picture.width * picture.height > max_pixels:
+        raise UserError(
+            f"Image {path} is {picture.width} x {picture.height} by its header, more than data.max_pixels {max_pixels}"
+            " allows to decode; replace the file, or raise the limit if you trust it."
+        )
+
+
+def read_image(path: str | Path, max_pixels: int = DataConfig.max_pixels) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of `open_image`."""
+    return np.asarray(open_image(path, max_pixels))
 
 
 def resized_size(
@@ -66,13 +86,32 @@ def resize(
 
     Detectron2: Pillow, antialiased, uint8. torchvision: no antialiasing, float32 without rounding (half-pixel centres).
     """
+    if convention == "detectron2" and image.shape[:2] == size:
+        return image
+    return resize_picture(Image.fromarray(image), size, convention)
+
+
+def resize_picture(picture: Image.Image, size: tuple[int, int], convention: Resize) -> Num[np.ndarray, "h w 3"]:
+    """`resize` of an RGB image that Pillow holds, which saves copies."""
     height, width = size
     if convention == "detectron2":
-        if image.shape[:2] == size:
-            return image
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    rows = _interpolate(image.astype(np.float32), height)
+        same = picture.size == (width, height)
+        return np.asarray(picture if same else picture.resize((width, height), Image.Resampling.BILINEAR))
+    rows = _interpolate(np.asarray(picture, np.float32), height)
     return np.ascontiguousarray(_interpolate(rows.swapaxes(0, 1), width).swapaxes(0, 1))
+
+
+def resize_window(
+    picture: Image.Image, size: tuple[int, int], window: tuple[int, int, int, int], convention: Resize
+) -> Num[np.ndarray, "h w 3"]:
+    """What `window` (x1, y1, x2, y2) shows of `resize_picture`, made without the rest."""
+    x1, y1, x2, y2 = window
+    if convention == "torchvision" or window == (0, 0, size[1], size[0]):
+        return resize_picture(picture, size, convention)[y1:y2, x1:x2]
+    scale_x, scale_y = picture.width / size[1], picture.height / size[0]
+    high_x, high_y = min(x2 * scale_x, picture.width), min(y2 * scale_y, picture.height)
+    source = (x1 * scale_x, y1 * scale_y, high_x, high_y)
+    return np.asarray(picture.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR, source))
 
 
 def _interpolate(image: np.ndarray, length: int) -> np.ndarray:
@@ -84,6 +123,14 @@ def _interpolate(image: np.ndarray, length: int) -> np.ndarray:
     high = np.minimum(low + 1, image.shape[0] - 1)
     weight = (position - low.astype(np.float32))[:, None, None]
     return image[low] * (1 - weight) + image[high] * weight
+
+
+def mirror(image: Num[np.ndarray, "H W 3"]) -> Num[np.ndarray, "H W 3"]:
+    """The image mirrored left to right."""
+    result = np.empty_like(image)
+    for channel in range(3):  # one at a time: NumPy would copy each reversed pixel by itself
+        result[..., channel] = image[:, ::-1, channel]
+    return result
 
 
 def clip_boxes(boxes: Float[np.ndarray, "n 4"], window: tuple[int, int, int, int]) -> Float[np.ndarray, "n 4"]:

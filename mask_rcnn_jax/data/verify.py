@@ -1,43 +1,65 @@
 """Checks a dataset's image files before a run, without decoding those that look whole."""
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image
 
-from mask_rcnn_jax.data.coco import CocoDataset, Record
-from mask_rcnn_jax.data.transforms import read_image
+from mask_rcnn_jax.data.config import DataConfig
+from mask_rcnn_jax.data.image_files import UNREADABLE, displayed_size
+from mask_rcnn_jax.data.packed import Selection
+from mask_rcnn_jax.data.records import CocoDataset, Record
+from mask_rcnn_jax.data.transforms import check_pixels, open_image
 from mask_rcnn_jax.errors import UserError
 
-_EXIF_ORIENTATION = 0x0112
 _END_MARKERS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
+_DEFAULTS = DataConfig()
+_LEFT_OUT = "images that cannot be used, left out"
 
 
-def verify_images(dataset: CocoDataset) -> None:
-    """Raises `UserError` naming the files that are unreadable, truncated, or not of the annotated size.
+def verify_images(dataset: CocoDataset, config: DataConfig = _DEFAULTS) -> CocoDataset:
+    """The dataset without the images that are unreadable, truncated, too large, or not of the annotated size, which are
+    counted among its problems; `UserError` naming them where `config.broken_images` is "fail".
 
-    Reads headers and the last bytes only; a file that does not end as its format should is decoded to be sure.
+    Reads headers and the last bytes only; a file that does not end as its format should is decoded to be sure. Images
+    in shards are not looked at: reading them takes as long as an epoch, and `mask-rcnn build-tfds` has done it.
     """
+    records = dataset.records
     with ThreadPoolExecutor(8) as pool:
-        found = [problem for problem in pool.map(_image_problem, dataset.records) if problem]
-    if found:
+        problems = list(pool.map(lambda i: _image_problem(records[i], config.max_pixels), range(len(records))))
+    found = [problem for problem in problems if problem]
+    if not found:
+        return dataset
+    if config.broken_images == "fail" or len(found) == len(problems):
         more = f" ({len(found)} images in all: see {dataset.annotation_file})" if len(found) > 1 else ""
         raise UserError(found[0] + more)
+    usable = np.flatnonzero([problem is None for problem in problems])
+    return replace(
+        dataset,
+        records=Selection(records, usable),
+        problems=dataset.problems + Counter({_LEFT_OUT: len(found)}),
+        examples=dataset.examples | {_LEFT_OUT: found[0]},
+    )
 
 
-def _image_problem(record: Record) -> str | None:
+def _image_problem(record: Record, max_pixels: int) -> str | None:
+    if record.shard is not None:
+        return None
     try:
-        with Image.open(record.path) as image:
-            width, height = image.size
+        with record.open() as file, Image.open(file) as image:
+            check_pixels(record.path, image, max_pixels)
+            size = displayed_size(image)
             marker = _END_MARKERS.get(image.format or "")
-            # Asking a PNG for EXIF that precedes no pixels would decode it.
-            has_exif = image.format != "PNG" or "exif" in image.info
-            if has_exif and image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
-                width, height = height, width
-        if (height, width) != (record.height, record.width):
-            return size_mismatch(record, height, width)
-        if marker is None or marker not in _last_bytes(record.path):
-            read_image(record.path)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            file.seek(0, 2)
+            file.seek(max(file.tell() - 16, 0))
+            ends = marker is not None and marker in file.read()
+        if size != (record.height, record.width):
+            return size_mismatch(record, *size)
+        if not ends:
+            open_image(record.path, max_pixels, record.open)
+    except UNREADABLE as error:
         return f"Image {record.path} cannot be read ({error}); restore or replace the file."
     except UserError as error:
         return str(error)
@@ -50,10 +72,3 @@ def size_mismatch(record: Record, height: int, width: int) -> str:
         f"Image {record.path} is {width} x {height} as displayed but annotated as {record.width} x {record.height};"
         " replace the image or correct its entry."
     )
-
-
-def _last_bytes(path: str) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(0, 2)
-        file.seek(max(file.tell() - 16, 0))
-        return file.read()

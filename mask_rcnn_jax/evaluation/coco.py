@@ -9,7 +9,7 @@ image, AR, AR50, AR75, ARm, ARl. All lie in 0..1; NaN where no ground truth deci
 import contextlib
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,30 +45,6 @@ class EvaluationConfig:
             raise ValueError(f"keypoint_sigmas must be positive, not {self.keypoint_sigmas}")
 
 
-def evaluate(
-    dataset: CocoDataset,
-    predictions: Iterable[ImageDetections],
-    config: EvaluationConfig,
-    convention: PasteConvention = "detectron2",
-) -> tuple[dict[str, float], list[Result]]:
-    """The metrics of `predictions` on the whole dataset, and the detections as COCO results.
-
-    Predictions are consumed one by one. Masks and keypoints are evaluated where all predictions have them, and
-    keypoints only where the dataset has them too. Raises `UserError` where their number differs, or lacks sigmas.
-    """
-    results, has_masks, has_keypoints = [], True, bool(dataset.keypoint_names)
-    for prediction in predictions:
-        results += coco_results(prediction, dataset.categories, convention)
-        has_masks = has_masks and prediction.masks is not None
-        has_keypoints = has_keypoints and prediction.keypoints is not None
-    metrics = score_results(dataset, results, "bbox", config)
-    if has_masks:
-        metrics |= score_results(dataset, results, "segm", config)
-    if has_keypoints:
-        metrics |= score_results(dataset, results, "keypoints", config)
-    return metrics, results
-
-
 def coco_results(
     detections: ImageDetections, categories: Sequence[int], convention: PasteConvention = "detectron2"
 ) -> list[Result]:
@@ -88,10 +64,10 @@ def coco_results(
     return results
 
 
-def score_results(
+def score_coco(
     dataset: CocoDataset, results: Sequence[Result], kind: Kind, config: EvaluationConfig
 ) -> dict[str, float]:
-    """The metrics of COCO results: of their "bbox", their "segmentation" or their "keypoints".
+    """COCO's metrics of COCO results: of their "bbox", their "segmentation" or their "keypoints".
 
     For keypoints, raises `UserError` where the results have not as many as the dataset, or these have no sigmas.
     """
@@ -99,8 +75,7 @@ def score_results(
         _check_keypoints(dataset, results)
     # COCOeval reports its progress on standard output, which belongs to the command.
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = _index(dataset, [a for record in dataset.records for a in _annotations(record, dataset.categories)])
-        evaluator = SparseCOCOeval(truth, _index(dataset, [_prediction(result, kind) for result in results]), kind)
+        evaluator = SparseCOCOeval(truth_index(dataset), results_index(dataset, results, kind), kind)
         if kind == "keypoints":
             evaluator.params.kpt_oks_sigmas = keypoint_sigmas(dataset, config)
         else:
@@ -131,6 +106,16 @@ def _check_keypoints(dataset: CocoDataset, results: Sequence[Result]) -> None:
                 f"{dataset.annotation_file} names {count} keypoints but the detections have "
                 f"{len(result['keypoints']) // 3}; evaluate on annotations with the keypoints the model was trained on."
             )
+
+
+def truth_index(dataset: CocoDataset) -> COCO:
+    """The dataset's annotations as pycocotools wants them."""
+    return _index(dataset, [a for record in dataset.records for a in _annotations(record, dataset.categories)])
+
+
+def results_index(dataset: CocoDataset, results: Sequence[Result], kind: Kind) -> COCO:
+    """The detections as pycocotools wants them."""
+    return _index(dataset, [_prediction(result, kind) for result in results])
 
 
 def _index(dataset: CocoDataset, annotations: list[dict[str, Any]]) -> COCO:
@@ -194,22 +179,23 @@ def _summary(evaluator: COCOeval, kind: Kind) -> dict[str, float]:
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     thresholds = np.round(100 * evaluator.params.iouThrs)
     areas = {label[0]: i for i, label in enumerate(evaluator.params.areaRngLbl) if label != "all"}
-    metrics = {"AP": _mean(precision[:, :, :, 0, -1])}
-    metrics |= {f"AP{t}": _mean(precision[thresholds == t][:, :, :, 0, -1]) for t in (50, 75)}
-    metrics |= {f"AP{size}": _mean(precision[:, :, :, area, -1]) for size, area in areas.items()}
+    metrics = {"AP": mean_of_defined(precision[:, :, :, 0, -1])}
+    metrics |= {f"AP{t}": mean_of_defined(precision[thresholds == t][:, :, :, 0, -1]) for t in (50, 75)}
+    metrics |= {f"AP{size}": mean_of_defined(precision[:, :, :, area, -1]) for size, area in areas.items()}
     if kind == "keypoints":
-        metrics |= {"AR": _mean(recall[:, :, 0, -1])}
-        metrics |= {f"AR{t}": _mean(recall[thresholds == t][:, :, 0, -1]) for t in (50, 75)}
+        metrics |= {"AR": mean_of_defined(recall[:, :, 0, -1])}
+        metrics |= {f"AR{t}": mean_of_defined(recall[thresholds == t][:, :, 0, -1]) for t in (50, 75)}
     else:
-        metrics |= {f"AR{n}": _mean(recall[:, :, 0, i]) for i, n in enumerate(evaluator.params.maxDets)}
-    return metrics | {f"AR{size}": _mean(recall[:, :, area, -1]) for size, area in areas.items()}
+        metrics |= {f"AR{n}": mean_of_defined(recall[:, :, 0, i]) for i, n in enumerate(evaluator.params.maxDets)}
+    return metrics | {f"AR{size}": mean_of_defined(recall[:, :, area, -1]) for size, area in areas.items()}
 
 
 def _by_class(evaluator: COCOeval, class_names: Sequence[str]) -> dict[str, float]:
     precision = evaluator.eval["precision"][:, :, :, 0, -1]
-    return {f"AP/{name}": _mean(precision[:, :, k]) for k, name in enumerate(class_names)}
+    return {f"AP/{name}": mean_of_defined(precision[:, :, k]) for k, name in enumerate(class_names)}
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_of_defined(values: np.ndarray) -> float:
+    """The mean of what is not -1, NaN where all are."""
     defined = values[values > -1]  # COCOeval marks what has no ground truth by -1
     return float(defined.mean()) if defined.size else math.nan

@@ -9,14 +9,15 @@ import numpy as np
 
 from mask_rcnn_jax.data import CocoDataset, DataConfig, eval_batches
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.evaluation.coco import EvaluationConfig, evaluate
+from mask_rcnn_jax.evaluation.coco import EvaluationConfig
+from mask_rcnn_jax.evaluation.score import evaluate
 from mask_rcnn_jax.inference import ImageDetections, predict
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    metrics: dict[str, float]  # by name, see `evaluation.coco`
+    metrics: dict[str, float]  # by name, see `evaluation.coco` and `evaluation.lvis`
     results: list[dict[str, Any]]  # the detections, as in a COCO results file
 
 

@@ -47,7 +47,7 @@ def forward(
         def pool(step, pooled, level=level, window_at=window_at):
             window = window_at(step)
             size = (1, window.weights_y.shape[1], window.weights_x.shape[1], channels)
-            cells = lax.dynamic_slice(level, (window.image, window.y, window.x, 0), size)[0]
+            cells = lax.dynamic_slice(level, _corner(window.image, window.y, window.x, 0), size)[0]
             rows = jnp.einsum("ph,hwc->pwc", window.weights_y, cells)
             # Batched over p, so that the larger operand is not transposed.
             each_row = jnp.broadcast_to(window.weights_x, (bins, *window.weights_x.shape))
@@ -73,7 +73,7 @@ def backward(
 
         def spread(step, level_gradient, window_at=window_at):
             window = window_at(step)
-            roi_gradient = lax.dynamic_slice(flat, (window.roi, 0, 0, 0), (1, bins, bins, channels))[0]
+            roi_gradient = lax.dynamic_slice(flat, _corner(window.roi, 0, 0, 0), (1, bins, bins, channels))[0]
             each_row = jnp.broadcast_to(window.weights_x.T, (bins, *window.weights_x.T.shape))
             rows = jnp.einsum("pwq,pqc->pwc", each_row, roi_gradient)
             cells = jnp.einsum("hp,pwc->hwc", window.weights_y.T, rows)
@@ -119,13 +119,18 @@ def _cover(start: Float[Array, " R"], end: Float[Array, " R"], length: int, wind
 def _slice_weights(weights: Float[Array, "R P L"], roi, first, window: int):
     """A RoI's weights from cell `first` on, and where the window really starts: it never leaves the feature map."""
     start = jnp.minimum(first, weights.shape[2] - window)
-    inside = lax.dynamic_slice(weights, (roi, 0, start), (1, weights.shape[1], window))[0]
+    inside = lax.dynamic_slice(weights, _corner(roi, 0, start), (1, weights.shape[1], window))[0]
     # Cells before `first` belong to the window before this one.
     return start, jnp.where(start + jnp.arange(window) >= first, inside, 0)
 
 
+def _corner(*indices) -> tuple[Int[Array, ""], ...]:
+    """Indices of one type: among those of arrays, JAX takes Python's integers for int64 where float64 is enabled."""
+    return tuple(jnp.asarray(index, jnp.int32) for index in indices)
+
+
 def _add(array, update, corner):
-    update = update[None]
+    update, corner = update[None], _corner(*corner)
     return lax.dynamic_update_slice(array, lax.dynamic_slice(array, corner, update.shape) + update, corner)
 
 

@@ -13,7 +13,7 @@ from mask_rcnn_jax.data import (
     CocoDataset,
     describe_left_out,
     eval_batches,
-    load_coco,
+    load_dataset,
     train_batches,
     trainable_records,
     verify_images,
@@ -84,7 +84,7 @@ def train(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
 def load_datasets(config: ExperimentConfig) -> dict[str, CocoDataset]:
     """The two splits, checked against each other, the model, and the image files."""
     source = config.data.source
-    train_set, val_set = load_coco(source, source.train_split), load_coco(source, source.val_split)
+    train_set, val_set = load_dataset(source, source.train_split), load_dataset(source, source.val_split)
     if (train_set.categories, train_set.class_names) != (val_set.categories, val_set.class_names):
         raise UserError(f"{train_set.annotation_file} and {val_set.annotation_file} have different categories")
     if len(train_set.class_names) != config.model.num_classes:
@@ -92,10 +92,14 @@ def load_datasets(config: ExperimentConfig) -> dict[str, CocoDataset]:
             f"{train_set.annotation_file} has {len(train_set.class_names)} categories but model.num_classes is"
             f" {config.model.num_classes}; add --set model.num_classes={len(train_set.class_names)}"
         )
+    if train_set.boxes_only and config.model.mask_head is not None:
+        raise UserError(
+            f"{train_set.annotation_file} is read without segmentations; set data.source.boxes_only to false to train"
+            " a model with masks, or model.mask_head to none"
+        )
     _check_keypoints(config, train_set, val_set)
+    train_set, val_set = verify_images(train_set, config.data), verify_images(val_set, config.data)
     trainable_records(train_set, config.data)
-    for dataset in (train_set, val_set):
-        verify_images(dataset)
     eval_batches(val_set, config.data, 1).close()  # raises where an image cannot fit the canvas
     return {"train": train_set, "val": val_set}
 
@@ -140,7 +144,7 @@ class _Window:
 
     def restart(self) -> None:
         self._values: list[dict[str, float]] = []
-        self._dropped, self._wait, self._since = 0, 0.0, time.monotonic()
+        self._dropped, self._replaced, self._wait, self._since = 0, 0, 0.0, time.monotonic()
 
     def next(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The next batch, and the time it took to come."""
@@ -148,6 +152,7 @@ class _Window:
         batch = next(batches)
         self._wait += time.monotonic() - before
         self._dropped += int(batch["dropped_instances"].sum())
+        self._replaced += int(batch["replaced_images"].sum())
         return batch
 
     def add(self, step: int, measures: dict[str, jax.Array]) -> None:
@@ -184,5 +189,6 @@ class _Window:
         means["images_per_second"] = len(self._values) * self._config.batch_size / elapsed
         means["data_wait"] = self._wait / elapsed
         means["dropped_instances"] = self._dropped
+        means["replaced_images"] = self._replaced
         self._writer.write(step, means)
         self.restart()

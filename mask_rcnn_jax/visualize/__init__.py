@@ -1,6 +1,7 @@
 """Pictures of annotated and detected instances."""
 
+from mask_rcnn_jax.visualize.augmented import write_augmented
 from mask_rcnn_jax.visualize.draw import draw_instances, side_by_side
 from mask_rcnn_jax.visualize.pictures import write_pictures
 
-__all__ = ["draw_instances", "side_by_side", "write_pictures"]
+__all__ = ["draw_instances", "side_by_side", "write_augmented", "write_pictures"]

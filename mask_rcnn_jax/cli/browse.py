@@ -1,0 +1,60 @@
+"""`mask-rcnn browse`: pictures of training examples as the model is given them, with a contact sheet and a page.
+
+mask-rcnn browse --data DIR --out pictures --set data.copy_paste=1
+mask-rcnn browse --config configs/shapes.py --out pictures
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.experiment import load_experiment
+from mask_rcnn_jax.config import override
+from mask_rcnn_jax.data import CocoConfig, DataConfig, load_dataset, verify_images
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.training import ExperimentConfig
+from mask_rcnn_jax.visualize import write_augmented
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the command line, writes the pictures, and returns the exit status."""
+    options = _parser().parse_args(arguments)
+    return run(lambda: _browse(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mask-rcnn browse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, help="Python file with get_config(), or folder of a run")
+    source.add_argument("--data", metavar="DIR", help="COCO directory, with the default settings")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of what is written")
+    parser.add_argument("--num", type=int, default=16, metavar="N", help="how many examples (default: 16)")
+    parser.add_argument("--seed", type=int, help="of the run whose first examples are shown (default: the config's)")
+    parser.add_argument("--split", help="which annotations (default: the config's train split)")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings, as train.py does"
+    )
+    return parser
+
+
+def _browse(options: argparse.Namespace) -> None:
+    if options.num < 1:
+        raise UserError(f"--num {options.num} must be at least 1")
+    if options.config is None:
+        experiment = ExperimentConfig(data=DataConfig(source=CocoConfig(root=options.data)))
+    else:
+        experiment = load_experiment(options.config)
+    experiment = override(experiment, options.set)
+    data, seed = experiment.data, experiment.seed if options.seed is None else options.seed
+    dataset = verify_images(load_dataset(data.source, options.split or data.source.train_split), data)
+    for line in dataset.describe_problems():
+        print(line)
+    try:
+        paths = write_augmented(dataset, data, options.out, options.num, seed)
+    except OSError as error:
+        raise UserError(f"--out {options.out} cannot be written: {error.strerror or error}") from None
+    for path in paths[:2]:
+        print(path)

@@ -1,0 +1,55 @@
+"""Reads LVIS v1, where each image was searched for some classes only.
+
+"Federated" annotations (Gupta et al. 2019, arXiv 1908.03195): of every class outside an image's annotations,
+`neg_category_ids` are known to be absent, and nothing is known of the others; of those in
+`not_exhaustive_category_ids` some instances are not annotated.
+"""
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from mask_rcnn_jax.data.annotations import AnnotationReader
+from mask_rcnn_jax.data.coco import check_present, check_root, read_annotations
+from mask_rcnn_jax.data.config import LvisConfig
+from mask_rcnn_jax.data.packed import pack
+from mask_rcnn_jax.data.records import CocoDataset, Federated
+from mask_rcnn_jax.errors import UserError
+
+_IMAGE_KEYS = ("id", "coco_url", "height", "width", "neg_category_ids", "not_exhaustive_category_ids")
+
+
+def load_lvis(config: LvisConfig, split: str) -> CocoDataset:
+    """Reads `split`; the same errors and counts as `load_coco`."""
+    root = check_root(config.root)
+    name = config.annotation_file.replace("{split}", split)
+    path = root / name if (root / name).is_file() else root / "annotations" / name
+    file = read_annotations(path, _IMAGE_KEYS)
+    for category in file.categories:
+        if category.get("frequency") not in ("r", "c", "f"):
+            raise UserError(f"Category {category['name']} in {path} has no 'frequency' r, c or f, which LVIS has.")
+    images = {image_id: _image_path(root, entry) for image_id, entry in file.images.items()}
+    check_present(path, images.values())
+    reader = AnnotationReader(path, file.categories, config.boxes_only)
+    frequency_of = {category["id"]: category["frequency"] for category in file.categories}
+
+    def classes(ids: list[int]) -> Int[np.ndarray, " m"]:
+        return np.array([reader.class_of[i] for i in ids if i in reader.class_of], np.int32)
+
+    records = (
+        reader.record(
+            entry,
+            images[entry["id"]],
+            found,
+            Federated(classes(entry["neg_category_ids"]), classes(entry["not_exhaustive_category_ids"])),
+        )
+        for entry, found in file.taken()
+    )
+    return reader.dataset(pack(records), [frequency_of[category] for category in reader.categories])
+
+
+def _image_path(root: Path, entry: dict[str, Any]) -> Path:
+    """Such as root/train2017/000000391895.jpg: the last folder and the name of the image's address."""
+    return root.joinpath(*PurePosixPath(entry["coco_url"]).parts[-2:])

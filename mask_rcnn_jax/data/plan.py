@@ -1,0 +1,86 @@
+"""Which records each training step sees: a function of the seed and the step alone.
+
+`n` records.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from mask_rcnn_jax.data.records import Record
+
+_MIXTURE = 1  # sets the random numbers of a mixture's sources apart from others of the same seed
+
+
+def plan_batches(
+    orientation: Bool[np.ndarray, " n"] | Int[np.ndarray, " n"],
+    batch_size: int,
+    num_steps: int,
+    seed: int,
+    repeats: Float[np.ndarray, " n"] | None = None,
+    sources: Int[np.ndarray, " n"] | None = None,
+    weights: Sequence[float] = (),
+) -> Int[np.ndarray, "num_steps batch_size"]:
+    """Which of `n` records each step trains on; a batch holds one value of `orientation`.
+
+    Epochs of fresh permutations follow one another; each orientation collects its records in that order and yields a
+    batch whenever it has enough (Detectron2's aspect-ratio grouping, without its dependence on the number of workers).
+
+    An epoch holds a record as often as `repeats` says, once by default; what is left of a fraction decides by chance
+    in each epoch (Detectron2's RepeatFactorTrainingSampler). With `weights`, one for each value of `sources`, every
+    source has epochs of its own, and of any stretch of the plan's records each source has its share, to about one.
+    """
+    orientation = np.asarray(orientation)
+    groups = np.unique(orientation)
+    repeats = np.ones(len(orientation)) if repeats is None else repeats
+    # Every group but the last to finish may hold an incomplete batch.
+    length = (num_steps + len(groups)) * batch_size
+    if sources is None or not weights:
+        stream = _epochs(repeats, length, [seed])
+    else:
+        stream = _shared(repeats, sources, weights, length, seed)
+    batches = []
+    for group in groups:
+        positions = np.flatnonzero(orientation[stream] == group)
+        batches.append(positions[: len(positions) // batch_size * batch_size].reshape(-1, batch_size))
+    positions = np.concatenate(batches)
+    in_order = positions[np.argsort(positions[:, -1])]
+    return stream[in_order[:num_steps]].astype(np.int32)
+
+
+def repeat_factors(records: Sequence[Record], threshold: float) -> Float[np.ndarray, " n"]:
+    """How often an epoch shows each record: r = max over its classes of max(1, sqrt(threshold / f)), where f is the
+    share of records with the class. Crowds do not count. From Gupta et al. 2019, arXiv 1908.03195, section B.
+    """
+    classes = [np.unique(record.classes[~record.iscrowd]) for record in records]
+    counts = np.bincount(np.concatenate(classes)) if classes else np.zeros(0)
+    by_class = np.sqrt(np.maximum(threshold * len(records) / np.maximum(counts, 1), 1))
+    return np.array([by_class[found].max(initial=1) for found in classes], np.float64)
+
+
+def _epochs(repeats: np.ndarray, length: int, seed: Sequence[int]) -> np.ndarray:
+    """At least `length` indices: one permutation of the repeated records after the other."""
+    whole, fraction = np.floor(repeats).astype(np.int64), repeats % 1
+    permutations, found = [np.zeros(0, np.int64)], 0
+    while found < length:
+        rng = np.random.default_rng([seed[0], len(permutations) - 1, *seed[1:]])
+        counts = whole + (rng.random(len(repeats)) < fraction) if fraction.any() else whole
+        permutations.append(rng.permutation(np.repeat(np.arange(len(repeats)), counts)))
+        found += len(permutations[-1])
+    return np.concatenate(permutations)
+
+
+def _shared(repeats: np.ndarray, sources: np.ndarray, weights: Sequence[float], length: int, seed: int) -> np.ndarray:
+    """At least `length` indices of all sources that have records, each source evenly spread by its weight."""
+    present = np.unique(sources)
+    shares = np.array(weights, np.float64)[present]
+    shares /= shares.sum()
+    indices, times = [], []
+    for source, share in zip(present.tolist(), shares.tolist(), strict=True):
+        members = np.flatnonzero(sources == source)
+        count = int(np.ceil(share * (length + len(present)))) + 1
+        indices.append(members[_epochs(repeats[members], count, [seed, source, _MIXTURE])[:count]])
+        times.append((np.arange(count) + 0.5) / share)
+    order = np.argsort(np.concatenate(times), kind="stable")
+    return np.concatenate(indices)[order[:length]]

@@ -1,0 +1,99 @@
+"""Pictures of training examples, drawn from the very arrays that the model would be given."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from mask_rcnn_jax.data import CocoDataset, DataConfig, train_batches
+from mask_rcnn_jax.visualize.draw import draw_instances
+
+_THUMBNAIL = 320  # pixels, longest side on the contact sheet
+_COLUMNS = 4
+
+
+def write_augmented(
+    dataset: CocoDataset, config: DataConfig, directory: str | Path, count: int = 16, seed: int = 0
+) -> list[Path]:
+    """Writes the first `count` examples of a run with `seed` and one image a step, a contact sheet, and `index.html`.
+
+    Masks are pasted from their grids, so a picture shows what is left of an annotation. Returns the files.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    paths, captions = [], []
+    batches = train_batches(dataset, replace(config, num_workers=0), 1, seed, 0, count)
+    for step, batch in enumerate(batches):
+        example = {key: values[0] for key, values in batch.items()}
+        path = directory / f"{step:04}_{example['image_ids']}.png"
+        Image.fromarray(_draw(example, dataset)).save(path)
+        paths.append(path)
+        captions.append(_caption(example))
+    sheet, index = directory / "contact_sheet.png", directory / "index.html"
+    _contact_sheet(paths).save(sheet)
+    index.write_text(_page(paths, captions))
+    return [index, sheet, *paths]
+
+
+def _draw(example: dict[str, np.ndarray], dataset: CocoDataset) -> UInt8[np.ndarray, "H W 3"]:
+    height, width = example["image_sizes"].tolist()
+    image = np.clip(example["images"][:height, :width] + 0.5, 0, 255).astype(np.uint8)
+    valid = example["gt_valid"]
+    boxes = example["gt_boxes"][valid]
+    masks = [_paste(grid, box, height, width) for grid, box in zip(example["gt_masks"][valid], boxes, strict=True)]
+    keypoints = example["gt_keypoints"][valid] if "gt_keypoints" in example else None
+    return draw_instances(
+        image,
+        boxes,
+        example["gt_classes"][valid],
+        masks,
+        None,
+        dataset.class_names,
+        keypoints=keypoints,
+        skeleton=dataset.skeleton,
+    )
+
+
+def _paste(
+    grid: UInt8[np.ndarray, "C C"], box: Float[np.ndarray, "4"], height: int, width: int
+) -> Bool[np.ndarray, "{height} {width}"]:
+    """The bitmap of a mask: bilinear between the centres of the grid's cells, as mask targets are, of at least half."""
+    weights = []
+    for low, high, length in ((box[1], box[3], height), (box[0], box[2], width)):
+        cells = (np.arange(length) + 0.5 - low) / (high - low) * len(grid) - 0.5
+        weights.append(np.maximum(1 - np.abs(cells[:, None] - np.arange(len(grid))), 0))
+    return weights[0] @ (grid / 255) @ weights[1].T >= 0.5
+
+
+def _caption(example: dict[str, np.ndarray]) -> str:
+    height, width = example["image_sizes"].tolist()
+    lines = [f"image {example['image_ids']}", f"{width} x {height}", f"{example['gt_valid'].sum()} instances"]
+    if example["dropped_instances"]:
+        lines.append(f"{example['dropped_instances']} for which there were no slots")
+    if example["replaced_images"]:
+        lines.append(f"in place of {example['replaced_images']} that could not be read")
+    return ", ".join(lines)
+
+
+def _contact_sheet(paths: Sequence[Path]) -> Image.Image:
+    sheet = Image.new("RGB", (_COLUMNS * _THUMBNAIL, -(-len(paths) // _COLUMNS) * _THUMBNAIL), "white")
+    for i, path in enumerate(paths):
+        with Image.open(path) as picture:
+            picture.thumbnail((_THUMBNAIL - 4, _THUMBNAIL - 4))
+            sheet.paste(picture, (i % _COLUMNS * _THUMBNAIL, i // _COLUMNS * _THUMBNAIL))
+    return sheet
+
+
+def _page(paths: Sequence[Path], captions: Sequence[str]) -> str:
+    figures = [
+        f'<figure><a href="{html.escape(path.name)}"><img src="{html.escape(path.name)}" loading="lazy"></a>'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for path, caption in zip(paths, captions, strict=True)
+    ]
+    style = "body{font:14px sans-serif} figure{display:inline-block;width:420px;margin:8px} img{width:100%}"
+    head = f'<meta charset="utf-8"><title>Training examples</title><style>{style}</style>'
+    return "\n".join(["<!doctype html>", head, *figures]) + "\n"
