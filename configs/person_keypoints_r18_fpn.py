@@ -8,8 +8,8 @@ files add `data.source.annotation_file=person_keypoints_{split}.json`. `pretrain
 names. Detectron2's keypoint_rcnn_R_50_FPN on a smaller scale: no masks, a smooth box loss, and only images with an
 annotated keypoint. So few images teach where a person's parts are, not how to find every person.
 
-Result with seed 0: keypoints/AP .021 after 250 steps and .036 (AP50 .146) after 500, box AP .118 and .193; 44 minutes on
-two cores that were busy with other work.
+Result with seed 0: keypoints/AP .021 after 250 steps and .036 (AP50 .146) after 500; box AP .118 and .193; 44 minutes
+on two cores that were busy with other work.
 """
 
 from mask_rcnn_jax.data import CocoConfig, DataConfig
