@@ -1,0 +1,79 @@
+"""Prints how far this project lies from its references: `python -m tests.conformance [--only NAME] [--write PATH]`."""
+
+import argparse
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import torch
+import torchvision
+
+from tests.conformance import average_precision, detectron2, stages, training
+from tests.conformance.rows import Row, markdown
+from tests.conformance.sources import SOURCES, case, shared_folder
+
+COMMAND = "python -m tests.conformance"
+INTRODUCTION = """# Conformance
+
+The numbers of this project beside those of its references, from the same weights. Every row is the largest difference
+that was found in one quantity of one stage, and the bound that it must stay within; the tests in `tests/conformance`
+hold the same rows. Written by
+
+    {command} --write {path}
+
+with {versions}.
+
+- **Stages**: each is given what the reference gave the stage before. *End to end*, each program starts from the
+  original images.
+- **torchvision** runs beside this project, with random weights that are scaled on real images until they detect about
+  a hundred instances an image; three images of different sizes, portrait and landscape, make a batch. *Narrow* models
+  have an eighth of the channels.
+- **detectron2** is compared with its recorded outputs, of narrow models that were made in the same way.
+- *relative* is relative to the reference tensor's largest value; *of the norm* compares the norm of a gradient's
+  difference with that of the gradient, parameter by parameter. Boxes are matched by class and IoU.
+- Training uses the same samples in both programs: both take the candidates of the lowest indices.
+
+"""
+
+
+def torchvision_rows(name: str) -> Iterator[Row]:
+    for stage in stages.stages_of(SOURCES[name]):
+        yield from stages.STAGES[stage](case(name))
+    if SOURCES[name].trained:
+        yield from training.rows(name)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("--only", default="", metavar="NAME", help="the sources whose names contain this")
+    parser.add_argument("--write", type=Path, metavar="PATH", help="also write the table to this file")
+    arguments = parser.parse_args()
+    sources = {name: lambda name=name: torchvision_rows(name) for name in SOURCES}
+    sources |= {average_precision.SOURCE: average_precision.rows}
+    sources |= {
+        f"detectron2 {name}": lambda name=name: detectron2.rows(shared_folder(), name) for name in detectron2.NAMES
+    }
+    chosen = {name: make for name, make in sources.items() if arguments.only in name}
+    if not chosen:
+        parser.error(f"no source is called {arguments.only}; there are {', '.join(sources)}")
+    rows = []
+    for name, make in chosen.items():
+        print(f"{name} ...", file=sys.stderr)
+        rows += make()
+    table = markdown(rows)
+    print(table)
+    if arguments.write:
+        versions = f"jax {jax.__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}"
+        introduction = INTRODUCTION.format(
+            command=COMMAND, path=arguments.write, versions=f"{versions}, {platform.machine()}"
+        )
+        arguments.write.write_text(f"{introduction}{table}\n")
+    broken = [row for row in rows if not row.ok]
+    print(f"{len(rows)} rows, {len(broken)} beyond their bound", file=sys.stderr)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""Rows of Detectron2: its recorded outputs beside this project's. A stage is given the reference's input."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mask_rcnn_jax import models
+from mask_rcnn_jax.inference import ImageDetections, encode_masks
+from mask_rcnn_jax.models import FPNConfig, Variables, box_head, cascade, rpn
+from mask_rcnn_jax.models.pooler import pool
+from mask_rcnn_jax.models.rcnn import detect_from_features, normalize
+from mask_rcnn_jax.ops import decode_keypoints
+from mask_rcnn_jax.pretrained import convert
+from mask_rcnn_jax.structures import Detections
+from tests.conformance.golden import IMAGES, Golden, nhwc
+from tests.conformance.rows import (
+    Boxes,
+    Row,
+    box_rows,
+    compare_boxes,
+    largest_relative,
+    mask_rows,
+    relative,
+    relative_values,
+)
+
+
+def rows(shared: Path, name: str) -> Iterator[Row]:
+    """Every row of one recorded model."""
+    golden = Golden(shared, name)
+    yield from backbone_rows(golden)
+    yield from rpn_rows(golden)
+    yield from box_rows_of(golden)
+    yield from head_rows(golden)
+    yield from end_to_end_rows(golden)
+    yield from training_rows(golden)
+
+
+def backbone_rows(golden: Golden) -> Iterator[Row]:
+    """The input; each stage of the backbone given what the reference gives it; and the backbone as a whole.
+
+    As a whole it is held to the reference's own difference where that is larger than the bound: between its
+    convolutions with and without oneDNN, on the same machine.
+    """
+    row = functools.partial(Row, golden.name)
+    normalized = normalize(golden.config, jnp.asarray(golden.images), jnp.asarray(golden.sizes))
+    yield row("input", "normalised images", relative(normalized, nhwc(golden["batch"])), 1e-6, "relative")
+    inside, model = golden.inside_backbone, golden.model.backbone
+    resnet = model.bottom_up if isinstance(golden.config.backbone, FPNConfig) else model
+    before = "stem"
+    for name in resnet.stages:
+        ours = jax.jit(getattr(resnet, name))(jnp.asarray(nhwc(inside[before])))
+        yield row(name, "output, given its input", relative(ours, nhwc(inside[name])), 1e-4, "relative")
+        before = name
+    features = jax.jit(model)(jnp.asarray(nhwc(golden["batch"])))
+    pairs = [(features[name], expected) for name, expected in golden.features.items()]
+    own = largest_relative((golden.other_features[name], expected) for name, expected in golden.features.items())
+    yield row("features", "every level, given the image", largest_relative(pairs), max(1e-4, own), "relative")
+
+
+def rpn_rows(golden: Golden) -> Iterator[Row]:
+    row = functools.partial(Row, golden.name)
+
+    levels = [golden.features[name] for name in golden.config.rpn.features]
+    logits, deltas = golden.model.rpn(levels)
+    expected_logits, expected_deltas = golden.rpn_outputs
+    yield row("RPN", "logits", largest_relative(zip(logits, expected_logits, strict=True)), 1e-4, "relative")
+    yield row("RPN", "deltas", largest_relative(zip(deltas, expected_deltas, strict=True)), 1e-4, "relative")
+    expected = [(boxes, golden[f"proposal_logits_{i}"]) for i, boxes in enumerate(golden.of_images("proposals"))]
+    yield from _proposal_rows(golden, "proposals", expected, train=False)
+    expected = [(boxes, None) for boxes in golden.of_images("train_proposals")]
+    yield from _proposal_rows(golden, "proposals in training", expected, train=True)
+
+
+def _proposal_rows(golden: Golden, stage: str, expected: list, *, train: bool) -> Iterator[Row]:
+    settings, shape = golden.config.rpn, golden["batch"].shape[2:]
+    anchors = rpn.level_anchors(settings, golden.features, golden.config.backbone.out_strides, shape)
+    pre, post = (
+        (settings.pre_nms_train, settings.post_nms_train) if train else (settings.pre_nms_test, settings.post_nms_test)
+    )
+    propose = functools.partial(rpn.propose, settings, anchors, pre_nms=pre, post_nms=post)
+    logits, deltas = jax.tree.map(jnp.asarray, golden.rpn_outputs)
+    found = jax.vmap(propose)(logits, deltas, jnp.asarray(golden.sizes))
+    pairs = []
+    for i, (boxes, scores) in enumerate(expected):
+        kept = np.asarray(found.valid[i])
+        scores = np.zeros(len(boxes)) if scores is None else scores
+        ours = np.asarray(found.logits[i])[kept] if np.any(scores) else np.zeros(kept.sum())
+        classes = np.zeros(kept.sum()), np.zeros(len(boxes))
+        pairs.append((Boxes(np.asarray(found.boxes[i])[kept], ours, classes[0]), Boxes(boxes, scores, classes[1])))
+    yield from box_rows(golden.name, stage, pairs)
+
+
+def box_rows_of(golden: Golden) -> Iterator[Row]:
+    """The box head of every stage, and the boxes that come of the reference's logits and deltas."""
+    row, stages = functools.partial(Row, golden.name), golden.config.box_stages
+    features = golden.features
+    proposals, scores = golden.proposals, []
+    for number, (stage, head, (logits, deltas)) in enumerate(
+        zip(stages, golden.model.box_heads, golden.predictions, strict=True), 1
+    ):
+        name = f"box head {number}" if len(stages) > 1 else "box head"
+        roi_features = golden.model.roi_features(golden.config, stage.pooler, features, proposals.boxes)
+        ours = head(roi_features, proposals.valid)
+        yield row(name, "class logits", relative(ours[0], logits), 1e-4, "relative")
+        yield row(name, "deltas", relative(ours[1], deltas), 1e-4, "relative")
+        scores.append(jax.nn.softmax(jnp.asarray(logits), axis=-1))
+        if number < len(stages):
+            refine = functools.partial(cascade.refine, stage)
+            boxes = jax.vmap(refine)(proposals.boxes, jnp.asarray(deltas), jnp.asarray(golden.sizes))
+            proposals = replace(proposals, boxes=boxes)
+    select = jax.vmap(functools.partial(box_head.detect_boxes, stages[-1]))
+    found = select(sum(scores) / len(scores), jnp.asarray(deltas), proposals, jnp.asarray(golden.sizes))
+    yield from box_rows(golden.name, "boxes from logits", _detection_pairs(golden, found))
+
+
+def head_rows(golden: Golden) -> Iterator[Row]:
+    """RoI features, masks and keypoints, given the reference's features and boxes."""
+    row, config, model = functools.partial(Row, golden.name), golden.config, golden.model
+    features = {name: level[:1] for name, level in golden.features.items()}
+    found = golden["net_boxes_0"]
+    rois = {"box": (config.box_head, golden["proposals_0"]), "mask": (config.mask_head, found)}
+    rois |= {"keypoint": (config.keypoint_head, found)}
+    for name, (head, boxes) in rois.items():
+        key = "pooler_first" if config.res5_on_rois and name == "box" else f"{name}_pooler_first"
+        if key in golden.tensors:
+            expected = nhwc(golden[key])
+            strides = config.backbone.out_strides
+            pooled = pool(head.pooler, features, strides, jnp.asarray(boxes[None, : len(expected)]))
+            yield row(f"RoIAlign, {name} head", "features", relative(pooled[0], expected), 1e-4, "relative")
+    if config.mask_head is not None:
+        expected = golden["mask_logits"]
+        x = model.roi_features(config, config.mask_head.pooler, features, jnp.asarray(found[None, : len(expected)]))
+        every = jnp.ones((1, len(expected)), bool)
+        ours = [model.mask_head(x, jnp.full(every.shape, k), every)[0] for k in range(config.num_classes)]
+        yield row("mask head", "logits of every class", relative(jnp.stack(ours, 1), expected), 1e-4, "relative")
+        for i in IMAGES:
+            yield from mask_rows(golden.name, f"masks of image {i}, given boxes", _mask_iou(golden, i))
+    if config.keypoint_head is not None:
+        lowres = nhwc(golden["keypoint_lowres"])
+        heatmaps = jax.image.resize(lowres, (len(lowres), 56, 56, lowres.shape[-1]), "bilinear").transpose(0, 3, 1, 2)
+        boxes = jnp.asarray(found[: len(lowres)])
+        x = model.roi_features(config, config.keypoint_head.pooler, features, boxes[None])
+        yield row("keypoint head", "heatmaps", relative(model.keypoint_head(x)[0], heatmaps), 1e-4, "relative")
+        expected = golden["det_keypoints_0"][: len(lowres)]
+        yield from _keypoint_rows(golden, "keypoints from heatmaps", decode_keypoints(heatmaps, boxes), expected)
+
+
+def _mask_iou(golden: Golden, image: int) -> np.ndarray:
+    """IoU of pasted masks: our mask head on the reference's features and boxes against the reference's masks."""
+    config, model = golden.config, golden.model
+    features = {name: level[image : image + 1] for name, level in golden.features.items()}
+    boxes, classes = golden[f"net_boxes_{image}"], golden[f"det_classes_{image}"].astype(np.int32)
+    x = model.roi_features(config, config.mask_head.pooler, features, jnp.asarray(boxes[None]))
+    logits = model.mask_head(x, jnp.asarray(classes[None]), jnp.ones((1, len(classes)), bool))
+    height, width = (int(side) for side in golden[f"original_size_{image}"])
+    found = ImageDetections(
+        image,
+        height,
+        width,
+        golden[f"det_boxes_{image}"],
+        golden[f"det_scores_{image}"],
+        classes,
+        np.asarray(jax.nn.sigmoid(logits[0])),
+    )
+    return rle_iou(encode_masks(found), golden.json["masks"][image])
+
+
+def _keypoint_rows(golden: Golden, stage: str, ours: jax.Array, expected: np.ndarray) -> Iterator[Row]:
+    ours, scale = np.asarray(ours), golden["original_size_0"][::-1] / golden.sizes[0][::-1]
+    places = np.abs(ours[..., :2] * scale - expected[..., :2])
+    yield Row(golden.name, stage, "coordinates", float(np.max(places)), 0.05, "px")
+    yield Row(golden.name, stage, "scores", float(np.max(np.abs(ours[..., 2] - expected[..., 2]))), 5e-4, "absolute")
+
+
+def end_to_end_rows(golden: Golden) -> Iterator[Row]:
+    """From images to detections in original pixels.
+
+    Scores are held to the reference's own difference where that is larger than the bound, as its features are.
+    """
+    detect = jax.jit(functools.partial(models.detect, golden.config))
+    found = detect(golden.variables, jnp.asarray(golden.images), jnp.asarray(golden.sizes))
+    rest = jax.jit(functools.partial(detect_from_features, golden.config, golden.model), static_argnums=1)
+    others = rest(
+        jax.tree.map(jnp.asarray, golden.other_features), golden["batch"].shape[2:], jnp.asarray(golden.sizes)
+    )
+    own = compare_boxes(_detection_pairs(golden, others))
+    for row in box_rows(golden.name, "end to end", _detection_pairs(golden, found)):
+        yield replace(row, bound=max(row.bound, own.scores)) if row.quantity == "scores of matched boxes" else row
+
+
+def _detection_pairs(golden: Golden, found: Detections) -> list[tuple[Boxes, Boxes]]:
+    """Our detections and the reference's, in original pixels."""
+    pairs = []
+    for i in IMAGES:
+        kept = np.asarray(found.valid[i])
+        scale = np.tile(golden[f"original_size_{i}"][::-1] / golden.sizes[i][::-1], 2)
+        ours = (np.asarray(x[i])[kept] for x in (found.boxes, found.scores, found.classes))
+        boxes, scores, classes = ours
+        reference = (golden[f"det_{key}_{i}"] for key in ("boxes", "scores", "classes"))
+        pairs.append((Boxes(boxes * scale, scores, classes), Boxes(*reference)))
+    return pairs
+
+
+LOSSES = {
+    "loss_cls": "box_class",
+    "loss_box_reg": "box",
+    "loss_mask": "mask",
+    "loss_keypoint": "keypoint",
+    "loss_rpn_cls": "rpn_objectness",
+    "loss_rpn_loc": "rpn_box",
+} | {
+    f"{name}_stage{i}": f"{ours}{f'_stage{i + 1}' * (i > 0)}"
+    for i in range(3)
+    for name, ours in (("loss_cls", "box_class"), ("loss_box_reg", "box"))
+}
+
+
+def training_rows(golden: Golden) -> Iterator[Row]:
+    """Losses with fixed samples, and the norm of every parameter's gradient."""
+    row, batch, buffers = functools.partial(Row, golden.name, "training"), golden.batch(), golden.variables.buffers
+
+    def total(params):
+        terms, _ = models.loss_terms(golden.config, Variables(params, buffers), batch, None)
+        losses = {name.removeprefix("loss/"): term.value for name, term in terms.items() if name.startswith("loss/")}
+        return sum(losses.values()), losses
+
+    gradients, losses = jax.jit(jax.grad(total, has_aux=True))(golden.variables.params)
+    expected = {LOSSES[name]: value for name, value in golden.json["losses"].items()}
+    yield row("losses", relative_values(jax.tree.map(float, losses), expected), 1e-4, "relative")
+    paths = path_of_name(golden)
+    found = {
+        jax.tree_util.keystr(p, simple=True, separator="/"): g
+        for p, g in jax.tree_util.tree_leaves_with_path(gradients)
+    }
+    ours = {name: float(jnp.linalg.norm(found[paths[name]])) for name in golden.json["gradient_norms"]}
+    norms = golden.json["gradient_norms"]
+    # Where a gradient is zero but for rounding, as that of a bias before a softmax, its norm means nothing.
+    floor = 1e-6 * max(norms.values())
+    differences = [abs(ours[name] - norm) / max(norm, floor) for name, norm in norms.items()]
+    yield row("gradient norms, median", float(np.median(differences)), 1e-3, "relative")
+    yield row("gradient norms, largest", float(np.max(differences)), 6e-3, "relative")
+    missing = sorted(set(found) - {paths[name] for name in golden.json["gradient_norms"]})
+    yield row("parameters that only one program trains", float(len(missing)), 0, "of all")
+
+
+def path_of_name(golden: Golden) -> dict[str, str]:
+    """Our path of each tensor of the reference, found by converting tensors that hold their own number."""
+    names = list(golden.weights)
+    numbered = {name: np.full_like(golden.weights[name], number) for number, name in enumerate(names)}
+    variables, _ = convert(numbered, golden.config, "detectron2", None)
+    leaves = jax.tree_util.tree_leaves_with_path(variables.params)
+    return {
+        names[int(leaf.reshape(-1)[0])]: jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves
+    }
+
+
+def rle_iou(ours: list[dict], reference: list[dict]) -> np.ndarray:
+    """IoU of each pair of RLEs; 1 where both are empty."""
+    pairs = zip(ours, reference, strict=True)
+    return np.array(
+        [coco_mask.iou([a], [b], [0])[0, 0] if coco_mask.area(a) or coco_mask.area(b) else 1.0 for a, b in pairs]
+    )

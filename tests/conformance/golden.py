@@ -1,0 +1,153 @@
+"""What Detectron2 recorded of six narrow members of its family (`golden/detectron2` of the shared folder).
+
+Random and calibrated, two images each; torch's layout, NCHW.
+"""
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+
+from mask_rcnn_jax import models
+from mask_rcnn_jax.models import FPNConfig, MaskRCNNConfig, ResNetConfig, architectures
+from mask_rcnn_jax.models.rpn import Proposals
+from mask_rcnn_jax.pretrained import convert
+from mask_rcnn_jax.structures import Batch, GroundTruth
+from tests.conformance.torch_resnet import TorchBackbone
+
+NAMES = ("fpn", "c4", "dc5", "x101_fpn", "cascade", "keypoint")
+IMAGES = (0, 1)
+
+
+class Golden:
+    """A recorded model: its tensors, its configuration here, and its weights in it."""
+
+    def __init__(self, shared: Path, name: str):
+        folder = shared / "golden" / "detectron2"
+        tensors = load_file(folder / f"{name}.safetensors")
+        self.name = f"detectron2 {name}"
+        self.json = json.loads((folder / f"{name}.json").read_text())
+        self.tensors = {key: value for key, value in tensors.items() if not key.startswith("weights/")}
+        self.weights = {
+            key.removeprefix("weights/"): value for key, value in tensors.items() if key.startswith("weights/")
+        }
+        self.config = config(name)
+        self.variables, _ = convert(self.weights, self.config, "detectron2", None)
+        self.model = models.networks(self.config, self.variables)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.tensors[key]
+
+    def of_images(self, key: str) -> list[np.ndarray]:
+        return [self[f"{key}_{i}"] for i in IMAGES]
+
+    @functools.cached_property
+    def features(self) -> dict[str, jax.Array]:
+        names = [key for key in self.tensors if key.startswith("feature_")]
+        return {key.removeprefix("feature_"): jnp.asarray(nhwc(self[key])) for key in sorted(names)}
+
+    @functools.cached_property
+    def inside_backbone(self) -> dict[str, np.ndarray]:
+        """What the reference's stages give, NCHW."""
+        return TorchBackbone(self.weights, self.config.backbone)(self["batch"])
+
+    @functools.cached_property
+    def other_features(self) -> dict[str, jax.Array]:
+        """`features` as the reference computes them with other kernels."""
+        outputs = TorchBackbone(self.weights, self.config.backbone)(self["batch"], onednn=False)
+        return {name: jnp.asarray(nhwc(outputs[name])) for name in self.features}
+
+    @functools.cached_property
+    def rpn_outputs(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Logits [B, N] and deltas [B, N, 4] by level."""
+        levels = range(len(self.config.rpn.features))
+        logits = [nhwc(self[f"rpn_logits_{level}"]).reshape(len(IMAGES), -1) for level in levels]
+        deltas = [nhwc(self[f"rpn_deltas_{level}"]).reshape(len(IMAGES), -1, 4) for level in levels]
+        return logits, deltas
+
+    @functools.cached_property
+    def proposals(self) -> Proposals:
+        boxes, logits = np.stack(self.of_images("proposals")), np.stack(self.of_images("proposal_logits"))
+        return Proposals(jnp.asarray(boxes), jnp.asarray(logits), jnp.ones(logits.shape, bool))
+
+    @functools.cached_property
+    def predictions(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Class logits [B, P, K + 1] and deltas [B, P, Kd, 4] of each stage."""
+        stages = [""] if self.config.cascade is None else [f"_{i}" for i in range(3)]
+        shape = self.proposals.logits.shape
+        return [
+            (
+                self[f"box_predictor{stage}_class_logits"].reshape(*shape, -1),
+                self[f"box_predictor{stage}_deltas"].reshape(*shape, -1, 4),
+            )
+            for stage in stages
+        ]
+
+    @functools.cached_property
+    def images(self) -> np.ndarray:
+        """RGB uint8 on the reference's canvas."""
+        images = np.zeros((len(IMAGES), *self["batch"].shape[2:], 3), np.uint8)
+        for i, image in enumerate(self.of_images("image")):
+            images[i, : image.shape[1], : image.shape[2]] = image.transpose(1, 2, 0)[..., ::-1]
+        return images
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return self["image_sizes"].astype(np.int32)
+
+    def batch(self) -> Batch:
+        """Both images with full bitmaps as masks."""
+        slots = max(len(boxes) for boxes in self.of_images("gt_boxes"))
+        height, width = self["batch"].shape[2:]
+        boxes, classes = np.zeros((2, slots, 4), np.float32), np.zeros((2, slots), np.int32)
+        masks, valid = np.zeros((2, slots, height, width), np.uint8), np.zeros((2, slots), bool)
+        keypoints = np.zeros((2, slots, 17, 3), np.float32) if self.config.keypoint_head else None
+        for i in IMAGES:
+            count = len(self[f"gt_boxes_{i}"])
+            boxes[i, :count], classes[i, :count], valid[i, :count] = (
+                self[f"gt_boxes_{i}"],
+                self[f"gt_classes_{i}"],
+                True,
+            )
+            if f"gt_masks_{i}" in self.tensors:
+                bitmaps = self[f"gt_masks_{i}"]
+                masks[i, :count, : bitmaps.shape[1], : bitmaps.shape[2]] = 255 * bitmaps
+            if keypoints is not None:
+                keypoints[i, :count] = self[f"gt_keypoints_{i}"]
+        regions = np.broadcast_to(np.array([0, 0, width, height], np.float32), boxes.shape)
+        truth = GroundTruth(boxes, classes, masks, regions, valid, keypoints)
+        return jax.tree.map(jnp.asarray, Batch(self.images, self.sizes, truth, np.arange(2, dtype=np.int32)))
+
+
+def config(name: str) -> MaskRCNNConfig:
+    """What `NAME.yaml` says, in this project's words."""
+    resnet = ResNetConfig(width=8, stem_width=16)
+    if name == "x101_fpn":
+        resnet = replace(resnet, depth=101, groups=4, width_per_group=4, stride_in_1x1=False)
+    if name in ("c4", "dc5"):
+        model = architectures.c4(resnet, 12) if name == "c4" else architectures.dc5(resnet, 12)
+    else:
+        model = MaskRCNNConfig(num_classes=12, backbone=FPNConfig(bottom_up=resnet, channels=32))
+    if name == "cascade":
+        model = architectures.cascade(model)
+    if name == "keypoint":
+        model = architectures.keypoints(model)
+    if name == "x101_fpn":
+        model = replace(model, pixel_std=(58.395, 57.12, 57.375))
+    keypoint_head = model.keypoint_head and replace(model.keypoint_head, channels=32)
+    return replace(
+        model,
+        rpn=replace(model.rpn, pre_nms_train=800, pre_nms_test=500, post_nms_train=300, post_nms_test=200),
+        box_head=replace(model.box_head, fc_channels=64, samples=128),
+        mask_head=model.mask_head and replace(model.mask_head, channels=32),
+        keypoint_head=keypoint_head,
+    )
+
+
+def nhwc(tensor: np.ndarray) -> np.ndarray:
+    return tensor.transpose(0, 2, 3, 1)

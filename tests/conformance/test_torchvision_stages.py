@@ -1,0 +1,36 @@
+"""Every stage of narrow torchvision models, given the reference's input to it, and the whole way from the images."""
+
+import pytest
+
+from tests.conformance import needed
+
+needed.torchvision()
+
+from tests.conformance import stages  # noqa: E402
+from tests.conformance.sources import NARROW, SOURCES, case  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("shared")
+
+CASES = [(name, stage) for name in NARROW for stage in stages.stages_of(SOURCES[name])]
+
+
+@pytest.mark.parametrize(("name", "stage"), CASES, ids=[f"{name}: {stage}" for name, stage in CASES])
+def test_the_stage_gives_what_the_reference_gives(name: str, stage: str):
+    broken = [str(row) for row in stages.STAGES[stage](case(name)) if not row.ok]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_the_comparison_is_of_something(name: str):
+    """Random weights that detected nothing, or one thing again and again, would agree with anything."""
+    found = case(name).trace.detections
+    sizes = {tuple(image.shape[:2]) for image in case(name).images}
+    assert len(sizes) == len(found) == 3
+    assert sum(len(image["boxes"]) for image in found) > 100
+    if SOURCES[name].config.num_classes > 1:
+        assert all(len(image["labels"].unique()) > 5 for image in found)
+    for image in found:
+        assert len(image["boxes"]) > 10
+        sides = image["boxes"][:, 2:] - image["boxes"][:, :2]
+        assert sides.min() < 40
+        assert sides.max() > 150

@@ -1,0 +1,27 @@
+"""Losses and gradients of narrow torchvision models, in float32 and float64."""
+
+import pytest
+
+from tests.conformance import needed
+
+needed.torchvision()
+
+from tests.conformance import training  # noqa: E402
+from tests.conformance.sources import NARROW, SOURCES  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("shared")
+
+TRAINED = [name for name in NARROW if SOURCES[name].trained]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("rows", [training.float32_rows, training.float64_rows])
+def test_losses_and_gradients_are_those_of_the_reference(name: str, rows):
+    broken = [str(row) for row in rows(name) if not row.ok]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_few_gradients_vanish(name: str):
+    """What vanishes is not compared: the bias of a heatmap, and levels that no RoI is pooled from."""
+    assert len(training.vanishing(name)) <= 4
