@@ -124,7 +124,8 @@ def test_two_devices_agree_with_one(shared):
     alone, together = compiled(shared, 1)(variables, batch), compiled(shared, 2)(variables, batch)
 
     def compare(a: np.ndarray, b: np.ndarray) -> None:
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-3 * np.max(np.abs(b), initial=1e-5))
+        # By the norm: batch norms over a few cells magnify rounding; a sum of the wrong kind would be off by its half.
+        assert np.linalg.norm(a - b) <= 5e-3 * np.linalg.norm(b) + 1e-5
 
     jax.tree.map(compare, together, alone)
 
