@@ -175,7 +175,7 @@ def imported(config: MaskRCNNConfig, model: nn.Module) -> Variables:
 
 
 def target(record: Record, num_classes: int) -> dict[str, torch.Tensor]:
-    """The annotations that a model is trained on, as torchvision takes them; classes beyond `num_classes` wrap round."""
+    """The annotations that a model is trained on, as torchvision takes them; further classes share the first labels."""
     kept = np.flatnonzero(~record.iscrowd)
     rles = [to_rle(record.segmentations[index], record.height, record.width) for index in kept]
     of_image = {

@@ -143,7 +143,7 @@ def reference_of(name: str, dtype: str) -> Pass:
     source, inputs, torch_type = case(name), inputs_of(name), getattr(torch, dtype)
     model = copy.deepcopy(source.model).to(torch_type).train()
     images = ImageList(inputs.images.to(torch_type), inputs.sizes)
-    targets = [target | {"boxes": target["boxes"].to(torch_type)} for target in inputs.targets]
+    targets = [instances | {"boxes": instances["boxes"].to(torch_type)} for instances in inputs.targets]
     proposals = [boxes.to(torch_type) for boxes in inputs.proposals]
     given = mock.patch.object(model.rpn, "filter_proposals", return_value=(proposals, None))
     with lowest_indices(), given:
@@ -186,22 +186,22 @@ def training_batch(config: MaskRCNNConfig, inputs: Inputs) -> Batch:
     Coordinates have the configuration's type, so that all is computed in it.
     """
     count, _, height, width = inputs.images.shape
-    slots = max(len(target["boxes"]) for target in inputs.targets)
+    slots = max(len(instances["boxes"]) for instances in inputs.targets)
     images = inputs.images.double().numpy().transpose(0, 2, 3, 1) * config.pixel_std + config.pixel_mean
     boxes, classes = np.zeros((count, slots, 4), config.dtype), np.zeros((count, slots), np.int32)
     masks, valid = np.zeros((count, slots, height, width), np.uint8), np.zeros((count, slots), bool)
     keypoints = None
     if config.keypoint_head is not None:
         keypoints = np.zeros((count, slots, config.keypoint_head.num_keypoints, 3), config.dtype)
-    for row, target in enumerate(inputs.targets):
-        number = len(target["boxes"])
+    for row, instances in enumerate(inputs.targets):
+        number = len(instances["boxes"])
         if keypoints is not None:
-            keypoints[row, :number] = target["keypoints"].numpy()
-        boxes[row, :number], classes[row, :number] = target["boxes"].numpy(), target["labels"].numpy() - 1
+            keypoints[row, :number] = instances["keypoints"].numpy()
+        boxes[row, :number], classes[row, :number] = instances["boxes"].numpy(), instances["labels"].numpy() - 1
         valid[row, :number] = True
         # Beyond the image torchvision samples the last row and column.
         beyond = [(0, 0), (0, height - inputs.sizes[row][0]), (0, width - inputs.sizes[row][1])]
-        masks[row, :number] = np.pad(255 * target["masks"].numpy(), beyond, mode="edge")
+        masks[row, :number] = np.pad(255 * instances["masks"].numpy(), beyond, mode="edge")
     regions = np.broadcast_to(np.array([0, 0, width, height], config.dtype), boxes.shape)
     truth = GroundTruth(boxes, classes, masks, regions, valid, keypoints)
     return Batch(images.astype(config.dtype), np.array(inputs.sizes, np.int32), truth, np.arange(count, dtype=np.int32))
