@@ -148,7 +148,7 @@ def dataset(name: str, split: str = "val") -> CocoDataset:
     return load_coco(CocoConfig(root=str(shared_folder() / "data" / name)), split)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)
 def case(name: str) -> Case:
     """The source's model with calibrated random weights, run on a few images."""
     source = SOURCES[name]

@@ -14,14 +14,13 @@ pytestmark = pytest.mark.usefixtures("shared")
 TRAINED = [name for name in NARROW if SOURCES[name].trained]
 
 
-@pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("rows", [training.float32_rows, training.float64_rows])
+# A model's tests follow one another: few passes are kept.
+CASES = [(name, rows) for name in TRAINED for rows in (training.float32_rows, training.float64_rows)]
+
+
+@pytest.mark.parametrize(("name", "rows"), CASES)
 def test_losses_and_gradients_are_those_of_the_reference(name: str, rows):
     broken = [str(row) for row in rows(name) if not row.ok]
     assert not broken, "\n".join(broken)
-
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_few_gradients_vanish(name: str):
-    """What vanishes is not compared: the bias of a heatmap, and levels that no RoI is pooled from."""
+    # What vanishes is not compared: the bias of a heatmap, and levels that no RoI is pooled from.
     assert len(training.vanishing(name)) <= 4

@@ -99,7 +99,7 @@ def gradient_differences(name: str, ours: Pass, reference: Pass) -> list[float]:
     return [difference for parameter, difference in norms.items() if parameter not in skipped]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)
 def vanishing(name: str) -> frozenset[str]:
     """Parameters whose gradient is 0 but for rounding: what raises a whole heatmap alike, and levels without a RoI."""
     norms = {parameter: np.linalg.norm(x) for parameter, x in reference_of(name, "float64").gradients.items()}
@@ -125,7 +125,7 @@ def _trained_row(name: str) -> Row:
     return Row(name, "training, float32", "parameters that one program alone trains", len(wrong), 0, "tensors")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)
 def inputs_of(name: str) -> Inputs:
     """The source's images and annotations as the reference resizes them, and its proposals in training."""
     source = case(name)
@@ -137,7 +137,7 @@ def inputs_of(name: str) -> Inputs:
     return Inputs(images.tensors, images.image_sizes, targets, proposals)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)
 def reference_of(name: str, dtype: str) -> Pass:
     """The reference's losses and gradients; batch norms take the batch's statistics."""
     source, inputs, torch_type = case(name), inputs_of(name), getattr(torch, dtype)
@@ -159,7 +159,7 @@ def reference_of(name: str, dtype: str) -> Pass:
     return Pass({LOSSES[loss]: value.item() for loss, value in losses.items()}, gradients)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)
 def ours_of(name: str, dtype: str) -> Pass:
     source, inputs = case(name), inputs_of(name)
     with jax.enable_x64(dtype == "float64"):
