@@ -22,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name, (_, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
     command = parser.parse_args(arguments[:1]).command
     module = importlib.import_module(f"mask_rcnn_jax.cli.{COMMANDS[command][0]}")
     return module.main(arguments[1:])
