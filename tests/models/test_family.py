@@ -123,7 +123,8 @@ def test_two_devices_agree_with_one(shared):
     variables, batch = init(FAMILY[shared], jax.random.key(0)), batch_of(2)
     alone, together = compiled(shared, 1)(variables, batch), compiled(shared, 2)(variables, batch)
 
-    def compare(a: np.ndarray, b: np.ndarray) -> None:
+    def compare(a: jax.Array, b: jax.Array) -> None:
+        a, b = np.asarray(a), np.asarray(b)
         # By the norm: batch norms over a few cells magnify rounding; a sum of the wrong kind would be off by its half.
         assert np.linalg.norm(a - b) <= 5e-3 * np.linalg.norm(b) + 1e-5
 
