@@ -12,8 +12,7 @@ import jax
 from jaxtyping import install_import_hook
 
 import tests.typechecker  # noqa: F401  the hook below finds it by name
-
-ROOT = Path(__file__).parent.parent
+from tests.conformance import needed
 
 # Set here and not in the environment: a command that a test starts sees the machine as a user's would.
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -30,7 +29,7 @@ install_import_hook("mask_rcnn_jax", "tests.typechecker.typechecker")
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data and golden values: $MASK_RCNN_SHARED, or `shared` beside the checkout."""
-    folder = Path(os.environ.get("MASK_RCNN_SHARED") or ROOT.parent / "shared")
+    folder = needed.shared_folder()
     if not folder.is_dir():
         pytest.skip(f"needs the folder {folder}; name another with $MASK_RCNN_SHARED")
     return folder
@@ -39,11 +38,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
     """torchvision, where it is installed and its compiled operators load."""
-    try:
-        import torch
-        import torchvision
+    needed.torchvision()
+    import torchvision
 
-        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
-    except (ImportError, RuntimeError, AttributeError) as error:
-        pytest.skip(f"needs torchvision with its operators: {error}")
     return torchvision

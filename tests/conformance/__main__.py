@@ -12,8 +12,9 @@ import torchvision
 
 from tests.conformance import average_precision, detectron2, stages, trained, training
 from tests.conformance.golden import NAMES
+from tests.conformance.needed import shared_folder
 from tests.conformance.rows import Row, markdown
-from tests.conformance.sources import SOURCES, case, shared_folder
+from tests.conformance.sources import SOURCES, case
 
 COMMAND = "python -m tests.conformance"
 INTRODUCTION = """# Conformance

@@ -1,10 +1,20 @@
-"""Skips a file of tests where what it compares with is not there."""
+"""What tests compare with: where it is, and skipping them where it is not."""
+
+import os
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent.parent
+
+
+def shared_folder() -> Path:
+    """The folder of real data and golden values: $MASK_RCNN_SHARED, or `shared` beside the checkout."""
+    return Path(os.environ.get("MASK_RCNN_SHARED") or ROOT.parent / "shared")
+
 
 def torchvision() -> None:
-    """To be called before the file imports what imports torch."""
+    """Skips without torchvision's compiled operators. A file calls it before it imports what imports torch."""
     try:
         import torch
         import torchvision

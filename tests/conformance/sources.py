@@ -1,10 +1,8 @@
 """The reference models of the report, each with this project's configuration of it, its weights and its images."""
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +22,10 @@ from mask_rcnn_jax.models import (
     Variables,
 )
 from tests.conformance import reference
+from tests.conformance.needed import shared_folder
 
-ROOT = Path(__file__).parent.parent.parent
 # Of each folder's val: images of different sizes, portrait and landscape mixed.
 IMAGES = {"coco_mini": (0, 4, 28), "coco_person_kp": (87, 40, 0)}
-
-
-def shared_folder() -> Path:
-    """The folder of real images: $MASK_RCNN_SHARED, or `shared` beside the checkout."""
-    return Path(os.environ.get("MASK_RCNN_SHARED") or ROOT.parent / "shared")
 
 
 @dataclass(frozen=True)

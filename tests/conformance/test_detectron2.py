@@ -2,15 +2,16 @@
 
 import pytest
 
-from tests.conformance.golden import NAMES
+from tests.conformance import needed
 
-pytest.importorskip("torch")
+needed.torchvision()
+
+from tests.conformance import detectron2  # noqa: E402
+from tests.conformance.golden import NAMES, Golden  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def golden(request, shared):
-    from tests.conformance.golden import Golden
-
     return Golden(shared, request.param)
 
 
@@ -18,8 +19,6 @@ def golden(request, shared):
     "stage", ["backbone_rows", "rpn_rows", "box_rows_of", "head_rows", "end_to_end_rows", "training_rows"]
 )
 def test_rows_hold(golden, stage):
-    from tests.conformance import detectron2
-
     rows = list(getattr(detectron2, stage)(golden))
     assert rows
     assert not [str(row) for row in rows if not row.ok]

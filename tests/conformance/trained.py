@@ -13,8 +13,9 @@ from mask_rcnn_jax.data import read_image
 from mask_rcnn_jax.models import MaskRCNNConfig
 from tests.conformance import reference
 from tests.conformance.average_precision import CANVAS, SHORT_SIDE, difference_rows, evaluated, reference_results, score
+from tests.conformance.needed import shared_folder
 from tests.conformance.rows import Row
-from tests.conformance.sources import dataset, imported, shared_folder, target, v1_config
+from tests.conformance.sources import dataset, imported, target, v1_config
 
 SOURCE = "torchvision maskrcnn R18, trained"
 STEPS, BATCH, LEARNING_RATE = 600, 4, 0.02
