@@ -58,7 +58,7 @@ class Batch:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Detections:
+class PaddedDetections:
     """Instances found in one image, or in a batch with a leading axis, best score first."""
 
     boxes: Float[Array, "*B D 4"]  # (x1, y1, x2, y2), resized pixels, clipped to the image

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.inference.predictor import ImageDetections
+from mask_rcnn_jax.inference.batched import ImageDetections
 from mask_rcnn_jax.ops import paste_masks
 
 PasteConvention = Literal["detectron2", "torchvision"]

@@ -22,7 +22,7 @@ from mask_rcnn_jax.ops.matching import Matches, match
 from mask_rcnn_jax.ops.nms import nms
 from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.ops.sampling import sample
-from mask_rcnn_jax.structures import Detections, GroundTruth
+from mask_rcnn_jax.structures import GroundTruth, PaddedDetections
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def detect_boxes(
     box_deltas: Float[Array, "P Kd 4"],
     proposals: Proposals,
     image_size: Int[Array, "2"],
-) -> Detections:
+) -> PaddedDetections:
     """Detections of one image, without masks: classes of proposals above the threshold, after NMS within the class.
 
     `class_scores` are probabilities, the softmax of the logits.
@@ -186,7 +186,7 @@ def detect_boxes(
     boxes = box_ops.clip(jnp.where(finite[:, None], boxes, 0.0), image_size)
     valid = (order > config.score_threshold) & finite & box_ops.nonempty(boxes, config.min_box_size)
     keep = nms(boxes, order, valid, config.nms_iou, config.max_detections, classes=classes)
-    return Detections(
+    return PaddedDetections(
         boxes=jnp.where(keep.valid[:, None], boxes[keep.indices], 0.0),
         scores=jnp.where(keep.valid, order[keep.indices], 0.0),
         classes=jnp.where(keep.valid, classes[keep.indices], 0),

@@ -23,7 +23,7 @@ from mask_rcnn_jax.models.pooler import PoolerConfig
 from mask_rcnn_jax.models.rpn import Proposals
 from mask_rcnn_jax.ops.keypoints import decode_keypoints
 from mask_rcnn_jax.ops.precision import at_least_float32
-from mask_rcnn_jax.structures import Batch, Detections, GroundTruth
+from mask_rcnn_jax.structures import Batch, GroundTruth, PaddedDetections
 
 Features = Mapping[str, Float[Array, "B _ _ _"]]
 Terms = dict[str, Mean]
@@ -74,7 +74,7 @@ def detect(
     variables: Variables,
     images: Num[Array, "B H W 3"],
     image_sizes: Int[Array, "B 2"],
-) -> Detections:
+) -> PaddedDetections:
     """Detections of a batch of padded images, boxes in its pixels and clipped to `image_sizes` (height, width)."""
     model = networks(config, variables)
     images = normalize(config, images, image_sizes)
@@ -88,7 +88,7 @@ def detect_from_features(
     features: Features,
     padded_size: tuple[int, int],
     image_sizes: Int[Array, "B 2"],
-) -> Detections:
+) -> PaddedDetections:
     """`detect` after the backbone; `padded_size` is (height, width) of the images that the features came from."""
     *_, proposals = propose(config, model, features, padded_size, image_sizes, train=False)
     found = _detect_boxes(config, model, features, proposals, image_sizes)
@@ -187,7 +187,7 @@ def _box_terms(
 
 def _detect_boxes(
     config: MaskRCNNConfig, model: MaskRCNN, features: Features, proposals: Proposals, image_sizes: Int[Array, "B 2"]
-) -> Detections:
+) -> PaddedDetections:
     """Detections without masks. In a cascade the last stage's boxes have the mean of all stages' scores."""
 
     def classify(stage: BoxHeadConfig, head: BoxHead) -> tuple[Float[Array, "B P K1"], Float[Array, "B P Kd 4"]]:

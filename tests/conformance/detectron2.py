@@ -17,7 +17,7 @@ from mask_rcnn_jax.models.pooler import pool
 from mask_rcnn_jax.models.rcnn import detect_from_features, normalize
 from mask_rcnn_jax.ops import decode_keypoints
 from mask_rcnn_jax.pretrained import convert
-from mask_rcnn_jax.structures import Detections
+from mask_rcnn_jax.structures import PaddedDetections
 from tests.conformance.golden import IMAGES, Golden, nhwc
 from tests.conformance.rows import (
     Boxes,
@@ -195,7 +195,7 @@ def end_to_end_rows(golden: Golden) -> Iterator[Row]:
         yield replace(row, bound=max(row.bound, own.scores)) if row.quantity == "scores of matched boxes" else row
 
 
-def _detection_pairs(golden: Golden, found: Detections) -> list[tuple[Boxes, Boxes]]:
+def _detection_pairs(golden: Golden, found: PaddedDetections) -> list[tuple[Boxes, Boxes]]:
     """Our detections and the reference's, in original pixels."""
     pairs = []
     for i in IMAGES:

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float, Int, Num
 
 from mask_rcnn_jax import models
 from mask_rcnn_jax.models import DATA_AXIS, MaskRCNNConfig, Variables
-from mask_rcnn_jax.structures import Detections
+from mask_rcnn_jax.structures import PaddedDetections
 
-DetectFn = Callable[[MaskRCNNConfig, Variables, Num[Array, "B H W 3"], Int[Array, "B 2"]], Detections]
+DetectFn = Callable[[MaskRCNNConfig, Variables, Num[Array, "B H W 3"], Int[Array, "B 2"]], PaddedDetections]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +70,15 @@ def _mesh(batch_size: int) -> Mesh:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(detect: DetectFn, config: MaskRCNNConfig, mesh: Mesh) -> Callable[..., Detections]:
+def _compiled(detect: DetectFn, config: MaskRCNNConfig, mesh: Mesh) -> Callable[..., PaddedDetections]:
     in_specs = (P(), P(DATA_AXIS), P(DATA_AXIS))
     return jax.jit(
         jax.shard_map(functools.partial(detect, config), mesh=mesh, in_specs=in_specs, out_specs=P(DATA_AXIS))
     )
 
 
-def _by_image(detections: Detections, batch: Mapping[str, np.ndarray]) -> Iterator[ImageDetections]:
-    found: Detections = jax.device_get(detections)
+def _by_image(detections: PaddedDetections, batch: Mapping[str, np.ndarray]) -> Iterator[ImageDetections]:
+    found: PaddedDetections = jax.device_get(detections)
     for row in np.flatnonzero(batch["valid"]):
         kept = found.valid[row]
         height, width = (int(side) for side in batch["original_sizes"][row])

@@ -9,12 +9,12 @@ import pytest
 
 from mask_rcnn_jax.inference import predict
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
-from mask_rcnn_jax.structures import Detections
+from mask_rcnn_jax.structures import PaddedDetections
 
 CONFIG, VARIABLES = MaskRCNNConfig(), Variables({"scale": np.float32(0.01)}, {})
 
 
-def corner_detector(config, variables, images, image_sizes) -> Detections:
+def corner_detector(config, variables, images, image_sizes) -> PaddedDetections:
     """Finds as many instances as the first pixel says, in the lower right quarter; scores tell images apart."""
     count, size = images[:, 0, 0, 0].astype(jnp.int32), image_sizes.astype(jnp.float32)
     sides = size[:, ::-1]
@@ -22,7 +22,7 @@ def corner_detector(config, variables, images, image_sizes) -> Detections:
     slots = jnp.arange(3)
     valid = slots < count[:, None]
     scores = variables.params["scale"] * images[:, 0, 1, 0].astype(jnp.float32)
-    return Detections(
+    return PaddedDetections(
         boxes=jnp.where(valid[..., None], box[:, None], 0.0),
         scores=jnp.where(valid, scores[:, None] - 0.01 * slots, 0.0),
         classes=jnp.where(valid, slots, 0),
@@ -100,6 +100,6 @@ def test_keypoints_come_back_in_original_pixels_with_their_scores() -> None:
 def test_a_model_without_masks() -> None:
     def boxes_only(*arguments):
         found = corner_detector(*arguments)
-        return Detections(found.boxes, found.scores, found.classes, None, found.valid)
+        return PaddedDetections(found.boxes, found.scores, found.classes, None, found.valid)
 
     assert next(predict(CONFIG, VARIABLES, [batch_of([2])], boxes_only)).masks is None
