@@ -91,3 +91,19 @@ def test_only_ratios_of_weights_count_and_a_source_may_be_empty():
     ]
     np.testing.assert_array_equal(*plans)
     assert np.bincount(sources[plans[0].ravel()])[2] == pytest.approx(400 * 2 / 3, abs=2)
+
+
+def test_orientation_says_nothing_about_when_a_class_is_seen_or_with_whom():
+    # Records 0 to 59 are of a class that is mostly portrait: grouping must neither bunch it nor fix its company.
+    classes = np.arange(400) < 60
+    orientation = np.where(classes, np.arange(400) % 5 > 0, np.arange(400) % 5 == 0)
+    plan = plan_batches(orientation, 8, 1000, 0)
+    share = np.add.accumulate(classes[plan].mean(axis=1))
+    for steps in (50, 100):  # an epoch has 50
+        windows = (share[steps:] - share[:-steps]) / steps
+        np.testing.assert_allclose(windows, classes.mean(), atol=0.06)
+    for members in (np.flatnonzero(orientation), np.flatnonzero(~orientation)):
+        companions = {tuple(sorted(batch)) for batch in plan if members[0] in batch}
+        visits = sum(members[0] in batch for batch in plan)
+        assert visits == pytest.approx(8 * 1000 / 400, abs=1)
+        assert len(companions) == visits
