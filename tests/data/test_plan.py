@@ -93,7 +93,7 @@ def test_only_ratios_of_weights_count_and_a_source_may_be_empty():
     assert np.bincount(sources[plans[0].ravel()])[2] == pytest.approx(400 * 2 / 3, abs=2)
 
 
-def test_orientation_says_nothing_about_when_a_class_is_seen_or_with_whom():
+def test_orientation_decides_neither_when_a_class_is_seen_nor_with_whom():
     # Records 0 to 59 are of a class that is mostly portrait: grouping must neither bunch it nor fix its company.
     classes = np.arange(400) < 60
     orientation = np.where(classes, np.arange(400) % 5 > 0, np.arange(400) % 5 == 0)
