@@ -40,7 +40,8 @@ with {versions}.
 - Training uses the same samples in both programs: both take the candidates of the lowest indices. In float32 the bound
   of the worst gradient is three times the reference's own difference between float32 and float64, which is mostly that
   of activations near 0. How many of those there are is chance: seeds of the random weights are ones with which the
-  reference's own difference is small. In float64 nothing is left to chance.
+  reference's own difference is small. The wide v2 is compared in float64 alone: there torchvision's own gradients in
+  float32 and float64 differ by a median of 5.1e-3 of the norm, and this project's by 3.3e-3 from the same.
 - The trained model is a ResNet-18-FPN that torchvision trained for {steps} steps on the {images} images that it is
   evaluated on.
 

@@ -22,7 +22,7 @@ from mask_rcnn_jax.models import DATA_AXIS, MaskRCNNConfig, Variables, loss_term
 from mask_rcnn_jax.structures import Batch, GroundTruth
 from tests.conformance.reference import lowest_indices, tensors
 from tests.conformance.rows import Row, relative_norms, relative_values
-from tests.conformance.sources import case, imported, leaves, target
+from tests.conformance.sources import SOURCES, case, imported, leaves, target
 
 LOSSES = {
     "loss_objectness": "loss/rpn_objectness",
@@ -57,7 +57,11 @@ class Inputs:
 
 
 def rows(name: str) -> list[Row]:
-    return float32_rows(name) + float64_rows(name)
+    return [row for dtype in SOURCES[name].trained for row in rows_in(name, dtype)]
+
+
+def rows_in(name: str, dtype: str) -> list[Row]:
+    return float32_rows(name) if dtype == "float32" else float64_rows(name)
 
 
 def float32_rows(name: str) -> list[Row]:
