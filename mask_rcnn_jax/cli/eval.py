@@ -8,12 +8,14 @@ from pathlib import Path
 
 import jax
 
+from mask_rcnn_jax import processes
 from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.cli.experiment import load_experiment, use_compile_cache
+from mask_rcnn_jax.cli.experiment import add_process_options, join_processes, load_experiment
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoDataset, load_dataset, verify_images
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import EvaluationResult, evaluate_model, format_table
+from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
 from mask_rcnn_jax.training import ExperimentConfig, restore_for_inference
 from mask_rcnn_jax.training.workdir import read_config
@@ -51,10 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--pictures", type=int, default=8, metavar="N", help="how many images to draw (default: 8)")
     parser.add_argument("--out", type=Path, help="folder of what is written (default: WORKDIR/eval)")
+    add_process_options(parser)
     return parser
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    join_processes(options)
     use_compile_cache()
     is_path = _is_path(options.checkpoint)
     source = Path(options.checkpoint) if is_path else options.workdir
@@ -63,10 +67,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     _check_fits(config.model, variables)
     dataset = load_dataset(config.data.source, options.split or config.data.source.val_split)
     dataset = verify_images(dataset, config.data)
-    for line in dataset.describe_problems():
-        print(line)
-    print(f"evaluating step {metadata.step} of {source} on {len(dataset.records)} images of {dataset.annotation_file}")
+    images = f"{len(dataset.records)} images of {dataset.annotation_file}"
+    if processes.is_first():
+        print(*dataset.describe_problems(), f"evaluating step {metadata.step} of {source} on {images}", sep="\n")
     result = evaluate_model(config.model, config.data, config.evaluation, variables, dataset, metadata.class_names)
+    if not processes.is_first():
+        return
     print(format_table(result.metrics))
     out = options.out or (options.workdir or source) / "eval"
     for path in _write(result, metadata.step, dataset, out, options.pictures):

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.cli.experiment import load_experiment, use_compile_cache
+from mask_rcnn_jax.cli.experiment import load_experiment
+from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.training.importing import import_weights, read_classes
 
 

@@ -11,6 +11,7 @@ from mask_rcnn_jax.data.config import (
     ShapesConfig,
     TfdsConfig,
 )
+from mask_rcnn_jax.data.fingerprint import fingerprint
 from mask_rcnn_jax.data.folder import image_folder
 from mask_rcnn_jax.data.masks import Segmentation, coverage, to_rle
 from mask_rcnn_jax.data.pipeline import (
@@ -45,6 +46,7 @@ __all__ = [
     "coverage",
     "describe_left_out",
     "eval_batches",
+    "fingerprint",
     "image_folder",
     "load_coco",
     "load_dataset",

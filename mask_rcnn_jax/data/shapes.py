@@ -74,11 +74,16 @@ def write_shapes(config: ShapesConfig, directory: str | Path) -> None:
     (directory / _SETTINGS_FILE).write_text(_settings(config))
 
 
-def draw_shapes(config: ShapesConfig, rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """An image [S, S, 3] uint8 and COCO annotations (without ids) of the shapes in it."""
+def draw_shapes(
+    config: ShapesConfig, rng: np.random.Generator, backdrop: np.ndarray | None = None
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """An image [S, S, 3] uint8 and COCO annotations (without ids) of the shapes in it.
+
+    They lie on `backdrop` [S, S, 3], or on a texture of their own.
+    """
     side = config.image_size
-    colour = rng.uniform(20, 235, 3)
-    image = _texture(rng, side, colour)
+    colour = rng.uniform(20, 235, 3) if backdrop is None else backdrop.mean(axis=(0, 1))
+    image = texture(rng, side, colour) if backdrop is None else backdrop.astype(np.float32)
     count = int(rng.integers(1, config.max_shapes + 1))
     shapes = [_Shape(config, rng, colour) for _ in range(count)]
     # Dropping a hidden shape uncovers others, so who is visible enough is settled from the front to the back.
@@ -113,7 +118,7 @@ class _Shape:
         colour = rng.uniform(0, 255, 3)
         while np.linalg.norm(colour - background) < _CONTRAST:
             colour = rng.uniform(0, 255, 3)
-        self.texture = _texture(rng, side, colour)
+        self.texture = texture(rng, side, colour)
 
     def annotation(self, visible: np.ndarray) -> dict[str, Any]:
         """COCO's entry for the pixels `visible`: a polygon where nothing hides the shape, else an RLE."""
@@ -164,7 +169,7 @@ def _fill(polygon: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(fine.reduce(_SMOOTHING), np.float32) / 255
 
 
-def _texture(rng: np.random.Generator, side: int, colour: np.ndarray) -> np.ndarray:
+def texture(rng: np.random.Generator, side: int, colour: np.ndarray) -> np.ndarray:
     """[side, side, 3] float32 pattern around `colour`: stripes, checks, or smooth noise."""
     y, x = np.mgrid[:side, :side].astype(np.float32)
     angle, period, strength = rng.uniform(0, np.pi), rng.uniform(5, 16), rng.uniform(5, 35)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Num, UInt8
 from PIL import Image, ImageOps
 
 from mask_rcnn_jax.data.config import DataConfig, Resize
-from mask_rcnn_jax.data.image_files import UNREADABLE
+from mask_rcnn_jax.data.image_files import UNREADABLE, with_retries
 from mask_rcnn_jax.errors import UserError
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's limit against decompression bombs is lower than microscopy; ours is a setting
@@ -28,22 +28,32 @@ def open_image(
     converted: 16-bit values are divided by 257 and transparency is dropped.
 
     It is read from what `opener` opens, where that is not the file `path`. Raises `UserError` naming `path` for a
-    missing, truncated or unreadable file, and before decoding for one of more than `max_pixels`.
+    missing, truncated or unreadable file, and before decoding for one of more than `max_pixels`. Where the disk fails,
+    it is read again a few times.
     """
-    try:
+
+    def read() -> Image.Image:
         with opener() if opener else open(path, "rb") as file, Image.open(file) as picture:
             check_pixels(path, picture, max_pixels)
             ImageOps.exif_transpose(picture, in_place=True)
-            if picture.mode in _SIXTEEN_BIT or picture.mode == "F":
-                values = np.asarray(picture)
-                values = values if picture.mode == "F" else values.astype(np.int64) // 257
-                return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
-            picture.load()
-            return picture if picture.mode == "RGB" else picture.convert("RGB")
+            return as_rgb(picture)
+
+    try:
+        return with_retries(read)
     except FileNotFoundError:
         raise UserError(f"Image {path} does not exist; restore it or remove it from the annotation file.") from None
     except UNREADABLE as error:
         raise UserError(f"Image {path} cannot be read ({error}); restore or replace the file.") from error
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """The decoded picture in RGB, converted as `open_image` says, but not turned."""
+    if picture.mode in _SIXTEEN_BIT or picture.mode == "F":
+        values = np.asarray(picture)
+        values = values if picture.mode == "F" else values.astype(np.int64) // 257
+        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
+    picture.load()
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def check_pixels(path: str | Path, picture: Image.Image, max_pixels: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mask_rcnn_jax.data.config import DataConfig
-from mask_rcnn_jax.data.image_files import UNREADABLE, displayed_size
+from mask_rcnn_jax.data.image_files import UNREADABLE, displayed_size, with_retries
 from mask_rcnn_jax.data.packed import Selection
 from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.data.transforms import check_pixels, open_image
@@ -47,14 +47,17 @@ def verify_images(dataset: CocoDataset, config: DataConfig = _DEFAULTS) -> CocoD
 def _image_problem(record: Record, max_pixels: int) -> str | None:
     if record.shard is not None:
         return None
-    try:
+
+    def look() -> tuple[tuple[int, int], bool]:
         with record.open() as file, Image.open(file) as image:
             check_pixels(record.path, image, max_pixels)
-            size = displayed_size(image)
             marker = _END_MARKERS.get(image.format or "")
             file.seek(0, 2)
             file.seek(max(file.tell() - 16, 0))
-            ends = marker is not None and marker in file.read()
+            return displayed_size(image), marker is not None and marker in file.read()
+
+    try:
+        size, ends = with_retries(look)
         if size != (record.height, record.width):
             return size_mismatch(record, *size)
         if not ends:

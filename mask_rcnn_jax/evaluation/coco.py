@@ -22,7 +22,8 @@ from pycocotools.cocoeval import COCOeval, Params
 from mask_rcnn_jax.data import CocoDataset, Record
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.matching import SparseCOCOeval
-from mask_rcnn_jax.inference import ImageDetections, PasteConvention, encode_masks
+from mask_rcnn_jax.inference import ImageDetections, PasteConvention, as_detections
+from mask_rcnn_jax.inference.detections import coco_box, coco_keypoints
 
 Kind = Literal["bbox", "segm", "keypoints"]
 Result = dict[str, Any]  # one detection as COCO's results format has it
@@ -49,19 +50,7 @@ def coco_results(
     detections: ImageDetections, categories: Sequence[int], convention: PasteConvention = "detectron2"
 ) -> list[Result]:
     """Detections of one image as entries of a COCO results file; `categories` are the ids of the classes 0..K-1."""
-    results: list[Result] = [
-        {"image_id": detections.image_id, "category_id": categories[k], "bbox": _corner_and_sides(*box), "score": score}
-        for k, box, score in zip(
-            detections.classes.tolist(), detections.boxes.tolist(), detections.scores.tolist(), strict=True
-        )
-    ]
-    if detections.masks is not None:
-        for result, rle in zip(results, encode_masks(detections, convention), strict=True):
-            result["segmentation"] = rle
-    if detections.keypoints is not None:
-        for result, keypoints in zip(results, detections.keypoints, strict=True):
-            result["keypoints"] = _flat_keypoints(keypoints)
-    return results
+    return as_detections(detections, (), convention).to_coco(detections.image_id, categories)
 
 
 def score_coco(
@@ -133,31 +122,19 @@ def _index(dataset: CocoDataset, annotations: list[dict[str, Any]]) -> COCO:
 
 def _annotations(record: Record, categories: Sequence[int]) -> Iterator[dict[str, Any]]:
     for i, segmentation in enumerate(record.segmentations):
-        x1, y1, x2, y2 = record.boxes[i].tolist()
         rle = isinstance(segmentation, dict)
         annotation = {
             "image_id": record.image_id,
             "category_id": categories[record.classes[i]],
-            "bbox": _corner_and_sides(x1, y1, x2, y2),
+            "bbox": coco_box(record.boxes[i].tolist()),
             "segmentation": segmentation if rle else [polygon.tolist() for polygon in segmentation],
             "area": float(record.areas[i]),
             "iscrowd": int(record.iscrowd[i]),
         }
         if record.keypoints is not None:
             annotated = int((record.keypoints[i, :, 2] > 0).sum())
-            annotation |= {"keypoints": _flat_keypoints(record.keypoints[i]), "num_keypoints": annotated}
+            annotation |= {"keypoints": coco_keypoints(record.keypoints[i]), "num_keypoints": annotated}
         yield annotation
-
-
-def _flat_keypoints(keypoints: Float[np.ndarray, "J 3"]) -> list[float]:
-    """COCO's (x1, y1, v1, x2, ...), where x and y are pixel indices."""
-    return [value for x, y, v in keypoints.tolist() for value in (round(x - 0.5, 3), round(y - 0.5, 3), v)]
-
-
-def _corner_and_sides(x1: float, y1: float, x2: float, y2: float) -> list[float]:
-    # Annotations and files have few decimals. What float32 made of them is undone: an IoU exactly on a threshold has to
-    # stay there, or COCO's published values are missed.
-    return [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
 
 
 def _prediction(result: Result, kind: Kind) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def evaluate_model(
     dataset: CocoDataset,
     class_names: Sequence[str] | None = None,
 ) -> EvaluationResult:
-    """Detects in every image of `dataset` and compares with its annotations.
+    """Detects in every image of `dataset` and compares with its annotations; several processes share the images.
 
     `class_names` are the model's, where they may be more than the dataset's or in another order: classes are then the
     same by name, and detections of others are left out. Raises UserError when the model lacks some of the dataset's
@@ -42,10 +42,12 @@ def evaluate_model(
             " evaluate on annotations with the categories the model was trained on"
         )
     class_of = _same_by_name(class_names, dataset)
-    devices = jax.device_count()
+    # Each process detects on its own devices in its share of the images.
+    records = dataset.records[jax.process_index() :: jax.process_count()]
+    devices = jax.local_device_count()
     # No more images at once than there are: a small dataset would be padded.
-    per_device = min(evaluation.images_per_device, -(-len(dataset.records) // devices))
-    batches = eval_batches(dataset, data, per_device * devices)
+    per_device = max(min(evaluation.images_per_device, -(-len(records) // devices)), 1)
+    batches = eval_batches(replace(dataset, records=records), data, per_device * devices)
     try:
         predictions = _renumbered(predict(model, variables, batches), class_of)
         convention = model.mask_head.paste if model.mask_head else "detectron2"

@@ -45,9 +45,11 @@ def predict(
     """Detections of each image of `batches`, in their order; rows that are padding (`valid` False) are left out.
 
     `batches` have the keys of `data.eval_batches`: images [B, H, W, 3], image_sizes and original_sizes [B, 2] (height,
-    width), image_ids and valid [B]. A batch is shared by all devices where they divide it, else one device takes it.
-    `detect` is compiled once for each shape of images.
+    width), image_ids and valid [B]. A batch is shared by the process's devices where they divide it, else one of them
+    takes it. `detect` is compiled once for each shape of images.
     """
+    if jax.process_count() > 1:  # every process holds them all
+        variables = jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, variables)
     placed: dict[Mesh, Variables] = {}
     pending = None
     for batch in batches:
@@ -58,14 +60,14 @@ def predict(
         detections = _compiled(detect, config, mesh)(placed[mesh], *inputs)
         # The devices work on this batch while the host takes the last one apart.
         if pending is not None:
-            yield from _by_image(*pending)
+            yield from by_image(*pending)
         pending = detections, batch
     if pending is not None:
-        yield from _by_image(*pending)
+        yield from by_image(*pending)
 
 
 def _mesh(batch_size: int) -> Mesh:
-    devices = jax.devices()
+    devices = jax.local_devices()
     return Mesh(devices if batch_size % len(devices) == 0 else devices[:1], (DATA_AXIS,))
 
 
@@ -77,7 +79,8 @@ def _compiled(detect: DetectFn, config: MaskRCNNConfig, mesh: Mesh) -> Callable[
     )
 
 
-def _by_image(detections: PaddedDetections, batch: Mapping[str, np.ndarray]) -> Iterator[ImageDetections]:
+def by_image(detections: PaddedDetections, batch: Mapping[str, np.ndarray]) -> Iterator[ImageDetections]:
+    """The detections of a batch as those of its images; see `predict` for the keys of `batch`."""
     found: PaddedDetections = jax.device_get(detections)
     for row in np.flatnonzero(batch["valid"]):
         kept = found.valid[row]

@@ -38,7 +38,7 @@ def encode_masks(detections: ImageDetections, convention: PasteConvention = "det
     encoded: list[dict[str, Any]] = [{} for _ in windows]
     for index, columns in _pasted_columns(detections.boxes, detections.masks, windows, convention):
         x1, y1, x2, y2 = (int(side) for side in windows[index])
-        encoded[index] = _encode(columns[: x2 - x1, : y2 - y1], x1, y1, size)
+        encoded[index] = encode_window(columns[: x2 - x1, : y2 - y1], x1, y1, size)
     return encoded
 
 
@@ -76,7 +76,7 @@ def _pasted_columns(
             yield from zip(rows.tolist(), bitmaps, strict=False)
 
 
-def _encode(columns: Bool[np.ndarray, "w h"], x1: int, y1: int, size: tuple[int, int]) -> dict[str, Any]:
+def encode_window(columns: Bool[np.ndarray, "w h"], x1: int, y1: int, size: tuple[int, int]) -> dict[str, Any]:
     """The RLE of an image of `size` (height, width) that is 0 but for the window at (x1, y1), given transposed."""
     height, width = size
     w, h = columns.shape

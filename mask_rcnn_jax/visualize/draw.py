@@ -36,6 +36,7 @@ def draw_instances(
     crowds: Bool[np.ndarray, " n"] | None = None,
     keypoints: Float[np.ndarray, "n J 3"] | None = None,
     skeleton: Sequence[tuple[int, int]] = (),
+    tracks: Int[np.ndarray, " n"] | None = None,
 ) -> UInt8[np.ndarray, "canvas_H canvas_W 3"]:
     """The image with its instances, magnified by a whole number `s` if it is small.
 
@@ -46,11 +47,15 @@ def draw_instances(
 
     `keypoints` are (x, y, visibility): dots where the visibility is 2, rings where it is 1 (hidden), nothing where it
     is 0. `skeleton` has the pairs of them that are joined.
+
+    With `tracks`, the numbers of instances of a video, colours are those of the numbers, which labels then name.
     """
     height, width = image.shape[:2]
     scale = max(1, -(-_READABLE_SIDE // max(height, width)))
     canvas = image.repeat(scale, axis=0).repeat(scale, axis=1)
     colors = [_color(int(label), i, len(class_names)) for i, label in enumerate(classes)]
+    if tracks is not None:
+        colors = [_color(0, int(track), 1) for track in tracks]
     thickness = max(1, round(max(canvas.shape[:2]) / 300))
     # Large ones first, so that they hide no small ones.
     order = np.argsort(-_areas(boxes), kind="stable").tolist()
@@ -68,6 +73,8 @@ def draw_instances(
             _draw_keypoints(pen, points, skeleton, colors[i], thickness)
     if len(boxes) <= _LABELLED_INSTANCES:
         labels = [_label(i, classes, scores, class_names, crowds) for i in range(len(boxes))]
+        if tracks is not None:
+            labels = [f"#{track} {label}" for track, label in zip(tracks, labels, strict=True)]
         _draw_labels(pen, picture.size, boxes * scale, labels, colors)
     return np.asarray(picture)
 
@@ -133,12 +140,13 @@ def _draw_mask(
     inside = mask.repeat(scale, axis=0).repeat(scale, axis=1)
     height, width = inside.shape
     window = canvas[top * scale : top * scale + height, left * scale : left * scale + width]
-    tinted = window * (1 - _TINT) + np.array(color) * _TINT
     core = np.pad(inside, 1)
     for _ in range(thickness):
         core[1:-1, 1:-1] &= core[:-2, 1:-1] & core[2:, 1:-1] & core[1:-1, :-2] & core[1:-1, 2:]
     contour = inside & ~core[1:-1, 1:-1]
-    window[inside] = tinted[inside].astype(np.uint8)
+    for channel, ink in enumerate(color):
+        tinted = (np.arange(256) * (1 - _TINT) + ink * _TINT).astype(np.uint8)
+        window[..., channel][inside] = tinted[window[..., channel][inside]]
     window[contour] = color
 
 

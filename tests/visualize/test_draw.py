@@ -118,3 +118,18 @@ def test_side_by_side() -> None:
     np.testing.assert_array_equal(sheet[bar:, :600], left)
     np.testing.assert_array_equal(sheet[bar:, -600:], right)
     assert (sheet[:bar] != 255).any()
+
+
+def test_a_track_keeps_its_colour_whatever_else_is_in_the_frame() -> None:
+    image = np.zeros((480, 480, 3), np.uint8)
+    boxes = np.array([[50, 50, 150, 150], [300, 50, 400, 150], [50, 300, 150, 400]], np.float32)
+
+    def colours(order: list[int], tracks: list[int]) -> dict[int, tuple[int, ...]]:
+        drawn = draw_instances(
+            image, boxes[order], np.zeros(len(order), np.int32), None, None, ("a", "b"), tracks=np.array(tracks)
+        )
+        return {k: tuple(drawn[int(boxes[k, 3]) - 1, int(boxes[k, 0]) + 50].tolist()) for k in order}
+
+    first, later = colours([0, 1, 2], [7, 3, 12]), colours([2, 0], [12, 7])
+    assert len({*first.values()}) == 3
+    assert later == {k: first[k] for k in (2, 0)}

@@ -1,0 +1,223 @@
+"""`mask-rcnn predict INPUTS...`: finds instances in images, and writes them in the forms that are asked for.
+
+mask-rcnn predict photos --checkpoint runs/mine --out predictions
+mask-rcnn predict 'scans/**/*.tif' --checkpoint runs/mine --out predictions --format labels csv geojson
+
+mask-rcnn predict field.tif --checkpoint runs/mine --out predictions --tile 800 --overlap 200
+mask-rcnn predict street.mp4 --checkpoint runs/mine --out predictions
+
+An input is an image, a video, a folder with the folders in it, or a pattern. A video, or with --sequence the images of
+each input, becomes a video in which an instance keeps its colour. What cannot be used is left out and named at the end;
+the exit status is then 1, and 2 for a mistake on the command line.
+"""
+
+import argparse
+import functools
+import glob
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from tqdm import tqdm
+
+from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.outputs import FORMATS, Writer
+from mask_rcnn_jax.cli.videos import predict_sequences, predict_videos
+from mask_rcnn_jax.data import read_image
+from mask_rcnn_jax.data.inputs import InputImage, find_images, frame_count
+from mask_rcnn_jax.data.video import VIDEO_SUFFIXES
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.inference import Detections, ImageLike, Model, Predictor, load_model, use_compile_cache
+from mask_rcnn_jax.inference.augmented import AugmentedPredictor
+from mask_rcnn_jax.inference.tiling import TiledPredictor, TilingConfig
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """What finds instances: `Predictor`, and what has its `stream`."""
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]: ...
+
+    def stream(
+        self, images: Iterable[ImageLike], on_error: Callable[[ImageLike, UserError], None] | None = None
+    ) -> Iterator[Detections]: ...
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the command line, predicts, and returns the exit status."""
+    options = _parser().parse_args(arguments)
+    failures: list[str] = []
+    status = run(lambda: _predict(options, failures))
+    if failures:
+        print(f"failed: {len(failures)}", *failures, sep="\n  ", file=sys.stderr)
+    return status or int(bool(failures))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mask-rcnn predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder, or pattern")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="DIR", help="folder of a run or import, or one checkpoint"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of what is written")
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=FORMATS,
+        default=["overlay"],
+        metavar="FORMAT",
+        help=f"{', '.join(FORMATS)} (default: overlay)",
+    )
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.5, metavar="S", help="least score that counts (default: 0.5)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images at once (default: 1 on CPU, else 4 a device)"
+    )
+    parser.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="look at images through overlapping tiles of this side"
+    )
+    parser.add_argument(
+        "--overlap", type=int, metavar="PIXELS", help="least overlap of tiles (default: a quarter of a tile)"
+    )
+    parser.add_argument(
+        "--augment", action="store_true", help="look at each image at several sizes and mirrored: slower, better"
+    )
+    parser.add_argument("--sequence", action="store_true", help="the images of each input are the frames of a video")
+    parser.add_argument(
+        "--fps", type=Fraction, default=Fraction(25), metavar="F", help="frames a second of sequences (default: 25)"
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, metavar="N", help="refuse larger images (default: the model's data.max_pixels)"
+    )
+    return parser
+
+
+def _predict(options: argparse.Namespace, failures: list[str]) -> None:
+    sequences, images, videos = _inputs(options, failures)
+    if not (sequences or images or videos):
+        return
+    use_compile_cache()
+    model = load_model(options.checkpoint)
+    if options.max_pixels is not None:
+        model = replace(model, data=replace(model.data, max_pixels=options.max_pixels))
+    predictor = _predictor(options, model)
+    began = time.monotonic()
+    places = []
+    if images:
+        count, places = _predict_images(predictor, model, images, options, failures)
+        print(f"{count} instances in {len(images)} images", end=", ")
+    if sequences or videos:
+        with _writing(options.out):
+            frames, count = predict_videos(predictor, videos, options.out, failures)
+            more = predict_sequences(predictor, sequences, options.fps, model.data.max_pixels, options.out, failures)
+        print(f"{count + more[1]} instances in {frames + more[0]} frames", end=", ")
+        places.append(options.out / "videos")
+    shapes = ", ".join(" x ".join(map(str, shape)) for shape in predictor.shapes)
+    print(f"{time.monotonic() - began:.1f} s; programs: {shapes or 'none'}", *places, sep="\n")
+
+
+def _inputs(
+    options: argparse.Namespace, failures: list[str]
+) -> tuple[list[tuple[str, list[InputImage]]], list[InputImage], list[InputImage]]:
+    """Named sequences of images, single images, and videos; what is none of them is noted in `failures`."""
+    if options.fps <= 0:
+        raise UserError(f"--fps {options.fps} must be positive")
+    found, problems = find_images(options.inputs)
+    failures += problems
+    videos = [image for image in found if image.path.suffix.lower() in VIDEO_SUFFIXES]
+    images = [image for image in found if image not in videos]
+    if not options.sequence:
+        return [], images, videos
+    sequences: list[tuple[str, list[InputImage]]] = []
+    for text in options.inputs:
+        paths = {image.path for image in find_images([text])[0]}
+        if frames := [image for image in images if image.path in paths]:
+            taken = [video.name for video in videos] + [name for name, _ in sequences]
+            sequences.append((_sequence_name(text, taken), frames))
+    return sequences, [], videos
+
+
+def _sequence_name(text: str, taken: Sequence[str]) -> str:
+    """The last folder that an input spells out, with a number where it is taken."""
+    folder = Path(text) if Path(text).is_dir() else Path(text).parent
+    name = next((part for part in reversed(folder.resolve().parts[1:]) if not glob.has_magic(part)), "sequence")
+    numbered = (f"{name}_{k}" for k in itertools.count(2))
+    return next(n for n in itertools.chain([name], numbered) if n not in taken)
+
+
+def _predictor(options: argparse.Namespace, model: Model) -> Stream:
+    if options.overlap is not None and options.tile is None:
+        raise UserError("--overlap is that of tiles; give --tile, too")
+    # Scores are averaged over tiles before they are compared with the threshold.
+    threshold = None if options.tile else options.score_threshold
+    if options.augment:
+        if options.batch_size is not None:
+            raise UserError("--augment looks at one image after another; leave --batch-size away")
+        predictor = AugmentedPredictor(model, score_threshold=threshold)
+    else:
+        predictor = Predictor(model, score_threshold=threshold, batch_size=options.batch_size)
+    if options.tile is None:
+        return predictor
+    tiling = TilingConfig(options.tile, options.overlap)
+    return TiledPredictor(predictor, tiling, options.score_threshold, model.data.max_pixels)
+
+
+def _predict_images(
+    predictor: Stream, model: Model, images: Sequence[InputImage], options: argparse.Namespace, failures: list[str]
+) -> tuple[int, list[Path]]:
+    """Writes what is found in images; returns the number of instances, and where things were written."""
+    with _writing(options.out):
+        writers = [FORMATS[name](options.out, model.category_ids) for name in dict.fromkeys(options.format)]
+    try:
+        count = _write_all(predictor, model, images, writers, failures)
+    finally:
+        with _writing(options.out):
+            for writer in writers:
+                writer.close()
+    return count, [writer.place for writer in writers]
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
+
+
+def _write_all(
+    predictor: Stream, model: Model, images: Sequence[InputImage], writers: Sequence[Writer], failures: list[str]
+) -> int:
+    """Writes what is found in each image, notes in `failures` what fails, and returns the number of instances."""
+    names = {str(image.path): image.name for image in images}
+    count = 0
+    with tqdm(total=len(images), unit="image", disable=None) as bar:
+
+        def failed(image: ImageLike, error: UserError) -> None:
+            failures.append(str(error))
+            bar.update()
+
+        for found in predictor.stream([image.path for image in images], failed):
+            assert found.path is not None
+            read = functools.cache(functools.partial(read_image, found.path, model.data.max_pixels))
+            try:
+                for writer in writers:
+                    writer.write(names[found.path], found, read)
+            except (OSError, UserError) as error:
+                failures.append(f"What was found in {found.path} cannot be written: {error}")
+            if (frames := frame_count(Path(found.path))) > 1:
+                bar.write(f"{found.path} has {frames} frames; the first one is used", file=sys.stderr)
+            count += len(found)
+            bar.update()
+    return count

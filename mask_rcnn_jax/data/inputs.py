@@ -1,0 +1,81 @@
+"""The images and videos that a person's paths, folders and patterns name, each with a name for what is made of it."""
+
+import glob
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from mask_rcnn_jax.data.image_files import IMAGE_SUFFIXES, UNREADABLE, list_images
+from mask_rcnn_jax.data.video import VIDEO_SUFFIXES
+
+
+@dataclass(frozen=True)
+class InputImage:
+    path: Path  # of an image or a video
+    name: str  # of its outputs: a relative path without suffix, of which no two are the same
+
+
+def find_images(inputs: Sequence[str]) -> tuple[list[InputImage], list[str]]:
+    """The images and videos that `inputs` name, each once, in their order; and a sentence for each input without any.
+
+    An input is a file, whatever its suffix, a folder, with the folders in it, or a pattern such as "set/**/*.png".
+    """
+    found: dict[Path, tuple[Path, Path]] = {}
+    problems = []
+    for text in inputs:
+        files = _files(text)
+        if isinstance(files, str):
+            problems.append(files)
+            continue
+        for path, relative in files:
+            found.setdefault(path.resolve(), (path, relative))
+    names = _names([relative for _, relative in found.values()])
+    return [InputImage(path, name) for (path, _), name in zip(found.values(), names, strict=True)], problems
+
+
+def frame_count(path: Path) -> int:
+    """How many frames an animated image or a stack has; 1 for any other file."""
+    try:
+        with Image.open(path) as picture:
+            # Cameras append previews to a JPEG (MPO), which are no frames.
+            return 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+    except UNREADABLE:
+        return 1
+
+
+def _files(text: str) -> list[tuple[Path, Path]] | str:
+    """Files, each with its path relative to what names the outputs; or what is wrong."""
+    path = Path(text)
+    if path.is_dir():
+        images = [(image, image.relative_to(path)) for image in list_images(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES)]
+        return images or f"{text} holds no image; name a folder of images or videos"
+    if path.exists():
+        return [(path, Path(path.name))]
+    if not glob.has_magic(text):
+        return f"{text} does not exist; name an image, a folder or a pattern"
+    matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+    # Below the folders that the pattern spells out, files of one name may lie in several.
+    fixed = next((parent for parent in path.parents if not glob.has_magic(str(parent))), Path())
+    images = [(match, match.relative_to(fixed)) for match in matches if match.is_file()]
+    return images or f"{text} matches no file; correct the pattern"
+
+
+def _names(relative: Sequence[Path]) -> list[str]:
+    """Paths without their suffix, which stays with those that would be the same, and with a number where it must."""
+    plain = [path.with_suffix("").as_posix() for path in relative]
+    often = Counter(name.casefold() for name in plain)
+    names: list[str] = []
+    taken: set[str] = set()
+    for path, name in zip(relative, plain, strict=True):
+        if often[name.casefold()] > 1:
+            name = f"{name}_{path.suffix[1:]}"
+        unique, number = name, 1
+        while unique.casefold() in taken or (unique != name and unique.casefold() in often):
+            number += 1
+            unique = f"{name}_{number}"
+        taken.add(unique.casefold())
+        names.append(unique)
+    return names

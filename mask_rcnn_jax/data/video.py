@@ -1,0 +1,147 @@
+"""Frames of videos, read and written through PyAV (FFmpeg), which the extra `video` installs."""
+
+import math
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mask_rcnn_jax.errors import UserError
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+
+_DEFAULT_RATE = Fraction(25)
+_SPARE = 0.02  # share of its stated length that a whole video may lack: containers round
+_CODECS = ("libx264", "mpeg4")  # the first that this FFmpeg can write
+
+
+class VideoReader:
+    """The frames of a video's first video stream, decoded one by one.
+
+    Raises `UserError` where the file is missing or no video. `rate` is in frames a second, averaged. After the last
+    frame, `problem` says where the video breaks off before its end; it is None for a whole one.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._av = _library()
+        try:
+            self._container = self._av.open(os.fspath(path))
+        except FileNotFoundError:
+            raise UserError(f"Video {path} does not exist.") from None
+        except self._av.FFmpegError as error:
+            raise UserError(f"Video {path} cannot be read ({error.strerror}); restore or replace the file.") from None
+        if not self._container.streams.video:
+            self._container.close()
+            raise UserError(f"{path} holds no pictures; give a video.")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "AUTO"
+        self.rate = Fraction(self._stream.average_rate or _DEFAULT_RATE)
+        self.problem: str | None = None
+
+    @property
+    def stated_frames(self) -> int | None:
+        """How many frames there should be by the file's header; None where it does not say."""
+        if self._stream.frames:
+            return self._stream.frames
+        seconds = None
+        if self._stream.duration and self._stream.time_base:
+            seconds = self._stream.duration * self._stream.time_base
+        elif self._container.duration:
+            seconds = Fraction(self._container.duration, self._av.time_base)
+        return None if seconds is None else math.floor(seconds * self.rate)
+
+    def frames(self) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """RGB frames in order, upright, as far as they can be read."""
+        count = 0
+        try:
+            for frame in self._container.decode(self._stream):
+                yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+                count += 1
+        except self._av.FFmpegError as error:
+            self.problem = self._breaks_off(count, f" ({error.strerror})")
+            return
+        if not count or count < (self.stated_frames or 0) * (1 - _SPARE) - 1:
+            self.problem = self._breaks_off(count)
+
+    def _breaks_off(self, count: int, why: str = "") -> str:
+        of = f" of {self.stated_frames}" if self.stated_frames else ""
+        return f"Video {self.path} breaks off after {count}{of} frames{why}; restore the file for the rest."
+
+    def close(self) -> None:
+        self._container.close()
+
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class VideoWriter:
+    """Writes RGB frames of one size as a video that browsers play; nothing is at `path` before it is whole.
+
+    An odd last row or column is repeated, since the format wants even sides. Leaving the `with` block by an exception
+    writes nothing. Raises `UserError` where the file cannot be written.
+    """
+
+    def __init__(self, path: str | Path, rate: Fraction):
+        self.path = Path(path)
+        self._av, self._rate = _library(), rate
+        self._partial = self.path.with_name(f".{self.path.stem}.partial{self.path.suffix}")
+        self._container: Any = None
+        self._stream: Any = None
+
+    def write(self, frame: UInt8[np.ndarray, "H W 3"]) -> None:
+        """Appends a frame; all must have the size of the first."""
+        height, width = frame.shape[:2]
+        even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        try:
+            if self._container is None:
+                self._open(even.shape[0], even.shape[1])
+            picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+            assert self._container is not None
+            self._container.mux(self._stream.encode(picture))
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _open(self, height: int, width: int) -> None:
+        codec = next(name for name in _CODECS if name in self._av.codecs_available)
+        self._container = self._av.open(os.fspath(self._partial), "w", options={"movflags": "faststart"})
+        self._stream = self._container.add_stream(codec, rate=self._rate)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._container is None:
+            return
+        try:
+            if kind is None:
+                self._container.mux(self._stream.encode())
+            self._container.close()
+            if kind is None:
+                os.replace(self._partial, self.path)
+        except OSError as failure:
+            raise self._unwritable(failure) from None
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"Video {self.path} cannot be written: {error.strerror or error}")
+
+
+def _library() -> ModuleType:
+    try:
+        import av
+    except ImportError:
+        raise UserError("videos need PyAV; run: pip install 'mask-rcnn-jax[video]'") from None
+    return av

@@ -1,0 +1,252 @@
+"""Test-time augmentation: an image at several sizes and mirrored, and one answer from all of them.
+
+As in Detectron2's `GeneralizedRCNNWithTTA`: the boxes found in every version are merged by one suppression within each
+class, every version then says what mask the merged boxes have, and these probabilities are averaged. So are the
+heatmaps of keypoints, of which a mirror makes left ones right ones.
+
+Shape letters: `A` versions of the image, `V` those of one size (as it is, and mirrored), `H W` padded height and width,
+`D` detection slots, `M` and `S` sides of masks and heatmaps, `J` keypoints.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num
+from PIL import Image
+
+from mask_rcnn_jax.data import DataConfig, resized_size
+from mask_rcnn_jax.data.transforms import mirror
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.inference.batched import by_image
+from mask_rcnn_jax.inference.checkpoint import Model
+from mask_rcnn_jax.inference.detections import Detections, as_detections
+from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
+from mask_rcnn_jax.inference.predictor import OnError, canvases, resized_for
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables, networks, rcnn
+from mask_rcnn_jax.ops import decode_keypoints, nms
+from mask_rcnn_jax.structures import PaddedDetections
+
+# COCO's 17: the nose, then a left and a right one in turn.
+_COCO_MIRRORED = (0, *(i + 1 if i % 2 else i - 1 for i in range(1, 17)))
+_STRIDE = 32
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """The versions of an image that are looked at."""
+
+    scales: tuple[float, ...] = (0.75, 1.0, 1.25)  # of the size that the model evaluates at
+    flip: bool = True  # each of them mirrored left to right, too
+    # The keypoint that each becomes in a mirror. None: as COCO's, which a model of 17 keypoints is taken to have.
+    mirrored_keypoints: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
+            raise UserError(f"scales {self.scales} must be one or more factors from 0.1 to 10")
+
+
+class _Version(NamedTuple):
+    """The image at one size, as it is and mirrored."""
+
+    images: Num[np.ndarray, "V H W 3"]
+    size: Int[np.ndarray, "2"]  # (height, width) without padding
+
+
+class AugmentedPredictor:
+    """Finds instances as `Predictor` does, image by image, by looking at several versions of each.
+
+    All runs on the first device. For each size there is one program a canvas, and one that merges. The features of all
+    versions of an image are held at once: of R50-FPN at the default sizes some 1.5 GB in float32.
+    """
+
+    def __init__(
+        self, model: Model, config: AugmentationConfig = AugmentationConfig(), *, score_threshold: float | None = None
+    ):
+        """`score_threshold` as for `Predictor`. Raises `UserError` where the mirrored keypoints are not known."""
+        head = model.config.box_head
+        lowest = head.score_threshold if score_threshold is None else min(score_threshold, head.score_threshold)
+        self._threshold = lowest if score_threshold is None else score_threshold
+        self._config = replace(model.config, box_head=replace(head, score_threshold=lowest))
+        self._model = model
+        self._flips = (False, True) if config.flip else (False,)
+        self._mirrored = _mirrored_keypoints(model.config, config)
+        self._data = [_scaled(model.data, scale) for scale in config.scales]
+        self._shapes: set[tuple[int, int, int]] = set()
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """(versions, height, width) of each size and canvas that was run so far."""
+        return sorted(self._shapes)
+
+    def stream(self, images: Iterable[ImageLike], on_error: OnError | None = None) -> Iterator[Detections]:
+        """The instances in each image, in order; see `Predictor.stream`."""
+        for image in images:
+            try:
+                picture = open_picture(image, self._model.data.max_pixels)
+            except UserError as error:
+                if on_error is None:
+                    raise
+                on_error(image, error)
+                continue
+            yield self._detect(picture, path_of(image))
+
+    def __call__(self, image: ImageLike) -> Detections:
+        """The instances in one image."""
+        return next(self.stream([image]))
+
+    def _detect(self, picture: Image.Image, path: str | None) -> Detections:
+        config, data = self._config, self._model.data
+        size = resized_size(picture.height, picture.width, data.short_side_eval, data.max_side, data.resize)
+        versions = (self._version(picture, data) for data in self._data)
+        seen = [(v.size, *_look(config, self._model.variables, self._flips, v.images, v.size)) for v in versions]
+        common = np.array(size, np.int32)
+        found = _merge(config, self._flips, common, [(of, boxes) for of, _, boxes in seen])
+        masks = heatmaps = None
+        for of, features, _ in seen:
+            one = _describe(config, self._model.variables, self._flips, self._mirrored, features, found, common, of)
+            masks, heatmaps = (
+                one if masks is None and heatmaps is None else jax.tree.map(jnp.add, (masks, heatmaps), one)
+            )
+        found = _finish(config, len(seen), found, masks, heatmaps)
+        batch = {
+            "valid": np.ones(1, bool),
+            "image_ids": np.zeros(1, np.int64),
+            "image_sizes": common[None],
+            "original_sizes": np.array([[picture.height, picture.width]], np.int32),
+        }
+        single = next(by_image(jax.tree.map(lambda x: x[None], found), batch))
+        mask_head = config.mask_head
+        whole = as_detections(single, self._model.class_names, mask_head.paste if mask_head else "detectron2", path)
+        return whole.take(whole.scores > self._threshold)
+
+    def _version(self, picture: Image.Image, data: DataConfig) -> _Version:
+        canvas, pixels = resized_for(picture, data, canvases(data))
+        height, width = pixels.shape[:2]
+        images = np.zeros((len(self._flips), *canvas, 3), pixels.dtype)
+        self._shapes.add((len(self._flips), *canvas))
+        for row, flip in enumerate(self._flips):
+            images[row, :height, :width] = mirror(pixels) if flip else pixels
+        return _Version(images, np.array([height, width], np.int32))
+
+
+def _scaled(data: DataConfig, scale: float) -> DataConfig:
+    """Evaluation at another size, on a canvas that grows with it."""
+    canvas = data.canvas_eval or data.canvas
+    return replace(
+        data,
+        short_side_eval=max(round(scale * data.short_side_eval), 1),
+        max_side=max(round(scale * data.max_side), 1),
+        canvas_eval=tuple(-(-round(scale * side) // _STRIDE) * _STRIDE for side in canvas),
+    )
+
+
+def _mirrored_keypoints(model: MaskRCNNConfig, config: AugmentationConfig) -> tuple[int, ...]:
+    if model.keypoint_head is None or not config.flip:
+        return ()
+    count = model.keypoint_head.num_keypoints
+    mirrored = config.mirrored_keypoints or (_COCO_MIRRORED if count == 17 else ())
+    if sorted(mirrored) != list(range(count)):
+        raise UserError(
+            f"which of the model's {count} keypoints mirror each other is not known; set mirrored_keypoints to the "
+            "number, from 0, that each becomes in a mirror, or flip to false"
+        )
+    return mirrored
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _look(
+    config: MaskRCNNConfig,
+    variables: Variables,
+    flips: tuple[bool, ...],
+    images: Num[Array, "V H W 3"],
+    size: Int[Array, "2"],
+) -> tuple[dict[str, Any], PaddedDetections]:
+    """Features of the image at one size, and boxes in its pixels."""
+    model = networks(config, variables)
+    sizes = jnp.broadcast_to(size, (len(flips), 2))
+    images = rcnn.normalize(config, images, sizes)
+    features = model.backbone(images.astype(config.dtype))
+    return features, rcnn.find_boxes(config, model, features, (images.shape[1], images.shape[2]), sizes)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _merge(
+    config: MaskRCNNConfig,
+    flips: tuple[bool, ...],
+    common: Int[Array, "2"],
+    seen: list[tuple[Int[Array, "2"], PaddedDetections]],
+) -> PaddedDetections:
+    """The best boxes of all versions, in the pixels of the size `common`."""
+    boxes = jnp.concatenate([_moved(flips, found.boxes, size, common).reshape(-1, 4) for size, found in seen])
+    scores, classes, valid = (
+        jnp.concatenate([getattr(found, name).reshape(-1) for _, found in seen])
+        for name in ("scores", "classes", "valid")
+    )
+    head = config.box_head
+    keep = nms(boxes, scores, valid, head.nms_iou, head.max_detections, classes=classes)
+    return PaddedDetections(
+        boxes=jnp.where(keep.valid[:, None], boxes[keep.indices], 0.0),
+        scores=jnp.where(keep.valid, scores[keep.indices], 0.0),
+        classes=jnp.where(keep.valid, classes[keep.indices], 0),
+        masks=None,
+        valid=keep.valid,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _describe(
+    config: MaskRCNNConfig,
+    variables: Variables,
+    flips: tuple[bool, ...],
+    mirrored: tuple[int, ...],
+    features: dict[str, Any],
+    found: PaddedDetections,
+    common: Int[Array, "2"],
+    size: Int[Array, "2"],
+) -> tuple[Float[Array, "D M M"] | None, Float[Array, "D J S S"] | None]:
+    """The mean mask and heatmap of each box by what is seen at one size, unmirrored."""
+    model = networks(config, variables)
+    of_each = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(flips), *x.shape)), found)
+    of_each = replace(of_each, boxes=_moved(flips, of_each.boxes, common, size))
+    masks = rcnn.mask_probabilities(config, model, features, of_each)
+    heatmaps = rcnn.keypoint_heatmaps(config, model, features, of_each)
+    if masks is not None:
+        masks = jnp.stack([m[..., ::-1] if flip else m for flip, m in zip(flips, masks, strict=True)]).mean(axis=0)
+    if heatmaps is not None:
+        rows = zip(flips, heatmaps, strict=True)
+        heatmaps = jnp.stack([h[:, jnp.array(mirrored), :, ::-1] if flip else h for flip, h in rows]).mean(axis=0)
+    return masks, heatmaps
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _finish(
+    config: MaskRCNNConfig,
+    count: int,
+    found: PaddedDetections,
+    masks: Float[Array, "D M M"] | None,
+    heatmaps: Float[Array, "D J S S"] | None,
+) -> PaddedDetections:
+    """The boxes with the means of `count` sizes, of which `masks` and `heatmaps` are the sums."""
+    if masks is not None:
+        found = replace(found, masks=masks / count)
+    if config.keypoint_head is not None and heatmaps is not None:
+        keypoints = decode_keypoints(heatmaps / count, found.boxes, config.keypoint_head.decode)
+        found = replace(found, keypoints=jnp.where(found.valid[:, None, None], keypoints, 0.0))
+    return found
+
+
+def _moved(
+    flips: tuple[bool, ...], boxes: Float[Array, "V D 4"], size: Int[Array, "2"], to: Int[Array, "2"]
+) -> Float[Array, "V D 4"]:
+    """Boxes of versions of one `size` (height, width) in those of another, mirrored where `flips` says."""
+    scale = to.astype(boxes.dtype) / size.astype(boxes.dtype)
+    scaled = boxes * jnp.tile(scale[::-1], 2)
+    x1, y1, x2, y2 = jnp.moveaxis(scaled, -1, 0)
+    width = to[1].astype(boxes.dtype)
+    turned = jnp.stack([width - x2, y1, width - x1, y2], axis=-1)
+    return jnp.where(jnp.array(flips)[:, None, None], turned, scaled)

@@ -1,0 +1,230 @@
+"""Predicts on images of any kind and size, with the code that evaluation runs.
+
+Images are resized as in evaluation and padded to one of a few canvases, so that few programs are compiled: the model's
+own, its transpose for portrait images, and longer ones where an image asks for them.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import overload
+
+import jax
+import numpy as np
+from jaxtyping import Num
+from PIL import Image
+
+from mask_rcnn_jax.data import DataConfig, resized_size
+from mask_rcnn_jax.data.transforms import resize_picture
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.inference.batched import ImageDetections, predict
+from mask_rcnn_jax.inference.checkpoint import Model, load_model
+from mask_rcnn_jax.inference.detections import Detections, as_detections
+from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
+
+OnError = Callable[[ImageLike, UserError], None]
+Canvas = tuple[int, int]  # (height, width)
+
+_STRIDE = 32  # pixels; sides of canvases are multiples of it
+_PATIENCE = 4  # batches that may be begun after an image before its own, not yet full, is run
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """An image resized for the model."""
+
+    canvas: Canvas
+    pixels: Num[np.ndarray, "h w 3"]
+    original_size: tuple[int, int]  # (height, width)
+    path: str | None
+
+
+class Predictor:
+    """Finds instances in images. Called with one image or a list of them; `stream` takes any number.
+
+    An image is a path, a picture of Pillow, or an array (`inference.images.open_picture` says which); the result is in
+    its pixels. Raises `UserError` for an image that cannot be used.
+    """
+
+    def __init__(self, model: Model, *, score_threshold: float | None = None, batch_size: int | None = None):
+        """`score_threshold` is the score above which instances count (the model's own unless given), `batch_size` the
+        number of images run at once: one on CPU and four a device elsewhere unless given.
+        """
+        if score_threshold is not None and not 0 <= score_threshold <= 1:
+            raise UserError(f"score_threshold {score_threshold} must be between 0 and 1")
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"batch_size {batch_size} must be at least 1")
+        head = model.config.box_head
+        # A higher threshold only leaves out what was found: the program, which may be in the cache, stays the same.
+        lowest = head.score_threshold if score_threshold is None else min(score_threshold, head.score_threshold)
+        self._config = replace(model.config, box_head=replace(head, score_threshold=lowest))
+        self._threshold = lowest if score_threshold is None else score_threshold
+        self._model = model
+        self._batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 4 * jax.device_count())
+        self._canvases = canvases(model.data)
+        self._shapes: set[tuple[int, int, int]] = set()
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        which: str = "best",
+        *,
+        score_threshold: float | None = None,
+        batch_size: int | None = None,
+    ) -> "Predictor":
+        """The predictor of a run's workdir, of an imported model, or of one checkpoint; see `load_model`."""
+        return cls(load_model(path, which), score_threshold=score_threshold, batch_size=batch_size)
+
+    @property
+    def model(self) -> Model:
+        """What predicts."""
+        return self._model
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """(batch size, height, width) of each program that was run so far; each is compiled once."""
+        return sorted(self._shapes)
+
+    @property
+    def compilations(self) -> int:
+        """How many programs were compiled so far, or taken from the cache."""
+        return len(self._shapes)
+
+    @overload
+    def __call__(self, image: ImageLike) -> Detections: ...
+    @overload
+    def __call__(self, image: list[ImageLike] | tuple[ImageLike, ...]) -> list[Detections]: ...
+    def __call__(self, image: ImageLike | list[ImageLike] | tuple[ImageLike, ...]) -> Detections | list[Detections]:
+        """The instances in an image, or in each of a list."""
+        if isinstance(image, list | tuple):
+            return list(self.stream(image))
+        return next(self.stream([image]))
+
+    def stream(self, images: Iterable[ImageLike], on_error: OnError | None = None) -> Iterator[Detections]:
+        """The instances in each image, in order; a few batches of resized images are held at a time.
+
+        An image that cannot be used is handed to `on_error`, with what is wrong, and left out; without, it is an error.
+        """
+        paths: dict[int, str | None] = {}
+        done: dict[int, Detections] = {}
+        due = 0
+        batches = self._batches(self._prepared(images, on_error), paths)
+        for found in predict(self._config, self._model.variables, batches):
+            done[found.image_id] = self._finished(found, paths.pop(found.image_id))
+            while due in done:
+                yield done.pop(due)
+                due += 1
+
+    def _finished(self, found: ImageDetections, path: str | None) -> Detections:
+        head = self._config.mask_head
+        kept = found.scores > self._threshold
+        above = replace(
+            found,
+            boxes=found.boxes[kept],
+            scores=found.scores[kept],
+            classes=found.classes[kept],
+            masks=None if found.masks is None else found.masks[kept],
+            keypoints=None if found.keypoints is None else found.keypoints[kept],
+        )
+        return as_detections(above, self._model.class_names, head.paste if head else "detectron2", path)
+
+    def _prepared(self, images: Iterable[ImageLike], on_error: OnError | None) -> Iterator[_Prepared]:
+        """Images resized, a few ahead, in threads: Pillow works outside the interpreter's lock."""
+        threads = min(4, os.cpu_count() or 1)
+        ahead: deque[tuple[ImageLike, Future[_Prepared]]] = deque()
+        rest = iter(images)
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for image in rest:
+                    ahead.append((image, pool.submit(self._prepare, image)))
+                    if len(ahead) > threads:
+                        yield from _taken(*ahead.popleft(), on_error)
+                while ahead:
+                    yield from _taken(*ahead.popleft(), on_error)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _prepare(self, image: ImageLike) -> _Prepared:
+        data = self._model.data
+        picture = open_picture(image, data.max_pixels)
+        canvas, pixels = resized_for(picture, data, self._canvases)
+        return _Prepared(canvas, pixels, (picture.height, picture.width), path_of(image))
+
+    def _batches(self, images: Iterable[_Prepared], paths: dict[int, str | None]) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of images of one canvas, as `predict` takes them; `image_ids` number the images from 0.
+
+        One that is alone on its canvas is run when `_PATIENCE` batches could have been filled since.
+        """
+        waiting: dict[Canvas, list[tuple[int, _Prepared]]] = {}
+        for index, image in enumerate(images):
+            paths[index] = image.path
+            waiting.setdefault(image.canvas, []).append((index, image))
+            for canvas, members in list(waiting.items()):
+                first = members[0][0]
+                if len(members) == self._batch_size or index - first >= _PATIENCE * self._batch_size:
+                    yield self._batch(canvas, waiting.pop(canvas))
+        for canvas, members in waiting.items():
+            yield self._batch(canvas, members)
+
+    def _batch(self, canvas: Canvas, members: Sequence[tuple[int, _Prepared]]) -> dict[str, np.ndarray]:
+        size = self._batch_size
+        self._shapes.add((size, *canvas))
+        batch = {
+            "images": np.zeros((size, *canvas, 3), members[0][1].pixels.dtype),
+            "image_sizes": np.zeros((size, 2), np.int32),
+            "original_sizes": np.zeros((size, 2), np.int32),
+            "image_ids": np.zeros(size, np.int64),
+            "valid": np.arange(size) < len(members),
+        }
+        for row, (index, image) in enumerate(members):
+            height, width = image.pixels.shape[:2]
+            batch["images"][row, :height, :width] = image.pixels
+            batch["image_sizes"][row] = height, width
+            batch["original_sizes"][row] = image.original_size
+            batch["image_ids"][row] = index
+        return batch
+
+
+def canvases(data: DataConfig) -> list[Canvas]:
+    """The canvases for landscape images, smallest first: that of evaluation, and longer ones for what it cannot hold.
+
+    Any image fits the last one, and there are few: each is twice as long as the one before.
+    """
+    own = data.canvas_eval or data.canvas
+    height = max(own[0], _whole_strides(min(data.short_side_eval, data.max_side)))
+    width, longest = max(own[1], height), _whole_strides(data.max_side)
+    found = [own, (height, width)]
+    while width < longest:
+        width = min(2 * width, longest)
+        found.append((height, width))
+    return list(dict.fromkeys(found))
+
+
+def resized_for(
+    picture: Image.Image, data: DataConfig, options: Sequence[Canvas]
+) -> tuple[Canvas, Num[np.ndarray, "h w 3"]]:
+    """The picture resized as in evaluation, and the first of the landscape canvases `options`, or its transpose for a
+    portrait image, that holds it.
+    """
+    size = resized_size(picture.height, picture.width, data.short_side_eval, data.max_side, data.resize)
+    short, long = sorted(size)
+    height, width = next(canvas for canvas in options if short <= canvas[0] and long <= canvas[1])
+    canvas = (width, height) if picture.height > picture.width else (height, width)
+    return canvas, resize_picture(picture, size, data.resize)
+
+
+def _whole_strides(side: int) -> int:
+    return -(-side // _STRIDE) * _STRIDE
+
+
+def _taken(image: ImageLike, result: Future[_Prepared], on_error: OnError | None) -> Iterator[_Prepared]:
+    try:
+        yield result.result()
+    except UserError as error:
+        if on_error is None:
+            raise
+        on_error(image, error)

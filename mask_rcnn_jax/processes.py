@@ -1,0 +1,61 @@
+"""What the processes of one run do together. With one process all of it is done at once."""
+
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mask_rcnn_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def start(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Joins the run's other processes, before anything else of jax is used.
+
+    Without a `coordinator` (HOST:PORT, the same in all) jax finds it, the `count` and this process's `index` from the
+    cluster (Slurm, Open MPI, Kubernetes, Cloud TPU). Raises `UserError` where it cannot, or where they do not come.
+    """
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except (ValueError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        where = f"by {coordinator}" if coordinator else "of the cluster; name --coordinator, --processes and --process"
+        raise UserError(f"the processes of this run cannot be joined {where} ({reason})") from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def index_and_count() -> tuple[int, int]:
+    """Which of how many processes this is."""
+    return jax.process_index(), jax.process_count()
+
+
+def gather(value: T) -> list[T]:
+    """Every process's value, which can be pickled, in their order; all of them call it."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array(len(data)))
+    rows = multihost_utils.process_allgather(np.pad(data, (0, int(lengths.max()) - len(data))))
+    return [pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths.tolist(), strict=True)]
+
+
+def by_first(action: Callable[[], T]) -> T:
+    """What `action` returns in the first process, for all of them; its `UserError` is raised in all."""
+    result: Any = None
+    if is_first():
+        try:
+            result = action()
+        except UserError as error:
+            result = error
+    result = gather(result)[0]
+    if isinstance(result, UserError):
+        raise result
+    return result

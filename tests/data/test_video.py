@@ -1,0 +1,86 @@
+"""Frames that were written come back; what is no video, or half of one, is said."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mask_rcnn_jax.data.video import VideoReader, VideoWriter
+from mask_rcnn_jax.errors import UserError
+
+av = pytest.importorskip("av", reason="needs PyAV, the extra `video`")
+
+
+def gradients(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """Smooth pictures that all differ, so that a lossy codec changes them little."""
+    y, x = np.mgrid[:height, :width]
+    channels = [(np.full((height, width), 20 + 7 * i), x * 200 // width, y * 200 // height) for i in range(count)]
+    return [np.stack(frame, axis=-1).astype(np.uint8) for frame in channels]
+
+
+def write(path: Path, frames: list[np.ndarray], rate: Fraction = Fraction(10)) -> Path:
+    with VideoWriter(path, rate) as writer:
+        for frame in frames:
+            writer.write(frame)
+    return path
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (47, 63)])
+def test_frames_come_back_in_order_at_their_rate(tmp_path, height, width):
+    frames = gradients(20, height, width)
+    with VideoReader(write(tmp_path / "a.mp4", frames, Fraction(30000, 1001))) as reader:
+        assert reader.rate == Fraction(30000, 1001)
+        assert reader.stated_frames == 20
+        read = list(reader.frames())
+        assert reader.problem is None
+    assert len(read) == 20
+    for frame, expected in zip(read, frames, strict=True):
+        assert frame.shape == (height + height % 2, width + width % 2, 3)
+        # A frame is 7 levels from the next.
+        assert np.abs(frame[:height, :width].astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_a_video_that_ends_in_the_middle(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 255, (48, 64, 3), np.uint8) for _ in range(40)]
+    path = write(tmp_path / f"a{suffix}", noise)
+    with VideoReader(path) as reader:
+        assert len(list(reader.frames())) == 40
+        assert reader.problem is None
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with VideoReader(path) as reader:
+        count = len(list(reader.frames()))
+        assert 5 < count < 30
+        assert reader.problem is not None
+        assert f"{path} breaks off after {count}" in reader.problem
+
+
+def test_what_is_no_video(tmp_path):
+    path = tmp_path / "a.mp4"
+    with pytest.raises(UserError, match="does not exist"):
+        VideoReader(path)
+    path.write_bytes(b"no video" * 100)
+    with pytest.raises(UserError, match="cannot be read"):
+        VideoReader(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read"):
+        VideoReader(path)
+
+
+def test_an_interrupted_writer_leaves_nothing(tmp_path):
+    def interrupted():
+        with VideoWriter(tmp_path / "a.mp4", Fraction(10)) as writer:
+            writer.write(gradients(1)[0])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_place(tmp_path):
+    with pytest.raises(UserError, match="cannot be written"):
+        write(tmp_path / "missing" / "a.mp4", gradients(1))
