@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, msra_init, normal_init, xavier_init
-from mask_rcnn_jax.models.losses import Mean, masked_mean, smooth_l1, softmax_cross_entropy
+from mask_rcnn_jax.models.losses import Mean, counted, counted_by_iou, masked_mean, smooth_l1, softmax_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig
 from mask_rcnn_jax.models.rpn import Proposals
 from mask_rcnn_jax.ops import boxes as box_ops
@@ -70,6 +70,8 @@ class SampledRoIs:
 class BoxHead(nnx.Module):
     """Convolutions, fully connected layers, then class logits and box deltas."""
 
+    recomputed = False
+
     def __init__(self, config: BoxHeadConfig, in_channels: int, side: int, num_classes: int, *, rngs: nnx.Rngs):
         self.num_convs, self.num_fcs = config.num_convs, config.num_fcs
         channels = in_channels
@@ -110,6 +112,17 @@ def match_rois(config: BoxHeadConfig, boxes: Float[Array, "R 4"], truth: GroundT
         foreground=config.foreground_iou,
         low_quality=False,
     )
+
+
+def matched_rois(
+    rois: SampledRoIs, truth: GroundTruth, levels: Int[Array, " R"], level_names: tuple[str, ...]
+) -> dict[str, Mean]:
+    """Of one image: how many of the RoIs have which IoU, and how many of the foreground are of which level."""
+    iou = box_ops.paired_iou(rois.boxes, truth.boxes[rois.gt_index])
+    return counted_by_iou("histogram/rois_by_iou", iou, rois.valid) | {
+        f"histogram/rois_by_level/{name}": counted(rois.foreground & (levels == index))
+        for index, name in enumerate(level_names)
+    }
 
 
 def sample_rois(

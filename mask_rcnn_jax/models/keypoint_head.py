@@ -37,6 +37,8 @@ class KeypointHeadConfig:
 class KeypointHead(nnx.Module):
     """Convolutions, a deconvolution to J channels, and twofold bilinear upsampling."""
 
+    recomputed = False
+
     def __init__(self, config: KeypointHeadConfig, in_channels: int, *, rngs: nnx.Rngs):
         self.num_convs = config.num_convs
         channels = in_channels

@@ -4,7 +4,7 @@ Shape letters: `B` images or RoIs, `H W` height and width, `I O` channels in and
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -161,6 +161,13 @@ class ConvNorm(nnx.Module):
         if isinstance(self.norm, BatchNorm):
             return self.norm(x, counted)
         return x if self.norm is None else self.norm(x)
+
+
+def call(network: nnx.Module, *inputs: Any) -> Any:
+    """`network(*inputs)`; one that is `recomputed` keeps its inputs alone and is computed again for its gradient."""
+    if not getattr(network, "recomputed", False):
+        return network(*inputs)
+    return nnx.remat(type(network).__call__)(network, *inputs)
 
 
 class Deconv2x2(nnx.Module):

@@ -29,6 +29,17 @@ def masked_mean(values: Shaped[Array, "*N"], mask: Bool[Array, "*N"]) -> Mean:
     return Mean(jnp.sum(at_least_float32(values) * mask), jnp.sum(mask))
 
 
+def counted(mask: Bool[Array, "*N"]) -> Mean:
+    """How often `mask` holds in one image; summed over images, the mean of an image."""
+    return Mean(jnp.sum(mask, dtype=jnp.float32), jnp.float32(1))
+
+
+def counted_by_iou(name: str, iou: Float[Array, " N"], mask: Bool[Array, " N"]) -> dict[str, Mean]:
+    """Of one image, how many boxes in `mask` have an IoU from .0, .1, ..., .9 on; the keys are `name/0.0` and so on."""
+    tenth = jnp.minimum(jnp.floor(iou * 10), 9)
+    return {f"{name}/{i / 10}": counted(mask & (tenth == i)) for i in range(10)}
+
+
 def smooth_l1(error: Float[Array, "*N"], beta: float) -> Float[Array, "*N"]:
     """Huber's loss scaled to slope 1 (Fast R-CNN, equation 3); L1 for `beta` 0."""
     magnitude = jnp.abs(error)

@@ -39,6 +39,8 @@ class MaskHead(nnx.Module):
     The predictor has K channels; only the channel of the class at hand is computed, as a product with its weights.
     """
 
+    recomputed = False
+
     def __init__(self, config: MaskHeadConfig, in_channels: int, num_classes: int, *, rngs: nnx.Rngs):
         self.num_convs = config.num_convs
         channels = in_channels

@@ -18,7 +18,7 @@ from mask_rcnn_jax.models.cascade import CascadeConfig
 from mask_rcnn_jax.models.fpn import FPNConfig
 from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
 from mask_rcnn_jax.models.mask_head import MaskHeadConfig
-from mask_rcnn_jax.models.pooler import PoolerConfig, pool
+from mask_rcnn_jax.models.pooler import Pool, PoolerConfig, pool
 from mask_rcnn_jax.models.resnet import ResNetConfig
 from mask_rcnn_jax.models.rpn import RPNConfig
 
@@ -40,6 +40,9 @@ class MaskRCNNConfig:
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, of values 0..255
     pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     channel_order: Literal["bgr", "rgb"] = "bgr"  # in which the backbone was trained; images are RGB always
+    # Networks that keep no intermediate values for their gradients and are computed again instead: less memory, about
+    # a third more work where it is all of them.
+    remat: tuple[Literal["backbone", "rpn", "box_head", "mask_head", "keypoint_head"], ...] = ()
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the networks; the rest is never below float32
 
     def __post_init__(self) -> None:
@@ -91,6 +94,7 @@ class MaskRCNN(nnx.Module):
         pooler: PoolerConfig,
         features: Mapping[str, Float[Array, "B _ _ _"]],
         boxes: Float[Array, "B R 4"],
+        pool: Pool = pool,
     ) -> Float[Array, "B R P P C"]:
         """What the heads see of each RoI: pooled features, or what res5 makes of them (C4)."""
         pooled = pool(pooler, features, config.backbone.out_strides, boxes)
@@ -125,6 +129,10 @@ def _structure(config: MaskRCNNConfig, train: bool) -> nnx.GraphDef[MaskRCNN]:
         model.set_attributes(use_running_average=not train, raise_if_not_found=False)
         # Parameters stay float32; each layer casts them, and gradients come back in float32.
         model.set_attributes(dtype=jnp.dtype(config.dtype), raise_if_not_found=False)
+        for name in config.remat if train else ():
+            parts = model.box_heads if name == "box_head" else filter(None, [getattr(model, name)])
+            for part in parts:
+                part.set_attributes(recomputed=True, raise_if_not_found=False)
         return model
 
     return nnx.graphdef(nnx.eval_shape(build))

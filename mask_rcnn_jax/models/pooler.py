@@ -3,12 +3,12 @@
 Shape letters: `B` images, `R` RoIs, `P` side of the pooled grid, `C` channels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mask_rcnn_jax.ops.roi_align import assign_levels, multilevel_roi_align
 
@@ -36,18 +36,10 @@ def pool(
     scales = tuple(1.0 / strides[name] for name in config.features)
 
     def pool_image(levels: list[Float[Array, "_ _ C"]], rois: Float[Array, "R 4"]) -> Float[Array, "R _ _ C"]:
-        level_of_roi = assign_levels(
-            rois,
-            num_levels=len(levels),
-            min_level=strides[config.features[0]].bit_length() - 1,
-            canonical_size=config.canonical_size,
-            canonical_level=config.canonical_level,
-            convention=config.level_convention,
-        )
         return multilevel_roi_align(
             levels,
             rois,
-            level_of_roi,
+            roi_levels(config, strides, rois),
             spatial_scales=scales,
             output_size=config.output_size,
             sampling_ratio=config.sampling_ratio,
@@ -56,3 +48,21 @@ def pool(
         )
 
     return jax.vmap(pool_image)(levels, rois)
+
+
+def roi_levels(config: PoolerConfig, strides: Mapping[str, int], rois: Float[Array, "R 4"]) -> Int[Array, " R"]:
+    """From which of `config.features` each RoI of one image is pooled, as an index."""
+    return assign_levels(
+        rois,
+        num_levels=len(config.features),
+        min_level=strides[config.features[0]].bit_length() - 1,
+        canonical_size=config.canonical_size,
+        canonical_level=config.canonical_level,
+        convention=config.level_convention,
+    )
+
+
+Pool = Callable[
+    [PoolerConfig, Mapping[str, Float[Array, "B _ _ C"]], Mapping[str, int], Float[Array, "B R 4"]],
+    Float[Array, "B R P P C"],
+]

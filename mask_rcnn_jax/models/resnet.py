@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, freeze
+from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, call, freeze
 
 STAGES = ("res2", "res3", "res4", "res5")
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -82,6 +82,8 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm: NormConfig
 
 
 class BasicBlock(nnx.Module):
+    recomputed = False
+
     def __init__(self, config: ResNetConfig, stage: str, in_channels: int, stride: int, *, rngs: nnx.Rngs):
         norm, out_channels = config.norm, config.stage_channels(stage)
         self.conv1 = ConvNorm(in_channels, out_channels, 3, stride=stride, norm=norm, rngs=rngs)
@@ -94,6 +96,8 @@ class BasicBlock(nnx.Module):
 
 
 class BottleneckBlock(nnx.Module):
+    recomputed = False
+
     def __init__(self, config: ResNetConfig, stage: str, in_channels: int, stride: int, *, rngs: nnx.Rngs):
         norm, out_channels, middle = config.norm, config.stage_channels(stage), config.bottleneck_channels(stage)
         strides = (stride, 1) if config.stride_in_1x1 else (1, stride)
@@ -126,7 +130,7 @@ class Stage(nnx.Module):
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
         for i in range(self.blocks):
-            x = getattr(self, f"block{i + 1}")(x)
+            x = call(getattr(self, f"block{i + 1}"), x)
         return x
 
 

@@ -13,11 +13,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, normal_init
-from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy, masked_mean, smooth_l1
+from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy, counted, counted_by_iou, masked_mean, smooth_l1
 from mask_rcnn_jax.ops import anchors as anchor_ops
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ops.matching import match
@@ -65,6 +66,8 @@ class Proposals:
 
 class RPNHead(nnx.Module):
     """Scores and refines the anchors of each level with shared convolutions."""
+
+    recomputed = False
 
     def __init__(self, config: RPNConfig, in_channels: int, *, rngs: nnx.Rngs):
         init, bias_only = normal_init(0.01), NormConfig(kind="none")
@@ -134,18 +137,27 @@ def rpn_losses(
     pred_anchor_deltas: Float[Array, "N 4"],
     truth: GroundTruth,
     priority: Float[Array, " N"],
+    level_sizes: Sequence[int] = (),
 ) -> dict[str, Mean]:
-    """Losses of one image: objectness of the sampled anchors, and boxes of the foreground among them."""
+    """Losses of one image: objectness of the sampled anchors, and boxes of the foreground among them.
+
+    Also how many are foreground, by IoU and, of levels with `level_sizes` anchors, by level.
+    """
     gt_index, sampled, foreground = rpn_targets(config, anchors, truth, priority)
     gt_deltas = box_ops.encode(truth.boxes[gt_index], anchors, config.box_weights)
     objectness = masked_mean(binary_cross_entropy(objectness_logits, at_least_float32(foreground)), sampled)
     error = jnp.where(foreground[:, None], pred_anchor_deltas - gt_deltas, 0.0)
     boxes = jnp.sum(smooth_l1(error, config.smooth_l1_beta))
     count = objectness.count if config.normalizer == "sampled" else jnp.float32(config.samples)
+    ends = np.cumsum(level_sizes, dtype=int)
+    levels = zip(config.features, jnp.split(foreground, ends[:-1]), strict=True) if level_sizes else ()
+    iou = box_ops.paired_iou(anchors, truth.boxes[gt_index])
     return {
         "loss/rpn_objectness": Mean(objectness.total, count),
         "loss/rpn_box": Mean(boxes, count),
-        "rpn/foreground_anchors": Mean(jnp.sum(at_least_float32(foreground)), jnp.float32(1)),
+        "rpn/foreground_anchors": counted(foreground),
+        **{f"histogram/anchors_by_level/{name}": counted(of_level) for name, of_level in levels},
+        **counted_by_iou("histogram/anchors_by_iou", iou, foreground),
     }
 
 

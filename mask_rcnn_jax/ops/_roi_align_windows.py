@@ -99,7 +99,8 @@ def _windows(
     weights_x = axis_weights(cells[:, 0], cells[:, 2], pooling.output_size, width, pooling.sampling_ratio)
 
     def window_at(step: Int[Array, ""]) -> _Window:
-        roi = jnp.searchsorted(total, step, side="right").astype(jnp.int32)
+        # A sum, not searchsorted, which takes no symbolic batch in an export.
+        roi = jnp.sum(total <= step, dtype=jnp.int32)
         tile = step - (total[roi] - count[roi])
         y, y_weights = _slice_weights(weights_y, roi, top[roi] + tile // columns[roi] * tall, tall)
         x, x_weights = _slice_weights(weights_x, roi, left[roi] + tile % columns[roi] * wide, wide)

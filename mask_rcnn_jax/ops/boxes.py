@@ -29,6 +29,14 @@ def pairwise_iou(a: Float[Array, "N 4"], b: Float[Array, "M 4"]) -> Float[Array,
     return intersection / jnp.where(union > 0, union, 1)
 
 
+def paired_iou(a: Float[Array, "N 4"], b: Float[Array, "N 4"]) -> Float[Array, " N"]:
+    """Intersection over union of row i of `a` with row i of `b`; 0 where either box is empty."""
+    corners = jnp.concatenate([jnp.maximum(a[:, :2], b[:, :2]), jnp.minimum(a[:, 2:], b[:, 2:])], axis=1)
+    intersection = area(corners)
+    union = area(a) + area(b) - intersection
+    return intersection / jnp.where(union > 0, union, 1)
+
+
 def clip(boxes: Float[Array, "*batch 4"], image_size: Num[Array, "2"]) -> Float[Array, "*batch 4"]:
     """Moves corners into an image of `image_size` (height, width)."""
     limit = jnp.stack([image_size[1], image_size[0]] * 2).astype(boxes.dtype)

@@ -1,0 +1,138 @@
+"""The primitives of networks as operations of ONNX: products, convolutions, pooling, RoIAlign."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jaxtyping import Array, Float
+
+from mask_rcnn_jax.export.onnx_graph import Graph, Value
+from mask_rcnn_jax.export.onnx_primitives import Form, output, unsupported
+from mask_rcnn_jax.models.pooler import PoolerConfig, pool, roi_levels
+
+# RoIAlign of one level, the same as ONNX's; it stands in a jaxpr to be translated and never runs in JAX.
+_roi_align_p = Primitive("roi_align")
+
+
+@_roi_align_p.def_abstract_eval
+def _roi_align_shape(features: Any, rois: Any, *, output_size: int, **_: Any) -> ShapedArray:
+    batch, channels = features.shape[0], features.shape[3]
+    return ShapedArray((batch, rois.shape[1], output_size, output_size, channels), features.dtype)
+
+
+def onnx_pool(
+    config: PoolerConfig,
+    features: Mapping[str, Float[Array, "B _ _ C"]],
+    strides: Mapping[str, int],
+    rois: Float[Array, "B R 4"],
+) -> Float[Array, "B R P P C"]:
+    """`models.pooler.pool` by way of ONNX's own RoIAlign: neither form of ours, loop or dense products, is fast there.
+
+    Every level pools all RoIs. Those of other levels become empty, which with adaptive sampling costs nothing.
+    """
+    if config.reduction == "max":  # ONNX takes the maximum over other values than the references
+        return pool(config, features, strides, rois)
+    levels = jax.vmap(lambda rois: roi_levels(config, strides, rois))(rois)
+    pooled = jnp.float32(0)
+    for index, name in enumerate(config.features):
+        here = levels == index
+        of_level = _roi_align_p.bind(
+            features[name].astype(jnp.float32),
+            jnp.where(here[..., None], rois, 0.0),
+            output_size=config.output_size,
+            sampling_ratio=config.sampling_ratio,
+            spatial_scale=1.0 / strides[name],
+            aligned=config.aligned,
+        )
+        pooled = pooled + jnp.where(here[..., None, None, None], of_level, 0.0)
+    return pooled
+
+
+def _roi_align(graph: Graph, eqn: Any, features: Value, rois: Value) -> list[Value]:
+    batch, num_rois = rois.shape[:2]
+    (channels_first,) = graph.add("Transpose", [graph.full(features)], perm=[0, 3, 1, 2])
+    (flat,) = graph.add("Reshape", [graph.full(rois), graph.ints([batch * num_rois, 4])])
+    images = graph.ints([row for row in range(batch) for _ in range(num_rois)])
+    side = eqn.params["output_size"]
+    (pooled,) = graph.add(
+        "RoiAlign",
+        [channels_first, flat, images],
+        output_height=side,
+        output_width=side,
+        sampling_ratio=eqn.params["sampling_ratio"],
+        spatial_scale=eqn.params["spatial_scale"],
+        coordinate_transformation_mode="half_pixel" if eqn.params["aligned"] else "output_half_pixel",
+    )
+    (channels_last,) = graph.add("Transpose", [pooled], perm=[0, 2, 3, 1])
+    return [output(eqn, graph.add("Reshape", [channels_last, graph.ints(eqn.outvars[0].aval.shape)])[0])]
+
+
+def _dot_general(graph: Graph, eqn: Any, left: Value, right: Value) -> list[Value]:
+    """One batched product of matrices, after their axes are sorted into batch, rows, contracted, columns."""
+    (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
+    left_free = [i for i in range(len(left.shape)) if i not in (*left_batch, *left_sum)]
+    right_free = [i for i in range(len(right.shape)) if i not in (*right_batch, *right_sum)]
+    batch = [left.shape[i] for i in left_batch]
+    rows, inner = (math.prod(left.shape[i] for i in axes) for axes in (left_free, left_sum))
+    columns = math.prod(right.shape[i] for i in right_free)
+    lead = [math.prod(batch)] if batch else []
+    a = _ordered(graph, left, [*left_batch, *left_free, *left_sum], [*lead, rows, inner])
+    b = _ordered(graph, right, [*right_batch, *right_sum, *right_free], [*lead, inner, columns])
+    (product,) = graph.add("MatMul", [a, b])
+    return [output(eqn, graph.add("Reshape", [product, graph.ints(eqn.outvars[0].aval.shape)])[0])]
+
+
+def _ordered(graph: Graph, value: Value, order: Sequence[int], shape: Sequence[int]) -> str:
+    name = graph.full(value)
+    if list(order) != sorted(order):
+        (name,) = graph.add("Transpose", [name], perm=[int(i) for i in order])
+    return name if tuple(shape) == value.shape else graph.add("Reshape", [name, graph.ints(shape)])[0]
+
+
+def _conv(graph: Graph, eqn: Any, images: Value, kernel: Value) -> list[Value]:
+    params = eqn.params
+    if params["batch_group_count"] != 1 or set(params["lhs_dilation"]) != {1}:
+        raise unsupported(eqn)
+    numbers = params["dimension_numbers"]
+    padding = params["padding"]
+    (x,) = graph.add("Transpose", [graph.full(images)], perm=[int(i) for i in numbers.lhs_spec])
+    (k,) = graph.add("Transpose", [graph.full(kernel)], perm=[int(i) for i in numbers.rhs_spec])
+    (x,) = graph.add(
+        "Conv",
+        [x, k],
+        strides=list(params["window_strides"]),
+        dilations=list(params["rhs_dilation"]),
+        pads=[int(low) for low, _ in padding] + [int(high) for _, high in padding],
+        group=params["feature_group_count"],
+    )
+    back = [numbers.out_spec.index(i) for i in range(len(numbers.out_spec))]
+    return [output(eqn, graph.add("Transpose", [x], perm=back)[0])]
+
+
+def _max_pool(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    params = eqn.params
+    window, padding = params["window_dimensions"], params["padding"]
+    plain = set(params["base_dilation"]) == set(params["window_dilation"]) == {1}
+    if len(window) != 4 or (window[0], window[3]) != (1, 1) or not plain:
+        raise unsupported(eqn)
+    (x,) = graph.add("Transpose", [graph.full(value)], perm=[0, 3, 1, 2])
+    (x,) = graph.add(
+        "MaxPool",
+        [x],
+        kernel_shape=list(window[1:3]),
+        strides=list(params["window_strides"][1:3]),
+        pads=[int(low) for low, _ in padding[1:3]] + [int(high) for _, high in padding[1:3]],
+    )
+    return [output(eqn, graph.add("Transpose", [x], perm=[0, 2, 3, 1])[0])]
+
+
+NETWORK_FORMS: dict[str, Form] = {
+    "conv_general_dilated": _conv,
+    "dot_general": _dot_general,
+    "reduce_window_max": _max_pool,
+    "roi_align": _roi_align,
+}

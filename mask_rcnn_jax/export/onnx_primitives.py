@@ -1,0 +1,257 @@
+"""JAX's primitives as operations of ONNX: those that go element by element, and those that change shapes.
+
+Each function here, in `onnx_indexing` and in `onnx_networks` takes the graph, an equation of a jaxpr and the values of
+its inputs, and returns those of its outputs. Tables such as `FORMS` name them by primitive; what is in none, and is no
+call or loop, cannot be exported.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.export.onnx_graph import Graph, Value
+
+Form = Callable[..., list[Value]]
+
+
+def output(eqn: Any, name: str, held: tuple[int, ...] | None = None, number: int = 0) -> Value:
+    """The value of an equation's output."""
+    aval = eqn.outvars[number].aval
+    return Value(aval.shape, aval.shape if held is None else held, aval.dtype, name)
+
+
+def unsupported(eqn: Any) -> UserError:
+    return UserError(f"ONNX has no form yet of JAX's {eqn.primitive.name} with {eqn.params}; export to StableHLO")
+
+
+# --- Element by element -----------------------------------------------------------------------------------------------
+
+
+def elementwise(operation: str, **attributes: Any) -> Form:
+    """The form of a primitive that is one operation of ONNX."""
+
+    def form(graph: Graph, eqn: Any, *inputs: Value) -> list[Value]:
+        (name,) = graph.add(operation, [graph.held(value) for value in inputs], **attributes)
+        return [output(eqn, name, _joint(inputs))]
+
+    return form
+
+
+def chain(*operations: str) -> Form:
+    """Operations of which each takes the result of the one before."""
+
+    def form(graph: Graph, eqn: Any, *inputs: Value) -> list[Value]:
+        names = [graph.held(value) for value in inputs]
+        for operation in operations:
+            names = graph.add(operation, names)
+        return [output(eqn, names[0], _joint(inputs))]
+
+    return form
+
+
+def _joint(inputs: Sequence[Value]) -> tuple[int, ...]:
+    return np.broadcast_shapes(*(value.held for value in inputs))
+
+
+def _same(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    return [value]
+
+
+def _square(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    return elementwise("Mul")(graph, eqn, value, value)
+
+
+def _integer_pow(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    power = Value((), (), value.dtype, constant=np.array(eqn.params["y"], value.dtype))
+    return elementwise("Pow")(graph, eqn, value, power)
+
+
+def _is_finite(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    name = graph.held(value)
+    (bad,) = graph.add("Or", [*graph.add("IsInf", [name]), *graph.add("IsNaN", [name])])
+    return [output(eqn, graph.add("Not", [bad])[0], value.held)]
+
+
+def _select(graph: Graph, eqn: Any, which: Value, *cases: Value) -> list[Value]:
+    if len(cases) != 2 or which.dtype != bool:
+        raise unsupported(eqn)
+    name = where(graph, *(graph.held(value) for value in (which, cases[1], cases[0])), logical=cases[0].dtype == bool)
+    return [output(eqn, name, _joint((which, *cases)))]
+
+
+def where(graph: Graph, condition: str, then: str, otherwise: str, *, logical: bool) -> str:
+    """A choice element by element; `logical` where the choices are booleans, which ONNX Runtime's Where refuses."""
+    if not logical:
+        return graph.add("Where", [condition, then, otherwise])[0]
+    (chosen,) = graph.add("And", [condition, then])
+    (other,) = graph.add("And", [*graph.add("Not", [condition]), otherwise])
+    return graph.add("Or", [chosen, other])[0]
+
+
+def _clamp(graph: Graph, eqn: Any, low: Value, value: Value, high: Value) -> list[Value]:
+    (above,) = graph.add("Max", [graph.held(value), graph.held(low)])
+    return [output(eqn, graph.add("Min", [above, graph.held(high)])[0], _joint((low, value, high)))]
+
+
+def _convert(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    dtype = eqn.outvars[0].aval.dtype
+    if value.constant is not None and value.constant.size <= 64:
+        return [Value(value.shape, value.held, dtype, constant=value.constant.astype(dtype))]
+    if dtype == value.dtype:
+        return [value]
+    return [output(eqn, graph.cast(graph.held(value), dtype), value.held)]
+
+
+# --- Shapes -----------------------------------------------------------------------------------------------------------
+
+
+def _reshaped(graph: Graph, eqn: Any, value: Value, held: tuple[int, ...]) -> list[Value]:
+    """The held tensor with other sides of the same product."""
+    shape = eqn.outvars[0].aval.shape
+    if value.constant is not None:
+        return [Value(shape, held, value.dtype, constant=value.constant.reshape(held))]
+    name = value.name if held == value.held else graph.add("Reshape", [value.name, graph.ints(held)])[0]
+    return [Value(shape, held, value.dtype, name)]
+
+
+def _broadcast(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    held = [1] * len(eqn.params["shape"])
+    for side, dimension in zip(value.held, eqn.params["broadcast_dimensions"], strict=True):
+        held[dimension] = side
+    return _reshaped(graph, eqn, value, tuple(held))
+
+
+def _squeeze(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    gone = {dimension % len(value.shape) for dimension in eqn.params["dimensions"]}
+    return _reshaped(graph, eqn, value, tuple(side for i, side in enumerate(value.held) if i not in gone))
+
+
+def _reshape(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    shape = eqn.outvars[0].aval.shape
+    if math.prod(value.held) == 1:
+        return _reshaped(graph, eqn, value, (1,) * len(shape))
+    whole = value if value.held == value.shape else Value(value.shape, value.shape, value.dtype, graph.full(value))
+    return _reshaped(graph, eqn, whole, shape)
+
+
+def _transpose(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    order = eqn.params["permutation"]
+    (name,) = graph.add("Transpose", [graph.held(value)], perm=list(order))
+    return [output(eqn, name, tuple(value.held[i] for i in order))]
+
+
+def _slice(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    steps = eqn.params["strides"] or (1,) * len(value.shape)
+    bounds = zip(eqn.params["start_indices"], eqn.params["limit_indices"], steps, strict=True)
+    kept = [(0, 1, 1) if held == 1 else bound for held, bound in zip(value.held, bounds, strict=True)]
+    starts, ends, strides = zip(*kept, strict=True)
+    inputs = [graph.held(value), *(graph.ints(x) for x in (starts, ends, range(len(kept)), strides))]
+    out = eqn.outvars[0].aval.shape
+    held = tuple(1 if side == 1 else length for side, length in zip(value.held, out, strict=True))
+    return [output(eqn, graph.add("Slice", inputs)[0], held)]
+
+
+def _rev(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    axes = eqn.params["dimensions"]
+    starts, ends, steps = ([number] * len(axes) for number in (-1, np.iinfo(np.int64).min, -1))
+    inputs = [graph.held(value), *(graph.ints(x) for x in (starts, ends, axes, steps))]
+    return [output(eqn, graph.add("Slice", inputs)[0], value.held)]
+
+
+def _tile(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    return [output(eqn, graph.add("Tile", [graph.full(value), graph.ints(eqn.params["reps"])])[0])]
+
+
+def _concatenate(graph: Graph, eqn: Any, *values: Value) -> list[Value]:
+    small = [value.constant for value in values if value.constant is not None and value.constant.size <= 64]
+    if len(small) == len(values):
+        whole = [np.broadcast_to(x, value.shape) for x, value in zip(small, values, strict=True)]
+        joined = np.concatenate(whole, axis=eqn.params["dimension"])
+        return [Value(joined.shape, joined.shape, values[0].dtype, constant=joined)]
+    names = [graph.full(value) for value in values]
+    return [output(eqn, graph.add("Concat", names, axis=eqn.params["dimension"])[0])]
+
+
+def _stack(graph: Graph, eqn: Any, *values: Value) -> list[Value]:
+    axis = eqn.params["axis"]
+    names = [graph.add("Unsqueeze", [graph.full(value), graph.ints([axis])])[0] for value in values]
+    return [output(eqn, graph.add("Concat", names, axis=axis)[0])]
+
+
+def _split(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    sizes, axis = eqn.params["sizes"], eqn.params["axis"]
+    names = graph.add("Split", [graph.full(value), graph.ints(sizes)], len(sizes), axis=axis)
+    return [output(eqn, name, number=number) for number, name in enumerate(names)]
+
+
+def _pad(graph: Graph, eqn: Any, value: Value, fill: Value) -> list[Value]:
+    config = eqn.params["padding_config"]
+    if any(low < 0 or high < 0 or between for low, high, between in config):
+        raise unsupported(eqn)
+    if not any(low or high for low, high, _ in config):
+        return [value]
+    pads = graph.ints([int(low) for low, _, _ in config] + [int(high) for _, high, _ in config])
+    return [output(eqn, graph.add("Pad", [graph.full(value), pads, graph.held(fill)])[0])]
+
+
+def _iota(graph: Graph, eqn: Any) -> list[Value]:
+    shape, dimension = eqn.params["shape"], eqn.params["dimension"]
+    held = tuple(side if i == dimension else 1 for i, side in enumerate(shape))
+    counted = np.arange(shape[dimension]).astype(eqn.params["dtype"]).reshape(held)
+    return [Value(tuple(shape), held, counted.dtype, constant=counted)]
+
+
+FORMS: dict[str, Form] = {
+    "abs": elementwise("Abs"),
+    "add": elementwise("Add"),
+    "and": elementwise("And"),
+    "broadcast_in_dim": _broadcast,
+    "ceil": elementwise("Ceil"),
+    "clamp": _clamp,
+    "concatenate": _concatenate,
+    "convert_element_type": _convert,
+    "copy": _same,
+    "div": elementwise("Div"),
+    "eq": elementwise("Equal"),
+    "exp": elementwise("Exp"),
+    "floor": elementwise("Floor"),
+    "ge": elementwise("GreaterOrEqual"),
+    "gt": elementwise("Greater"),
+    "integer_pow": _integer_pow,
+    "iota": _iota,
+    "is_finite": _is_finite,
+    "le": elementwise("LessOrEqual"),
+    "log": elementwise("Log"),
+    "logistic": elementwise("Sigmoid"),
+    "lt": elementwise("Less"),
+    "max": elementwise("Max"),
+    "min": elementwise("Min"),
+    "mul": elementwise("Mul"),
+    "ne": chain("Equal", "Not"),
+    "neg": elementwise("Neg"),
+    "not": elementwise("Not"),
+    "or": elementwise("Or"),
+    "pad": _pad,
+    "pow": elementwise("Pow"),
+    "rem": elementwise("Mod", fmod=1),
+    "reshape": _reshape,
+    "rev": _rev,
+    "rsqrt": chain("Sqrt", "Reciprocal"),
+    "select_n": _select,
+    "sign": elementwise("Sign"),
+    "slice": _slice,
+    "split": _split,
+    "sqrt": elementwise("Sqrt"),
+    "square": _square,
+    "squeeze": _squeeze,
+    "stack": _stack,
+    "stop_gradient": _same,
+    "sub": elementwise("Sub"),
+    "tanh": elementwise("Tanh"),
+    "tile": _tile,
+    "transpose": _transpose,
+    "xor": elementwise("Xor"),
+}

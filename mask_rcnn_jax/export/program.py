@@ -1,0 +1,96 @@
+"""The whole way from an image's bytes to detections in its pixels, as one function to be exported.
+
+Shape letters: `B` images, `H W` sides of the input, `D` detection slots, `M` side of a predicted mask, `J` keypoints.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from mask_rcnn_jax.export.resize import Preprocessing, preprocess
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables, detect
+from mask_rcnn_jax.models.pooler import Pool, pool
+from mask_rcnn_jax.ops import paste_masks
+
+Program = Callable[[Variables, UInt8[Array, "B H W 3"], Int[Array, "B 2"]], dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What a file is to take and give, beyond what the checkpoint says."""
+
+    input_size: tuple[int, int]  # (height, width), pixels: the largest image
+    preprocessing: Preprocessing
+    batch: int | None = 1  # images a call; None: any number (StableHLO)
+    paste_masks: bool = False  # bitmaps of the input's size instead of probabilities inside the boxes
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A trained model, and how it is to be exported."""
+
+    config: MaskRCNNConfig
+    variables: Variables
+    class_names: tuple[str, ...]
+    settings: ExportSettings
+
+
+def program(config: MaskRCNNConfig, settings: ExportSettings, pool: Pool = pool) -> Program:
+    """A function of variables, images and their (height, width) in the input; it gives padded arrays by name.
+
+    `boxes` [B, D, 4] (x1, y1, x2, y2) and `keypoints` [B, D, J, 3] (x, y, score) are in pixels of the input, `masks`
+    are probabilities [B, D, M, M] inside the boxes or bitmaps [B, D, H, W], `scores`, `classes` and `valid` are [B, D].
+    Best score first; rows that are not `valid` are zeros. Only a model that has them gives `masks` and `keypoints`.
+    """
+
+    def run(variables: Variables, images: UInt8[Array, "B H W 3"], sizes: Int[Array, "B 2"]) -> dict[str, Array]:
+        sizes = jnp.clip(sizes, 1, jnp.array(settings.input_size, jnp.int32))
+        resized, resized_sizes = preprocess(settings.preprocessing, images, sizes)
+        found = detect(config, variables, resized, resized_sizes, pool)
+        scale = (sizes.astype(jnp.float32) / resized_sizes.astype(jnp.float32))[:, None, ::-1]
+        limit = sizes.astype(jnp.float32)[:, None, ::-1]
+        boxes = jnp.clip(found.boxes * jnp.tile(scale, 2), 0, jnp.tile(limit, 2))
+        outputs = {"boxes": boxes, "scores": found.scores, "classes": found.classes, "valid": found.valid}
+        if found.masks is not None:
+            outputs["masks"] = _pasted(config, settings, found.masks, boxes) if settings.paste_masks else found.masks
+        if found.keypoints is not None:
+            ones = jnp.ones_like(scale[..., :1])
+            outputs["keypoints"] = found.keypoints * jnp.concatenate([scale, ones], axis=-1)[:, :, None]
+        return outputs
+
+    return run
+
+
+def metadata(exportable: Exportable) -> dict[str, Any]:
+    """What the file says of itself, as JSON values."""
+    settings = exportable.settings
+    return {
+        "class_names": list(exportable.class_names),
+        "input_size": list(settings.input_size),
+        "batch": settings.batch,
+        "masks": "pasted" if settings.paste_masks else "probabilities",
+        "preprocessing": asdict(settings.preprocessing),
+        "jax": jax.__version__,
+    }
+
+
+def abstract_inputs(settings: ExportSettings, batch: Any) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Shapes of a program's images and sizes."""
+    height, width = settings.input_size
+    return jax.ShapeDtypeStruct((batch, height, width, 3), np.uint8), jax.ShapeDtypeStruct((batch, 2), np.int32)
+
+
+def _pasted(
+    config: MaskRCNNConfig, settings: ExportSettings, masks: Float[Array, "B D M M"], boxes: Float[Array, "B D 4"]
+) -> UInt8[Array, "B D H W"]:
+    convention = config.mask_head.paste if config.mask_head else "detectron2"
+
+    def paste(masks: Float[Array, "D M M"], boxes: Float[Array, "D 4"]) -> UInt8[Array, "D H W"]:
+        return paste_masks(masks, boxes, settings.input_size, convention).astype(jnp.uint8)
+
+    return jax.vmap(paste)(masks, boxes)

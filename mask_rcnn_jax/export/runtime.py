@@ -1,0 +1,134 @@
+"""Runs an exported model: a file of `mask-rcnn export`, with JAX and NumPy or, where it ends in .onnx, ONNX Runtime.
+
+Nothing else of the package is needed, so that this file may be copied to where the package is not:
+
+    from mask_rcnn_jax.export.runtime import load
+
+    model = load("model.stablehlo")
+    (found,) = model.detect([pixels])  # uint8 RGB [height, width, 3]
+    found["boxes"], found["scores"], [model.class_names[index] for index in found["classes"]]
+"""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = "mask-rcnn-jax stablehlo 1"
+PLATFORMS = ("cpu", "cuda", "tpu")
+METADATA_KEY = "mask_rcnn_jax"  # of an ONNX file's properties
+
+Arrays = dict[str, np.ndarray]
+
+
+class BrokenFileError(ValueError):
+    """A file that is no exported model, or of a version that cannot be read here."""
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A model that takes batches of one shape.
+
+    `call` takes images [B, H, W, 3], uint8 RGB, each in the top left corner of zeros, and their (height, width)
+    [B, 2], int32. It gives arrays padded to D rows, best score first, of which `valid` [B, D] tells the real ones:
+    `boxes` [B, D, 4] (x1, y1, x2, y2) in pixels, `scores` and `classes` [B, D], and what the model has of `masks` (B, D
+    probabilities inside the boxes, or bitmaps [B, D, H, W]) and `keypoints` [B, D, J, 3] (x, y, score).
+    """
+
+    class_names: tuple[str, ...]
+    input_size: tuple[int, int]  # (H, W), pixels: the largest image
+    batch: int | None  # images a call; None: any number, and each number compiles once
+    metadata: Mapping[str, Any]
+    call: Callable[[np.ndarray, np.ndarray], Arrays]
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[Arrays]:
+        """What is found in each image, uint8 RGB [height, width, 3]: the arrays of `call` without padding or `valid`.
+
+        Raises ValueError for an image that is not of that kind, or larger than `input_size`.
+        """
+        return list(self._detections(images))
+
+    def _detections(self, images: Sequence[np.ndarray]) -> Iterator[Arrays]:
+        step = self.batch or max(1, len(images))
+        for start in range(0, len(images), step):
+            part = images[start : start + step]
+            pixels, sizes = np.zeros((step, *self.input_size, 3), np.uint8), np.ones((step, 2), np.int32)
+            for row, image in enumerate(part):
+                self._check(image, start + row)
+                height, width = image.shape[:2]
+                pixels[row, :height, :width], sizes[row] = image, (height, width)
+            found = self.call(pixels, sizes)
+            for row in range(len(part)):
+                kept = found["valid"][row]
+                arrays = {name: array[row][kept] for name, array in found.items() if name != "valid"}
+                if self.metadata["masks"] == "pasted" and "masks" in arrays:
+                    arrays["masks"] = arrays["masks"][:, : sizes[row, 0], : sizes[row, 1]]
+                yield arrays
+
+    def _check(self, image: np.ndarray, number: int) -> None:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"image {number} is {image.dtype} {image.shape}, not uint8 RGB [height, width, 3]")
+        if image.shape[0] > self.input_size[0] or image.shape[1] > self.input_size[1]:
+            height, width = self.input_size
+            raise ValueError(
+                f"image {number} is {image.shape[1]} x {image.shape[0]}, larger than the model's input"
+                f" {width} x {height}; make it smaller, or export with a larger --input"
+            )
+
+
+def load(path: str | Path) -> ExportedModel:
+    """The model of a file. Raises BrokenFileError, or OSError, naming the file where it cannot be loaded."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    metadata, call = (_onnx if path.suffix == ".onnx" else _stablehlo)(path)
+    height, width = metadata["input_size"]
+    return ExportedModel(tuple(metadata["class_names"]), (height, width), metadata["batch"], metadata, call)
+
+
+def _stablehlo(path: Path) -> tuple[dict[str, Any], Callable[[np.ndarray, np.ndarray], Arrays]]:
+    import jax
+    from jax import export
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            metadata = json.loads(archive.read("metadata.json"))
+            if metadata.get("format") != FORMAT:
+                raise BrokenFileError(f"{path} is of format {metadata.get('format')!r}; this reads {FORMAT!r}")
+            exported = export.deserialize(bytearray(archive.read("program.bin")))
+            weights = []
+            for number in range(metadata["weights"]):
+                with archive.open(f"weights/{number}.npy") as file:
+                    weights.append(np.load(file))
+    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, EOFError) as error:
+        raise BrokenFileError(f"{path} is no exported model, or only a part of one ({error})") from error
+    compiled, on_device = jax.jit(exported.call), jax.device_put(weights)
+
+    def call(images: np.ndarray, sizes: np.ndarray) -> Arrays:
+        return jax.device_get(compiled(on_device, images, sizes))
+
+    return metadata, call
+
+
+def _onnx(path: Path) -> tuple[dict[str, Any], Callable[[np.ndarray, np.ndarray], Arrays]]:
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf
+
+    try:
+        session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
+    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
+        raise BrokenFileError(f"{path} is no ONNX model, or only a part of one ({error})") from error
+    properties = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY not in properties:
+        raise BrokenFileError(f"{path} is an ONNX model, but not one of mask-rcnn export")
+    names = [output.name for output in session.get_outputs()]
+
+    def call(images: np.ndarray, sizes: np.ndarray) -> Arrays:
+        results = session.run(names, {"images": images, "sizes": sizes})
+        return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
+
+    return json.loads(properties[METADATA_KEY]), call

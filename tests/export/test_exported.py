@@ -1,0 +1,152 @@
+"""Whole models in files: both kinds find what evaluation finds, and the runtime needs nothing else of the package."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax import export
+
+from mask_rcnn_jax.export.runtime import PLATFORMS, BrokenFileError, ExportedModel, load
+from mask_rcnn_jax.export.stablehlo import export_stablehlo
+from mask_rcnn_jax.ops import multilevel_roi_align
+from tests.export.models import CLASS_NAMES, INPUT, assert_same, exportable, ordinary, pictures
+
+# What a person runs who has the file and the module alone: finds things in pictures, and tells what was imported.
+STRANGER = """
+import json, sys
+import numpy as np
+from mask_rcnn_jax.export.runtime import load
+model = load(sys.argv[1])
+pictures = np.load(sys.argv[2])
+found = model.detect([pictures[name] for name in pictures.files])
+np.savez(sys.argv[3], **{f"{i}_{name}": array for i, one in enumerate(found) for name, array in one.items()})
+print(json.dumps([sorted(sys.modules), model.class_names, model.batch]))
+"""
+
+
+@pytest.fixture(scope="module")
+def expected() -> list:
+    return ordinary(exportable("fpn"), pictures())
+
+
+@pytest.fixture(scope="module")
+def stablehlo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that takes any number of images."""
+    path = tmp_path_factory.mktemp("export") / "model.stablehlo"
+    export_stablehlo(exportable("fpn", batch=None), path)
+    return path
+
+
+def onnx_model(name: str, folder: Path, paste_masks: bool = False) -> ExportedModel:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from mask_rcnn_jax.export.to_onnx import export_onnx
+
+    export_onnx(exportable(name, 2, paste_masks), folder / f"{name}.onnx")
+    return load(folder / f"{name}.onnx")
+
+
+def test_stablehlo_runs_without_the_package_and_finds_the_same(stablehlo, expected, tmp_path):
+    np.savez(tmp_path / "pictures.npz", *pictures())
+    command = [sys.executable, "-c", STRANGER, stablehlo, tmp_path / "pictures.npz", tmp_path / "found.npz"]
+    cache = jax.config.jax_compilation_cache_dir
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    modules, names, batch = json.loads(done.stdout)
+    ours = [name for name in modules if name.partition(".")[0] in ("mask_rcnn_jax", "flax", "orbax", "PIL")]
+    assert ours == ["mask_rcnn_jax", "mask_rcnn_jax.export", "mask_rcnn_jax.export.runtime"]
+    assert (tuple(names), batch) == (CLASS_NAMES, None)
+    arrays = np.load(tmp_path / "found.npz")
+    for number, one in enumerate(expected):
+        mine = {key.split("_", 1)[1]: arrays[key] for key in arrays.files if key.startswith(f"{number}_")}
+        assert_same(mine, one, exportable("fpn").config)
+
+
+def test_onnx_finds_the_same(expected, tmp_path):
+    model = onnx_model("fpn", tmp_path)
+    assert (model.class_names, model.input_size, model.batch) == (CLASS_NAMES, INPUT, 2)
+    for found, one in zip(model.detect(pictures()), expected, strict=True):
+        assert_same(found, one, exportable("fpn").config)
+
+
+def test_onnx_with_torchvisions_conventions_and_pasted_masks(tmp_path):
+    model, source = onnx_model("torchvision", tmp_path, paste_masks=True), exportable("torchvision")
+    for found, one in zip(model.detect(pictures()), ordinary(source, pictures()), strict=True):
+        assert_same(found, one, source.config, pasted=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["c4", "cascade"])
+def test_other_members_of_the_family(name, tmp_path):
+    source = exportable(name)
+    export_stablehlo(source, tmp_path / "model.stablehlo")
+    expected = ordinary(source, pictures())
+    for model in (load(tmp_path / "model.stablehlo"), onnx_model(name, tmp_path)):
+        for found, one in zip(model.detect(pictures()), expected, strict=True):
+            assert_same(found, one, source.config)
+
+
+@pytest.mark.parametrize("platforms", [("cpu",), ("cuda",), PLATFORMS])
+def test_each_platform_has_its_own_form_of_roi_align(platforms):
+    """Windows in a loop on CPU, dense products elsewhere; one file for several platforms holds both and chooses."""
+
+    def pooled(features, rois, levels):
+        def pool(level, *of_image):
+            return multilevel_roi_align([level], *of_image, [0.25], 7)
+
+        return jax.vmap(pool)(features, rois, levels)
+
+    batch = export.symbolic_shape("batch")[0]
+    shapes = [((batch, 16, 16, 8), np.float32), ((batch, 10, 4), np.float32), ((batch, 10), np.int32)]
+    inputs = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    text = export.export(jax.jit(pooled), platforms=platforms)(*inputs).mlir_module()
+    assert ("stablehlo.while" in text) == ("cpu" in platforms)
+    assert len(platforms) == 1 or "stablehlo.case" in text
+
+
+def test_a_file_says_what_it_holds(stablehlo):
+    with zipfile.ZipFile(stablehlo) as archive:
+        described = json.loads(archive.read("metadata.json"))
+        exported = export.deserialize(bytearray(archive.read("program.bin")))
+    assert described["class_names"] == list(CLASS_NAMES)
+    assert described["platforms"] == list(exported.platforms) == ["cpu", "cuda", "tpu"]
+    assert described["preprocessing"]["canvas"] == [64, 96]
+
+
+@pytest.mark.parametrize("suffix", [".stablehlo", ".onnx"])
+@pytest.mark.parametrize("content", [b"", b"not a model", None])
+def test_broken_files_are_named(suffix, content, stablehlo, tmp_path):
+    if suffix == ".onnx":
+        pytest.importorskip("onnxruntime")
+    path = tmp_path / f"broken{suffix}"
+    path.write_bytes(stablehlo.read_bytes()[:5000] if content is None else content)
+    with pytest.raises(BrokenFileError, match=f"broken{suffix} is"):
+        load(path)
+
+
+def test_files_of_others_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "later.stablehlo", "w") as archive:
+        archive.writestr("metadata.json", json.dumps({"format": "mask-rcnn-jax stablehlo 99"}))
+    with pytest.raises(BrokenFileError, match="stablehlo 99"):
+        load(tmp_path / "later.stablehlo")
+    with pytest.raises(FileNotFoundError, match=r"absent\.onnx does not exist"):
+        load(tmp_path / "absent.onnx")
+
+
+def test_images_that_do_not_fit_are_named():
+    model = ExportedModel(("a",), (40, 50), 1, {"masks": "probabilities"}, lambda *_: {})
+    for image, said in [
+        (np.zeros((41, 50, 3), np.uint8), "image 0 is 50 x 41, larger than the model's input 50 x 40"),
+        (np.zeros((4, 5, 3), np.float32), "float32"),
+        (np.zeros((4, 5), np.uint8), r"\(4, 5\), not uint8 RGB"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            model.detect([image])
+    assert model.detect([]) == []

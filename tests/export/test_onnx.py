@@ -1,0 +1,95 @@
+"""JAX's primitives as ONNX: the same results, operation by operation, and a clear refusal of what has no form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.ops.nms import nms
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+RNG = np.random.default_rng(0)
+FLOATS = RNG.normal(size=(2, 5, 3)).astype(np.float32)
+INTEGERS = RNG.integers(-9, 9, (2, 5)).astype(np.int32)
+TIES = RNG.integers(0, 4, (2, 40)).astype(np.float32)
+BOOLS = RNG.uniform(size=(2, 5)) > 0.5
+ROWS = np.array([[1, 0], [0, 0]], np.int32)
+BOXES = (lambda corner: np.concatenate([corner, corner + 25], -1))(RNG.uniform(0, 60, (2, 300, 2)).astype(np.float32))
+SCORES = RNG.integers(0, 50, (2, 300)).astype(np.float32)
+
+
+def through_onnx(function, *arguments: np.ndarray) -> list[np.ndarray]:
+    """The results of a function that was translated, in ONNX Runtime."""
+    from mask_rcnn_jax.export.onnx_graph import Graph, Value, tensor_info
+    from mask_rcnn_jax.export.to_onnx import OPSET, translate
+
+    closed, shapes = jax.make_jaxpr(lambda *a: jax.tree.leaves(function(*a)), return_shape=True)(*arguments)
+    graph = Graph()
+    inputs = [Value(x.shape, x.shape, x.dtype, f"in{i}") for i, x in enumerate(arguments)]
+    outputs = []
+    for i, (value, shape) in enumerate(zip(translate(graph, closed, inputs), shapes, strict=True)):
+        graph.nodes.append(onnx.helper.make_node("Identity", [graph.full(value)], [f"out{i}"]))
+        outputs.append(tensor_info(f"out{i}", shape.dtype, shape.shape))
+    proto = graph.proto("test", [tensor_info(x.name, x.dtype, x.shape) for x in inputs], outputs)
+    model = onnx.helper.make_model(proto, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    given = {value.name: x for value, x in zip(inputs, arguments, strict=True)}
+    return session.run(None, {x.name: given[x.name] for x in session.get_inputs()})
+
+
+def steps(limit):
+    """Doublings until a number passes its own limit: a loop that `vmap` runs for rows of different lengths."""
+    return jax.lax.while_loop(lambda s: s[0] < limit, lambda s: (s[0] * 2, s[1] + 1), (jnp.int32(1), jnp.int32(0)))
+
+
+def resized(sizes):
+    with jax.enable_x64(True):
+        return jnp.floor(sizes.astype(jnp.float64) * (800 / 963) + 0.5).astype(jnp.int32)
+
+
+CASES = {
+    "broadcast": (lambda x: x[:, None] * jnp.arange(4.0)[None, :, None, None] + x.sum(-1)[:, None, :, None], FLOATS),
+    "select": (lambda b: (jnp.where(b, INTEGERS, -1), jnp.where(b, ~b, b), jnp.where(b[..., None], FLOATS, 0)), BOOLS),
+    "integers": (lambda i: (i // 4, i % 4, jnp.sign(i), jax.lax.rem(i, jnp.int32(4)), -i, abs(i)), INTEGERS),
+    "finite": (lambda x: jnp.isfinite(jnp.log(x)), FLOATS),
+    "functions": (lambda x: (jax.nn.softmax(x), jax.nn.sigmoid(x), jnp.clip(x, 0, 1)), FLOATS),
+    "powers": (lambda x: (jax.lax.rsqrt(x**2 + 1), x**3, jnp.sqrt(jnp.square(x)), jnp.exp(-x)), FLOATS),
+    "float64": (resized, INTEGERS),
+    "sort ties": (lambda t: (jnp.argsort(t, stable=True), jnp.argsort(-t, stable=True), jnp.sort(t)), TIES),
+    "sort booleans": (lambda b: jnp.argsort(~b, axis=1, stable=True), BOOLS),
+    "top_k ties": (lambda t: jax.lax.top_k(t, 7), TIES),
+    "gather": (lambda x, r: (jax.vmap(lambda x, r: x[r])(x, r), x[:, r], x[0][r], x[r, r]), FLOATS, ROWS),
+    "gather at two places": (jax.vmap(lambda x, r: x[r, jnp.zeros_like(r)]), FLOATS, ROWS),
+    "overwrite": (lambda x: (x.at[:, 1:3].set(0.0), x.at[:, :2].set(1.0)), FLOATS),
+    "reduce nothing": (lambda b: (b[:, :0].any(1), b[:, :0].all(1), INTEGERS[:, :0].sum(1) + b[:, 0]), BOOLS),
+    "reduce": (lambda x: (x.max(1), x.min((0, 2)), (x > 0).all(-1), (x > 0).any(), x.argmax(1)), FLOATS),
+    "sums": (lambda x: (x.sum((0, 2)), jnp.cumsum(x, 1), jnp.mean(x)), FLOATS),
+    "shapes": (lambda x: (x[:, ::2, ::-1], jnp.stack([x, x], 1), jnp.tile(x, 2), jnp.split(x, [2, 3], 1)), FLOATS),
+    "padding": (lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0))), FLOATS),
+    "products": (lambda x: (jnp.einsum("bij,bkj->bik", x, x), jnp.einsum("bij,ckj->ibck", x, x)), FLOATS),
+    "while by rows": (jax.vmap(steps), np.array([3, 100, 0, 17], np.int32)),
+    "while": (steps, np.array(50, np.int32)),
+    "scan": (lambda x: jax.lax.scan(lambda c, row: (c + row.sum(), (row * c, c)), jnp.float32(0), x), FLOATS),
+    "map": (lambda x: jax.lax.map(lambda row: row * 2, x.reshape(10, 3), batch_size=4), FLOATS),
+    "nms": (jax.vmap(lambda b, s: nms(b, s, s > 5, 0.4, 40)), BOXES, SCORES),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_results_are_those_of_jax(name):
+    function, *arguments = CASES[name]
+    expected = [np.asarray(x) for x in jax.tree.leaves(jax.jit(function)(*arguments))]
+    for ours, theirs in zip(through_onnx(function, *arguments), expected, strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        if theirs.dtype == np.float32:
+            np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=2e-6)
+        else:
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_operation_without_a_form_is_named():
+    with pytest.raises(UserError, match="no form yet of JAX's erf_inv"):
+        through_onnx(jax.lax.erf_inv, FLOATS)
