@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exceptions that are not bugs."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Commands print the message and exit with status 2. Every other exception is a bug and keeps its traceback.
     """
+
+
+class Stopped(Exception):
+    """A run was asked to end before its last step, and did so in good order. Commands exit with status 75."""

@@ -1,10 +1,9 @@
-"""Where the settings of a command come from, and the cache of compiled programs."""
+"""Where the settings of a command come from, and which processes run it."""
 
-import os
+import argparse
 from pathlib import Path
 
-import jax
-
+from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import load_config_file
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.training import ExperimentConfig
@@ -26,8 +25,23 @@ def load_experiment(file: Path) -> ExperimentConfig:
     return config
 
 
-def use_compile_cache() -> None:
-    """Keeps compiled programs between runs, where JAX_COMPILATION_CACHE_DIR does not say where already."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "mask_rcnn_jax" / "compiled"))
+def add_process_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a command that several processes run together, one a host or one a device."""
+    group = parser.add_argument_group("several processes", "the same command in each of them")
+    group.add_argument("--distributed", action="store_true", help="find the others by the cluster (Slurm, MPI, TPU)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="find them by an address of the first process")
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are, with --coordinator")
+    group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0, with --coordinator")
+
+
+def join_processes(options: argparse.Namespace) -> None:
+    """Joins the processes that the options name, if any; before anything else of jax is used."""
+    explicit = (options.coordinator, options.processes, options.process)
+    if any(value is not None for value in explicit):
+        if None in explicit:
+            raise UserError("--coordinator, --processes and --process belong together; give all three")
+        if not 0 <= options.process < options.processes:
+            raise UserError(f"--process {options.process} must be from 0 to --processes {options.processes} - 1")
+        processes.start(*explicit)
+    elif options.distributed:
+        processes.start(None, None, None)

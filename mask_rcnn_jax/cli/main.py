@@ -10,8 +10,12 @@ COMMANDS = {
     "build-tfds": ("build_tfds", "write a COCO directory as ArrayRecord shards"),
     "browse": ("browse", "draw training examples as the model is given them"),
     "convert": ("convert", "turn annotations of another format into a COCO directory"),
+    "export": ("export", "write a model as one file that runs without this package: StableHLO or ONNX"),
     "import": ("import_weights", "turn weights of torchvision or Detectron2 into a checkpoint"),
     "lint": ("lint", "count what a dataset holds and find what is wrong with it"),
+    "replay": ("replay", "repeat a step whose loss was not finite, and say where that began"),
+    "predict": ("predict", "find instances in images and write them as pictures, tables, labels, polygons"),
+    "reproduce": ("reproduce", "train a finished run again, and compare the two bit for bit"),
 }
 
 

@@ -4,9 +4,11 @@ import argparse
 from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.cli.experiment import load_experiment, use_compile_cache
+from mask_rcnn_jax.cli.experiment import add_process_options, join_processes, load_experiment
 from mask_rcnn_jax.config import override
+from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.training import ExperimentConfig, train
+from mask_rcnn_jax.training.profiling import ProfileSteps
 from mask_rcnn_jax.training.workdir import read_config
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "shapes.py"
@@ -17,9 +19,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     def command() -> None:
+        join_processes(options)
         use_compile_cache()
         workdir = options.workdir or Path("runs") / (options.config or DEFAULT_CONFIG).stem
-        train(override(_config(options.config, workdir), options.set), workdir)
+        config = override(_config(options.config, workdir), options.set)
+        train(config, workdir, options.profile, options.wandb)
 
     return run(command, when_interrupted="interrupted; the same command goes on from the last checkpoint")
 
@@ -34,7 +38,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workdir", type=Path, help="folder of the run (default: runs/NAME of the config)")
     changes = "change settings, for example schedule.learning_rate=0.01"
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=changes)
+    parser.add_argument(
+        "--profile",
+        nargs="?",
+        const=ProfileSteps(),
+        type=_profile_steps,
+        metavar="START:STOP",
+        help="trace these steps, counted from 1, into WORKDIR/profile (without a value: a few after the warm-up)",
+    )
+    parser.add_argument("--wandb", metavar="PROJECT", help="send metrics to this project of Weights & Biases too")
+    add_process_options(parser)
     return parser
+
+
+def _profile_steps(text: str) -> ProfileSteps:
+    try:
+        return ProfileSteps.parse(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not START:STOP, for example 100:105") from None
 
 
 def _config(file: Path | None, workdir: Path) -> ExperimentConfig:

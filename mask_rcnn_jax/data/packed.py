@@ -13,7 +13,7 @@ import tempfile
 import threading
 import weakref
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex, TypeVar, overload
 
@@ -123,6 +123,11 @@ class PackedRecords(_CutSequence[Record]):
             values.flags.writeable = False
         self._file: tuple[Path, _Layout] | None = None
 
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """All that the records hold, by field."""
+        return self._arrays
+
     def __len__(self) -> int:
         return len(self._arrays["image_id"])
 
@@ -216,10 +221,10 @@ class Selection(_CutSequence[Record]):
     """Some of `records`, by index, without copying them."""
 
     def __init__(self, records: Sequence[Record], indices: Int[np.ndarray, " n"]):
-        self._records, self._indices = records, indices
+        self.records, self.indices = records, indices
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def _cut(self, row: int) -> Record:
-        return self._records[int(self._indices[row])]
+        return self.records[int(self.indices[row])]

@@ -1,27 +1,67 @@
 """Writes a run's numbers to `metrics.jsonl`, to TensorBoard, and to the console."""
 
+import errno
 import io
 import json
 import math
 import os
+import string
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from mask_rcnn_jax import processes
+
+HISTOGRAM = "histogram/"
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """What a run reports to."""
+
+    def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+
+class SilentWriter:
+    """Records nothing: of several processes only the first one reports."""
+
+    def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
+        pass
+
+    def say(self, message: str) -> None:
+        pass
+
+
+@contextmanager
+def open_writer(workdir: Path, total_steps: int, start_step: int) -> Iterator[Writer]:
+    """The writer of this process, for as long as the context lasts."""
+    if not processes.is_first():
+        yield SilentWriter()
+        return
+    with MetricsWriter(workdir, total_steps, start_step) as writer:
+        yield writer
 
 
 class MetricsWriter:
     """Context manager that records metrics by step.
 
     `workdir/metrics.jsonl` gets a line for each `write`: {"step": ..., name: value, ...}, null for what is not finite.
-    `workdir/tensorboard` gets the finite ones. The console shows `loss`, the parts `loss/NAME`, `learning_rate`,
-    `images_per_second`, `data_wait` (the share of the time, 0..1), and the time left: on a terminal in a progress bar,
-    elsewhere as a line. A `write` that has no `loss`, such as an evaluation's, leaves the console alone.
+    `workdir/tensorboard` gets the finite ones, those named `histogram/NAME/BIN` as the histogram NAME. The console
+    shows `loss`, the parts `loss/NAME`, `learning_rate`, `images_per_second`, `data_wait` (the share of the time,
+    0..1), and the time left: on a terminal in a progress bar, elsewhere as a line. A `write` that has no `loss`, such
+    as an evaluation's, leaves the console alone.
 
     A run that goes on from `start_step` loses what was recorded for later steps, because it will record them again.
     """
@@ -39,10 +79,13 @@ class MetricsWriter:
         path = workdir / "metrics.jsonl"
         _drop_lines_after(path, start_step)
         self._lines = path.open("a")
-        # The suffix keeps a run that goes on within the second from taking the file of the one before.
+        threads = set(threading.enumerate())
+        # The suffix keeps a run that goes on within the second from taking the file of the one before. The queue is
+        # endless: where it had an end, a run would wait at it forever for a thread that a full disk has ended.
         self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1, filename_suffix=f".{start_step}"
+            str(workdir / "tensorboard"), purge_step=start_step + 1, filename_suffix=f".{start_step}", max_queue=0
         )
+        self._tensorboard_threads = set(threading.enumerate()) - threads
         self._stream: Any = stream or sys.stdout
         self._clock = clock
         self._total_steps = total_steps
@@ -63,8 +106,13 @@ class MetricsWriter:
         line = {"step": step} | {name: finite.get(name) for name in values}
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
+        if not all(thread.is_alive() for thread in self._tensorboard_threads):
+            raise OSError(errno.EIO, "writing for TensorBoard has failed")
         for name, value in finite.items():
-            self._tensorboard.add_scalar(name, value, step)
+            if not name.startswith(HISTOGRAM):
+                self._tensorboard.add_scalar(name, value, step)
+        for name, histogram in histograms(finite).items():
+            self._tensorboard.add_histogram_raw(name, **histogram.moments(), global_step=step)
         if "loss" in values:
             self._show(step, values)
 
@@ -105,6 +153,50 @@ class MetricsWriter:
             self._compiled = True
             self._timed_from = (step, now)
         return timedelta(seconds=round((self._total_steps - step) * seconds_a_step))
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between `edges`, of which there is one more."""
+
+    edges: list[float]
+    counts: list[float]
+
+    def moments(self) -> dict[str, Any]:
+        """What TensorBoard wants to know; values count as the middles of their bins."""
+        weighted = [
+            (count, (left + right) / 2) for count, (left, right) in zip(self.counts, pairwise(self.edges), strict=True)
+        ]
+        return {
+            "min": self.edges[0],
+            "max": self.edges[-1],
+            "num": sum(self.counts),
+            "sum": sum(count * x for count, x in weighted),
+            "sum_squares": sum(count * x * x for count, x in weighted),
+            "bucket_limits": self.edges[1:],
+            "bucket_counts": self.counts,
+        }
+
+
+def histograms(values: Mapping[str, float]) -> dict[str, Histogram]:
+    """The histograms of metrics `histogram/NAME/BIN` by NAME.
+
+    A bin begins at the number that ends its name, such as 0.7, and is as wide as the first one. Those of levels, such
+    as p3, have their number in the middle.
+    """
+    bins: dict[str, dict[float, float]] = {}
+    for name, value in values.items():
+        if name.startswith(HISTOGRAM):
+            group, _, start = name.removeprefix(HISTOGRAM).rpartition("/")
+            bins.setdefault(group, {})[float(start.lstrip(string.ascii_letters))] = value
+    found = {}
+    for group, counts in bins.items():
+        starts = sorted(counts)
+        width = starts[1] - starts[0] if len(starts) > 1 else 1.0
+        shift = width / 2 if group.endswith("_level") else 0.0
+        edges = [start - shift for start in (*starts, starts[-1] + width)]
+        found[group] = Histogram(edges, [counts[start] for start in starts])
+    return found
 
 
 def _console_text(values: Mapping[str, float], time_left: timedelta) -> str:

@@ -1,7 +1,7 @@
 """One training step over all devices: `jit(shard_map(step))` on a mesh with the axis `data`."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import DATA_AXIS, Mean, Variables, init, loss_terms
@@ -22,19 +22,37 @@ Measures = dict[str, Float[Array, ""]]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What changes from step to step, the same on every device. `step` counts finished steps."""
+    """What changes from step to step, the same on every device. `step` counts finished steps, skipped ones as well."""
 
     step: Int[Array, ""]
     variables: Variables
     optimizer: Any  # optax's state; None for weights that only predict
+    average: Any = None  # exponential moving average of `variables.params`; None without one
+    skipped: Int[Array, ""] = field(default_factory=lambda: jnp.int32(0))  # how many of the last steps in a row were
+
+    def averaged(self) -> Variables:
+        """The variables with the averaged parameters in place of the raw ones."""
+        return Variables(self.average, self.variables.buffers)
 
 
-def make_mesh(batch_size: int) -> Mesh:
-    """All devices along the axis `data`. Raises UserError where they cannot share the batch equally."""
-    devices = jax.devices()
-    if batch_size % len(devices):
+def make_mesh(config: ExperimentConfig) -> Mesh:
+    """All devices of all processes along the axis `data`.
+
+    Raises UserError where they cannot share the batch as the configuration says.
+    """
+    devices, steps, size = jax.devices(), config.accumulation_steps, config.batch_size
+    if config.images_per_device is not None:
+        total = len(devices) * config.images_per_device * steps
+        if total != size:
+            raise UserError(
+                f"batch_size={size} is not {len(devices)} devices * images_per_device={config.images_per_device} *"
+                f" accumulation_steps={steps} = {total}; change one of them"
+            )
+    elif size % (len(devices) * steps):
+        times = f" in accumulation_steps={steps}" if steps > 1 else ""
         raise UserError(
-            f"batch_size={batch_size} cannot be shared equally by {len(devices)} devices; make it a multiple of them"
+            f"batch_size={size} cannot be shared equally by {len(devices)} devices{times}; make it a multiple of"
+            f" {len(devices) * steps}"
         )
     return Mesh(devices, (DATA_AXIS,))
 
@@ -47,7 +65,8 @@ def init_state(config: ExperimentConfig, variables: Variables | None = None) -> 
     """The state before the first step: `variables`, or random ones drawn from the seed."""
     if variables is None:
         variables = init(config.model, jax.random.key(config.seed))
-    return TrainState(jnp.int32(0), variables, make_optimizer(config).init(variables.params))
+    average = jax.tree.map(jnp.copy, variables.params) if config.ema_decay else None
+    return TrainState(jnp.int32(0), variables, make_optimizer(config).init(variables.params), average, jnp.int32(0))
 
 
 def make_train_step(config: ExperimentConfig, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, Measures]]:
@@ -55,6 +74,9 @@ def make_train_step(config: ExperimentConfig, mesh: Mesh) -> Callable[[TrainStat
 
     Losses are divided by counts over the whole batch, not by those of a device. Sampling draws from keys folded by
     step and example, so that the numbers do not depend on how many devices share the batch.
+
+    A step whose loss or gradient is not finite changes nothing but the counts of steps; nor does any after more than
+    `config.max_skipped_steps` such steps in a row, so that the state is kept in which it happened.
     """
     optimizer, schedule = make_optimizer(config), config.schedule.build(config.steps)
 
@@ -63,29 +85,68 @@ def make_train_step(config: ExperimentConfig, mesh: Mesh) -> Callable[[TrainStat
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.example_index)
 
         def loss_of(params: Any) -> tuple[Float[Array, ""], tuple[Measures, Any]]:
-            variables = Variables(params, state.variables.buffers)
-            terms, buffers = loss_terms(config.model, variables, batch, keys)
-            # Sums meet inside the differentiated function: the gradient of a replicated parameter is then summed
-            # over devices by the transposition itself.
+            terms, buffers = _terms(config, Variables(params, state.variables.buffers), batch, keys)
+            # Sums meet inside the differentiated function, so that the gradient is that of the global mean.
             terms = jax.lax.psum(terms, DATA_AXIS)
             measures = {name: term.value for name, term in terms.items() if isinstance(term, Mean)}
             loss = sum((value for name, value in measures.items() if name.startswith("loss/")), jnp.float32(0))
             return loss, (measures, buffers)
 
         params = state.variables.params
-        (loss, (measures, buffers)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        # As values of the device, so that the gradient is summed over devices once, and not wherever one is used.
+        of_device = jax.tree.map(lambda x: jax.lax.pcast(x, DATA_AXIS, to="varying"), params)
+        (loss, (measures, buffers)), gradients = jax.value_and_grad(loss_of, has_aux=True)(of_device)
+        gradients = jax.lax.psum(gradients, DATA_AXIS)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, params)
-        measures |= {
-            "loss": loss,
-            "learning_rate": schedule(state.step),
-            "gradient_norm": optax.tree.norm(gradients),
-        }
+        measures |= {"loss": loss, "learning_rate": schedule(state.step)} | _norms(gradients)
         params = jax.tree.map(jnp.add, params, updates)
-        variables = Variables(params, buffers)
-        return TrainState(state.step + 1, variables, optimizer_state), measures
+        average = _moved(config.ema_decay, state.average, params)
+
+        finite = jnp.isfinite(loss) & jnp.isfinite(measures["gradient_norm"])
+        accepted = finite & (state.skipped <= config.max_skipped_steps)
+        skipped = jnp.where(accepted, 0, state.skipped + 1)
+        variables, optimizer_state, average = jax.tree.map(
+            lambda changed, kept: jnp.where(accepted, changed, kept),
+            (Variables(params, buffers), optimizer_state, average),
+            (state.variables, state.optimizer, state.average),
+        )
+        state = TrainState(state.step + 1, variables, optimizer_state, average, skipped)
+        return state, measures | {"skipped_steps": skipped}
 
     sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(DATA_AXIS)), out_specs=P())
     return jax.jit(sharded, donate_argnums=0)
+
+
+def _terms(
+    config: ExperimentConfig, variables: Variables, batch: Batch, keys: Key[Array, " B"]
+) -> tuple[dict[str, Mean], Any]:
+    """The device's sums of the loss terms, and the updated buffers.
+
+    With accumulation the parts of the batch follow one another, and each is computed again when its gradient is: only
+    their sums are kept, so that the loss is divided by counts of the whole batch here too.
+    """
+    if config.accumulation_steps == 1:
+        return loss_terms(config.model, variables, batch, keys)
+
+    @jax.checkpoint
+    def part(buffers: Any, inputs: tuple[Batch, Key[Array, " B"]]) -> tuple[Any, dict[str, Mean]]:
+        terms, buffers = loss_terms(config.model, Variables(variables.params, buffers), *inputs)
+        return buffers, terms
+
+    parts = jax.tree.map(lambda x: x.reshape(config.accumulation_steps, -1, *x.shape[1:]), (batch, keys))
+    buffers, terms = jax.lax.scan(part, variables.buffers, parts)
+    return jax.tree.map(lambda x: x.sum(axis=0), terms), buffers
+
+
+def _norms(gradients: Mapping[str, Any]) -> Measures:
+    """The norm of the gradient, and of each network's part of it."""
+    parts = {f"gradient_norm/{name}": optax.tree.norm(part) for name, part in gradients.items()}
+    return {"gradient_norm": optax.tree.norm(parts)} | parts
+
+
+def _moved(decay: float, average: Any, params: Any) -> Any:
+    """The moving average after a step."""
+    return average and jax.tree.map(lambda x, y: x + (1 - decay) * (y - x), average, params)
 
 
 def replicate(state: TrainState, mesh: Mesh) -> TrainState:
@@ -93,4 +154,6 @@ def replicate(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 def shard(batch: Batch, mesh: Mesh) -> Batch:
-    return jax.device_put(batch, NamedSharding(mesh, P(DATA_AXIS)))
+    """The global batch, of which each process gives its share of the rows."""
+    sharding = NamedSharding(mesh, P(DATA_AXIS))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -1,15 +1,24 @@
 """A run's folder: it belongs to one configuration, and is only ever gone on with."""
 
+import errno
+import fcntl
 import json
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import differences, from_json, to_json
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.training.checkpoint import FOLDER
 from mask_rcnn_jax.training.config import ExperimentConfig
 
 CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
+
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
 def read_config(workdir: Path) -> ExperimentConfig | None:
@@ -51,6 +60,46 @@ def claim(workdir: Path, config: ExperimentConfig) -> None:
         os.replace(beside, workdir / CONFIG_FILE)
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def disk_faults(workdir: Path) -> Iterator[None]:
+    """Says of a disk that is full, fails or has become read-only that it is, as a `UserError`."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # the last two are tensorstore's, whose text has the reason
+        reason = next((os.strerror(number) for number in _OF_DISK if os.strerror(number) in str(error)), None)
+        if reason is None:
+            raise
+        # What else was to be written fails as well, and is logged when Python ends.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise UserError(
+            f"{workdir} can no longer be written ({reason}); make room or make it writable, and the same command goes"
+            " on from the last checkpoint"
+        ) from error
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other runs out of `workdir`; the system lets go of the lock when the process ends, however it ends.
+
+    Raises `UserError` where another run has it. Of several processes of a run the first one holds it.
+    """
+    with ExitStack() as stack:
+        processes.by_first(lambda: _lock(workdir, stack))
+        yield
+
+
+def _lock(workdir: Path, stack: ExitStack) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context((workdir / LOCK_FILE).open("a"))
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror or error}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another run is at work in {workdir}; wait for it to end, or use another --workdir") from None
 
 
 def _trained(workdir: Path) -> list[str]:

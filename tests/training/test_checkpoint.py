@@ -43,14 +43,59 @@ def test_the_latest_two_and_the_best_stay(run):
 def test_a_run_goes_on_from_the_latest_bit_for_bit(run):
     workdir, config, state = run
     with Checkpoints(workdir, config, METADATA) as checkpoints:
-        assert checkpoints.latest_step() == 5
-        restored = checkpoints.restore(init_state(replace(config, seed=9)))
-    assert int(restored.step) == 5
+        restored, told = checkpoints.restore(init_state(replace(config, seed=9)))
+    assert (int(restored.step), told) == (5, [])
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     for a, b in zip(jax.tree.leaves(restored.variables), jax.tree.leaves(state.variables), strict=True):
         np.testing.assert_array_equal(a, b + 5)
     for a, b in zip(jax.tree.leaves(restored.optimizer), jax.tree.leaves(state.optimizer), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_the_average_of_the_weights_is_kept_beside_them(tmp_path):
+    config = tiny_experiment(Path("unused"), ema_decay=0.9)
+    state = init_state(config)
+    state = replace(state, step=state.step + 7, average=jax.tree.map(lambda x: x + 1, state.average))
+    with Checkpoints(tmp_path, config, METADATA) as checkpoints:
+        checkpoints.save(replace(state, skipped=state.skipped + 2))
+    with Checkpoints(tmp_path, config, METADATA) as checkpoints:
+        restored, _ = checkpoints.restore(init_state(config))
+    assert (int(restored.step), int(restored.skipped)) == (7, 2)
+    for a, b in zip(jax.tree.leaves(restored.average), jax.tree.leaves(state.variables.params), strict=True):
+        np.testing.assert_array_equal(a, b + 1)
+
+
+def test_without_a_checkpoint_the_state_is_the_first_one(tmp_path, run):
+    _, config, state = run
+    with Checkpoints(tmp_path, config, METADATA) as checkpoints:
+        assert checkpoints.restore(state) == (state, [])
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(run, tmp_path):
+    workdir, config, state = run
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run/checkpoints/5/optimizer/_METADATA").unlink()
+    with Checkpoints(tmp_path / "run", config, METADATA) as checkpoints:
+        restored, told = checkpoints.restore(state)
+        assert int(restored.step) == 4
+        assert len(told) == 1
+        assert "checkpoints/5 is damaged or half copied" in told[0]
+        assert (tmp_path / "run/damaged/5").is_dir()
+        checkpoints.save(at_step(restored, 5))  # its place is free again
+    with Checkpoints(tmp_path / "run", config, METADATA) as checkpoints:
+        assert int(checkpoints.restore(state)[0].step) == 5
+
+
+def test_checkpoints_that_are_all_damaged_are_named(run, tmp_path):
+    workdir, config, state = run
+    shutil.copytree(workdir, tmp_path / "run")
+    for file in (tmp_path / "run/checkpoints").glob("*/model/_METADATA"):
+        file.write_text("{")
+    with (
+        Checkpoints(tmp_path / "run", config, METADATA) as checkpoints,
+        pytest.raises(UserError, match="holds no checkpoint that can be read"),
+    ):
+        checkpoints.restore(state)
 
 
 @pytest.mark.parametrize(("which", "step"), [("best", 2), ("latest", 5), ("4", 4)])

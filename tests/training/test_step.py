@@ -1,5 +1,6 @@
 """The training step: the same on any number of devices, and able to learn."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import DATA_AXIS, NormConfig
 from mask_rcnn_jax.training import AdamWConfig, CosineDecay, ExperimentConfig, ScheduleConfig
-from mask_rcnn_jax.training.step import init_state, make_mesh, make_train_step, replicate, shard
+from mask_rcnn_jax.training.step import TrainState, init_state, make_mesh, make_train_step, replicate, shard
 from tests.tiny import tiny_batch, tiny_experiment, tiny_model
 
 
@@ -32,6 +33,12 @@ def run(config: ExperimentConfig, devices: int, steps: int):
         state, measures = step_fn(state, shard(batch, mesh))
         history.append({name: float(value) for name, value in measures.items()})
     return jax.device_get(state), history
+
+
+def largest_difference(state: TrainState, reference: TrainState) -> float:
+    """Of any tensor of the variables, relative to its largest value."""
+    leaves = zip(jax.tree.leaves(state.variables), jax.tree.leaves(reference.variables), strict=True)
+    return max(float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-6)) for a, b in leaves)
 
 
 @pytest.mark.parametrize("kind", ["group_norm", "batch_norm"])
@@ -82,11 +89,67 @@ def test_the_step_descends_along_the_gradient_of_the_reported_loss():
     assert history[0]["learning_rate"] == pytest.approx(0.01 * 0.001, rel=1e-4)
 
 
-def test_a_batch_that_devices_cannot_share_is_refused():
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_twenty_steps_agree_on_any_number_of_devices(devices):
+    config = tiny_experiment(Path("unused"), model=tiny_model(), steps=20)
+    (one, history_of_one), (several, history) = run(config, 1, 20), run(config, devices, 20)
+    assert largest_difference(several, one) < 1e-5
+    for a, b in zip(history_of_one, history, strict=True):
+        assert a["rpn/foreground_anchors"] == b["rpn/foreground_anchors"]
+        assert a["box/foreground_rois"] == b["box/foreground_rois"]
+
+
+@pytest.mark.parametrize(("devices", "parts"), [(1, 4), (2, 2)])
+def test_parts_of_a_batch_train_like_the_whole(devices, parts):
+    config = tiny_experiment(Path("unused"), model=tiny_model())
+    (whole, history), (added, history_of_parts) = (
+        run(config, 1, 3),
+        run(replace(config, accumulation_steps=parts), devices, 3),
+    )
+    assert largest_difference(added, whole) < 1e-5
+    for a, b in zip(history, history_of_parts, strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_cross_devices_once_and_never_in_a_loop(parts):
+    config = tiny_experiment(Path("unused"), model=tiny_model(), accumulation_steps=parts)
+    mesh = mesh_of(2)
+    inputs = replicate(init_state(config), mesh), shard(tiny_batch(8), mesh)
+    program = make_train_step(config, mesh).lower(*inputs).compile().as_text()
+    # The entry computation is the one that no loop repeats.
+    outside, entry = program.split("\nENTRY ")
+    collective = re.compile(r"= (.*) (?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\(")
+    assert not collective.search(outside)
+    counts, gradients = sorted(collective.findall(entry), key=len)
+    leaves = len(jax.tree.leaves(inputs[0].variables.params))
+    assert gradients.count("f32[") >= leaves
+    assert counts.count("f32[") == counts.count("f32[]") <= 10
+
+
+def test_an_average_of_the_weights_follows_them():
+    config = tiny_experiment(Path("unused"), model=tiny_model(), ema_decay=0.75, batch_size=2)
+    states = [run(config, 1, steps)[0] for steps in (1, 2)]
+    params = [jax.device_get(init_state(config).variables.params), *(state.variables.params for state in states)]
+    expected = jax.tree.map(lambda x, y, z: 0.75 * (0.75 * x + 0.25 * y) + 0.25 * z, *params)
+    for a, b in zip(jax.tree.leaves(states[1].average), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert states[1].averaged().params is states[1].average
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 3}, r"batch_size=3 cannot be shared equally by \d+ devices; make it a multiple of \d+"),
+        ({"accumulation_steps": 5}, r"batch_size=8 cannot .* devices in accumulation_steps=5; make it a multiple"),
+        ({"images_per_device": 3}, r"batch_size=8 is not \d+ devices \* images_per_device=3 \* accumulation_steps=1 ="),
+    ],
+)
+def test_a_batch_that_devices_cannot_share_is_refused(changes, message):
     if jax.device_count() == 1:
         pytest.skip("one device shares every batch")
-    with pytest.raises(UserError, match=r"batch_size=3 cannot be shared equally by \d+ devices"):
-        make_mesh(3)
+    with pytest.raises(UserError, match=message):
+        make_mesh(tiny_experiment(Path("unused"), **changes))
 
 
 def test_same_seed_same_bits():

@@ -1,0 +1,50 @@
+"""The data of a run, checked before the first step for everything that can be."""
+
+from mask_rcnn_jax.data import CocoDataset, eval_batches, load_dataset, trainable_records, verify_images
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.evaluation import keypoint_sigmas
+from mask_rcnn_jax.training.config import ExperimentConfig
+
+
+def load_datasets(config: ExperimentConfig) -> dict[str, CocoDataset]:
+    """The two splits, checked against each other, the model, and the image files."""
+    source = config.data.source
+    train_set, val_set = load_dataset(source, source.train_split), load_dataset(source, source.val_split)
+    if (train_set.categories, train_set.class_names) != (val_set.categories, val_set.class_names):
+        raise UserError(f"{train_set.annotation_file} and {val_set.annotation_file} have different categories")
+    if len(train_set.class_names) != config.model.num_classes:
+        raise UserError(
+            f"{train_set.annotation_file} has {len(train_set.class_names)} categories but model.num_classes is"
+            f" {config.model.num_classes}; add --set model.num_classes={len(train_set.class_names)}"
+        )
+    if train_set.boxes_only and config.model.mask_head is not None:
+        raise UserError(
+            f"{train_set.annotation_file} is read without segmentations; set data.source.boxes_only to false to train"
+            " a model with masks, or model.mask_head to none"
+        )
+    _check_keypoints(config, train_set, val_set)
+    train_set, val_set = verify_images(train_set, config.data), verify_images(val_set, config.data)
+    trainable_records(train_set, config.data)
+    eval_batches(val_set, config.data, 1).close()  # raises where an image cannot fit the canvas
+    return {"train": train_set, "val": val_set}
+
+
+def _check_keypoints(config: ExperimentConfig, train_set: CocoDataset, val_set: CocoDataset) -> None:
+    if config.model.keypoint_head is None:
+        return
+    if train_set.keypoint_names != val_set.keypoint_names:
+        raise UserError(f"{train_set.annotation_file} and {val_set.annotation_file} have different keypoints")
+    found, expected = len(train_set.keypoint_names), config.model.keypoint_head.num_keypoints
+    if found != expected:
+        raise UserError(
+            f"{train_set.annotation_file} names {found} keypoints but model.keypoint_head.num_keypoints is {expected};"
+            " name them in its category, or set the number"
+        )
+    keypoint_sigmas(val_set, config.evaluation)  # raises where they are needed and not known
+
+
+def describe(dataset: CocoDataset) -> str:
+    """What was read and what was left out, in a few lines."""
+    instances = sum(len(record.boxes) for record in dataset.records)
+    count = f"{len(dataset.records)} images, {instances} instances, {len(dataset.class_names)} classes"
+    return "\n".join([f"{dataset.annotation_file}: {count}", *dataset.describe_problems()])

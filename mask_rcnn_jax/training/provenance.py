@@ -1,0 +1,188 @@
+"""What is needed to repeat a run, and what it came to: `WORKDIR/starts.jsonl` and `WORKDIR/result.json`.
+
+Each start of a run adds a line with the command, the code, packages, devices, settings of jax, and the fingerprints of
+the data and of the weights it started from. Changes of the code that git has not got lie beside it, `code-HASH.diff`.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mask_rcnn_jax import processes
+from mask_rcnn_jax.data import CocoDataset, fingerprint
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.training.step import TrainState
+
+STARTS_FILE, RESULT_FILE, METRICS_FILE = "starts.jsonl", "result.json", "metrics.jsonl"
+
+_PACKAGE = Path(__file__).parents[1]
+# What metrics.jsonl has of the run's course, by the first part of the name; the rest, such as speeds, is the machine's.
+_REPEATABLE = {"loss", "learning_rate", "gradient_norm", "bbox", "segm", "keypoints", "average"}
+
+
+def record_start(workdir: Path, state: TrainState, datasets: Mapping[str, CocoDataset]) -> None:
+    """Adds this start of the run in `workdir` to its record; of several processes the first one writes."""
+    if not processes.is_first():
+        return
+    code, changes = describe_code()
+    if changes:
+        code["changes"] = f"code-{hashlib.sha256(changes).hexdigest()[:12]}.diff"
+        _write(workdir / code["changes"], changes)
+    start = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": int(state.step),
+        "command": sys.argv,
+        "directory": os.getcwd(),
+        "code": code,
+        **describe_machine(),
+        "data": {split: fingerprint(dataset) for split, dataset in datasets.items()},
+        "weights": hash_arrays(state.variables),
+    }
+    path = workdir / STARTS_FILE
+    before = path.read_bytes() if path.exists() else b""
+    _write(path, before + json.dumps(start).encode() + b"\n")
+
+
+def record_result(workdir: Path, state: TrainState) -> None:
+    """Writes the hashes of what the run in `workdir` came to."""
+    if not processes.is_first():
+        return
+    result = {
+        "step": int(state.step),
+        "parameters": hash_arrays(state.variables.params),
+        "buffers": hash_arrays(state.variables.buffers),
+        "average": None if state.average is None else hash_arrays(state.average),
+        "metrics": hashlib.sha256(json.dumps(repeatable_metrics(workdir)).encode()).hexdigest(),
+    }
+    _write(workdir / RESULT_FILE, json.dumps(result, indent=2).encode() + b"\n")
+
+
+def read_starts(workdir: Path) -> list[dict[str, Any]]:
+    """The starts whose steps are in the run's result: not those after which it went on from where they began, or
+    earlier. Raises `UserError` where nothing is recorded.
+    """
+    path, result = workdir / STARTS_FILE, read_result(workdir)
+    try:
+        starts = [json.loads(line) for line in path.read_text().splitlines()]
+        # A start's steps hold until another begins before them.
+        steps = [start["step"] for start in starts] + [result["step"]]
+        ends = [min(steps[later:]) for later in range(1, len(steps))]
+    except FileNotFoundError:
+        raise UserError(f"{workdir} has no {path.name}, which says how to repeat it; train it again") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); train the run again") from None
+    return [start for start, end in zip(starts, ends, strict=True) if start["step"] < end]
+
+
+def read_result(workdir: Path) -> dict[str, Any]:
+    """What `record_result` wrote. Raises `UserError` where the run has not finished."""
+    path = workdir / RESULT_FILE
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{workdir} holds no finished run (it has no {path.name}); go on with it first, train.py --workdir DIR"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); start the run again to have it written") from None
+
+
+def repeatable_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what is of the machine, each once."""
+    lines = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
+    kept = [
+        {name: value for name, value in line.items() if name == "step" or name.partition("/")[0] in _REPEATABLE}
+        for line in lines
+    ]
+    return [line for index, line in enumerate(kept) if line not in kept[:index]]
+
+
+def hash_arrays(tree: Any) -> str:
+    """sha256 over the names, types, shapes and bits of a tree's arrays, in the order of the names."""
+    digest = hashlib.sha256()
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    for name, leaf in sorted(leaves.items()):
+        values = np.asarray(leaf)
+        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def describe_machine() -> dict[str, Any]:
+    """Python, packages, devices, and the environment that jax and XLA read."""
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in _packages()},
+        "devices": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+            "processes": jax.process_count(),
+        },
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name == "XLA_FLAGS" or (name.startswith("JAX_") and "CACHE" not in name)
+        },
+    }
+
+
+def _packages() -> list[str]:
+    """What the project depends on and is installed, and the parts of jax that compute."""
+    try:
+        required = importlib.metadata.requires("mask-rcnn-jax") or []
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        required = []
+    names = {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required if "extra ==" not in line}
+    plugins = {found.name for found in importlib.metadata.distributions() if found.name.startswith("jax-cuda")}
+    return sorted(names | plugins | {"jax", "jaxlib", "numpy"})
+
+
+def describe_code() -> tuple[dict[str, Any], bytes]:
+    """A hash over the package's files, and the git revision they are of where they lie in a checkout; also what is
+    changed there since, untracked Python files included, as `git apply` takes it.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\n".encode() + path.read_bytes())
+    code: dict[str, Any] = {"hash": digest.hexdigest(), "revision": None, "changes": None}
+    root = _PACKAGE.parent
+    # A package installed into the environment of some other project's checkout is none of that checkout.
+    if _git(root, "ls-files", "--error-unmatch", "mask_rcnn_jax/__init__.py") is None:
+        return code, b""
+    revision = _git(root, "rev-parse", "HEAD")
+    changes = [_git(root, "diff", "--no-ext-diff", "HEAD") or b""]
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py") or b""
+    added = ("diff", "--no-ext-diff", "--no-index", "--", "/dev/null")
+    changes += [_git(root, *added, os.fsdecode(name)) or b"" for name in untracked.split(b"\0") if name]
+    return code | {"revision": revision and revision.decode().strip()}, b"".join(changes)
+
+
+def _git(root: Path, *arguments: str) -> bytes | None:
+    """What git prints, or None where there is no git, no checkout, or no such file."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False)
+    except OSError:
+        return None
+    # `git diff --no-index` answers 1 where the files differ.
+    return done.stdout if done.returncode in (0, 1) and not (done.returncode and not done.stdout) else None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes beside and then renames, so that the file is whole whenever the run is killed."""
+    beside = path.with_name(f"{path.name}.tmp")
+    beside.write_bytes(content)
+    os.replace(beside, path)

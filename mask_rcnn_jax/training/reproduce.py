@@ -1,0 +1,124 @@
+"""Runs a finished run again, and says whether it comes to the same bits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mask_rcnn_jax.data import fingerprint
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.training import provenance
+from mask_rcnn_jax.training.datasets import load_datasets
+from mask_rcnn_jax.training.loop import train
+from mask_rcnn_jax.training.workdir import read_config
+
+_MISSING = "none"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    same: bool
+    lines: list[str]  # what was compared, and with what result
+
+
+def reproduce(workdir: Path, out: Path, say: Callable[[str], None]) -> Verdict:
+    """Trains in the folder `out`, which must not be there, as the run in `workdir` was trained, and compares the two.
+
+    `say` is told first how code, packages, devices and data differ from those of the run. Raises `UserError` where
+    there is no finished run, where it is not recorded, or where there are not as many devices.
+    """
+    config, starts = read_config(workdir), provenance.read_starts(workdir)
+    if config is None:
+        raise UserError(f"{workdir} holds no run")
+    expected = provenance.read_result(workdir)
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise UserError(f"--out {out} is there already; name a folder that is not, or remove it")
+    _check_devices(workdir, starts)
+    data = {split: fingerprint(dataset) for split, dataset in load_datasets(config).items()}
+    code, _ = provenance.describe_code()
+    now = provenance.describe_machine() | {"code": code, "data": data}
+    lines = [line for start in starts for line in differences(start, now)]
+    for line in dict.fromkeys(lines):
+        say(f"differs: {line}")
+    if not lines:
+        say("code, packages, devices and data are those of the run")
+    if any(start["code"]["hash"] != code["hash"] for start in starts):
+        say(how_to_get_code(workdir, starts[-1]["code"]))
+    train(config, out)
+    found = provenance.read_result(out)
+    lines = [_compared(name, expected[name], found[name]) for name in expected if name != "step"]
+    same = all(expected[name] == found[name] for name in expected)
+    if not same:
+        lines += _explained(workdir, out, starts[0])
+    return Verdict(same, [line for line in lines if line])
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """One line for each thing that is not as it was at a start of the run."""
+    lines = []
+    if then["code"]["hash"] != now["code"]["hash"]:
+        lines.append(f"code: {_revision(then['code'])} then, {_revision(now['code'])} now")
+    if then["python"] != now["python"]:
+        lines.append(f"Python: {then['python']} then, {now['python']} now")
+    for what in ("packages", "devices", "environment"):
+        for name in sorted(then[what].keys() | now[what].keys()):
+            before, after = then[what].get(name, _MISSING), now[what].get(name, _MISSING)
+            if before != after:
+                lines.append(f"{what}, {name}: {before} then, {after} now")
+    splits = [split for split in then["data"] if then["data"][split] != now["data"][split]]
+    return lines + [f"data: the {split} split has other images or annotations than then" for split in splits]
+
+
+def how_to_get_code(workdir: Path, code: dict[str, Any]) -> str:
+    """The commands that bring the run's own code back."""
+    if code["revision"] is None:
+        return "the run's code was not in a git checkout; install the version of mask-rcnn-jax that it had"
+    apply = f" && git -C DIR apply {workdir.resolve() / code['changes']}" if code["changes"] else ""
+    return f"the run's own code: git worktree add DIR {code['revision']}{apply}"
+
+
+def _check_devices(workdir: Path, starts: list[dict[str, Any]]) -> None:
+    """Raises `UserError` where the numbers of devices differ: no settings would then give the same bits."""
+    counts = list(dict.fromkeys(start["devices"]["count"] for start in starts))
+    if len(counts) > 1:
+        numbers = " and then ".join(map(str, counts))
+        raise UserError(f"{workdir} was trained on {numbers} devices, which one run cannot repeat")
+    kind, present = starts[0]["devices"]["platform"], len(jax.devices())
+    if counts[0] == present:
+        return
+    how = {
+        "cpu": f"set JAX_NUM_CPU_DEVICES={counts[0]}",
+        "gpu": f"name {counts[0]} of them in CUDA_VISIBLE_DEVICES" if present > counts[0] else "use a larger machine",
+    }.get(kind, "use a machine with as many")
+    raise UserError(f"{workdir} was trained on {counts[0]} devices ({kind}), and here are {present}; {how}")
+
+
+def _revision(code: dict[str, Any]) -> str:
+    name = code["revision"][:12] if code["revision"] else "no git revision"
+    return f"{name}{' with changes' if code['changes'] else ''} (files {code['hash'][:12]})"
+
+
+def _compared(name: str, expected: str | None, found: str | None) -> str:
+    if expected is None and found is None:
+        return ""
+    if expected == found:
+        return f"{name}: the same bits (sha256 {str(found)[:16]})"
+    return f"{name}: DIFFERENT (sha256 {str(expected)[:16]} then, {str(found)[:16]} now)"
+
+
+def _explained(workdir: Path, out: Path, start: dict[str, Any]) -> list[str]:
+    """Where the two runs part: their first weights, or the first number that they reported differently."""
+    if provenance.read_starts(out)[0]["weights"] != start["weights"]:
+        return ["the weights that the runs started from differ already: see seed, pretrained, and package versions"]
+    then, now = provenance.repeatable_metrics(workdir), provenance.repeatable_metrics(out)
+    for before, after in zip(then, now, strict=False):
+        for name in before:
+            if before[name] != after.get(name):
+                return [
+                    f"first difference: {name} at step {before['step']}: {before[name]} then, {after.get(name)} now"
+                ]
+    if len(then) != len(now):
+        return [f"{len(then)} lines of metrics then, {len(now)} now"]
+    return ["every number that was reported is the same"]

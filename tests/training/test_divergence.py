@@ -1,0 +1,235 @@
+"""Steps that are not finite: what is blamed, what is kept, what is skipped; and batches that must not make them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mask_rcnn_jax.cli.main import main
+from mask_rcnn_jax.data import pipeline
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.models import Mean, Variables, init
+from mask_rcnn_jax.structures import Batch
+from mask_rcnn_jax.training import diagnosis, train
+from mask_rcnn_jax.training.diagnosis import NOTHING, diagnose
+from mask_rcnn_jax.training.divergence import load_kept_step
+from mask_rcnn_jax.training.step import init_state, make_mesh, make_train_step, replicate, shard
+from tests.tiny import tiny_batch, tiny_experiment, tiny_model
+
+CONFIG = tiny_experiment(Path("unused"), model=tiny_model())
+
+
+def arrays(batch: Batch) -> dict[str, np.ndarray]:
+    """The batch as the data pipeline gives it; images have the ids 100, 101, ..."""
+    truth = batch.ground_truth
+    return {
+        "images": batch.images.astype(np.float32),
+        "image_sizes": batch.image_sizes,
+        "gt_boxes": truth.boxes,
+        "gt_classes": truth.classes,
+        "gt_masks": truth.masks,
+        "gt_mask_regions": truth.mask_regions,
+        "gt_valid": truth.valid,
+        "example_index": batch.example_index,
+        "image_ids": np.arange(len(batch.images)) + 100,
+    }
+
+
+def changed(variables: Variables, name: str, value: float) -> Variables:
+    """The variables with one number of the parameter `name` replaced."""
+
+    def change(path, leaf):
+        if "/".join(key.key for key in path) != name:
+            return leaf
+        return leaf.at[(0,) * leaf.ndim].set(value)
+
+    params = jax.tree_util.tree_map_with_path(change, variables.params)
+    assert not all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(variables.params)))
+    return Variables(params, variables.buffers)
+
+
+@pytest.fixture(scope="module")
+def variables() -> Variables:
+    return init(CONFIG.model, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, np.ndarray]:
+    return arrays(tiny_batch(8))
+
+
+def test_nothing_is_blamed_for_a_finite_step(variables, batch):
+    assert diagnose(CONFIG, variables, batch, 1).startswith(NOTHING)
+
+
+def test_an_image_is_blamed(variables, batch):
+    images = batch["images"].copy()
+    images[5, 10, 10, 1] = np.nan
+    assert diagnose(CONFIG, variables, batch | {"images": images}, 1) == "images of image 105"
+
+
+def test_a_box_is_blamed(variables, batch):
+    boxes = batch["gt_boxes"].copy()
+    boxes[2, 0, 3] = np.inf
+    assert diagnose(CONFIG, variables, batch | {"gt_boxes": boxes}, 1) == "ground-truth boxes of image 102"
+
+
+@pytest.mark.parametrize("name", ["backbone/bottom_up/stem/conv/kernel", "mask_head/deconv/bias"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_parameter_is_blamed(variables, batch, name, value):
+    assert diagnose(CONFIG, changed(variables, name, value), batch, 1) == f"the parameter {name} itself"
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("backbone/output2/conv/kernel", "backbone features p2"),
+        ("rpn/objectness/conv/kernel", "RPN logits p2"),
+        ("rpn/deltas/conv/kernel", "RPN deltas p2"),
+        ("box_head/class_logits/kernel", "class logits"),
+        ("box_head/box_deltas/kernel", "box deltas"),
+        ("mask_head/predictor_kernel", "mask logits"),
+    ],
+)
+def test_a_stage_is_blamed_that_overflows(variables, batch, name, stage):
+    """Parameters as a diverging run leaves them: finite, but too large for what is made of them."""
+
+    before = {"backbone/output2/conv/kernel": "backbone/lateral2", "mask_head/predictor_kernel": "mask_head/deconv"}
+
+    def fill(path, x):
+        own = "/".join(key.key for key in path)
+        return jnp.full_like(x, 3e38) if own == name or own.startswith(before.get(name, "none")) else x
+
+    params = jax.tree_util.tree_map_with_path(fill, variables.params)
+    found = diagnose(CONFIG, Variables(params, variables.buffers), batch, 1)
+    assert found.startswith(f"{stage} of "), found
+
+
+def test_a_gradient_is_blamed_that_alone_is_infinite(variables, batch, monkeypatch):
+    """The root of a sum of zeros is finite, and has an infinite slope."""
+    plain = diagnosis.loss_terms
+
+    def with_root(config, variables, batch, keys, observe):
+        terms, buffers = plain(config, variables, batch, keys, observe)
+        root = jnp.sqrt(jnp.abs(variables.params["box_head"]["fc1"]["bias"]).sum())
+        return terms | {"loss/root": Mean(root, jnp.float32(1))}, buffers
+
+    monkeypatch.setattr(diagnosis, "loss_terms", with_root)
+    diagnosis._program.cache_clear()
+    found = diagnose(CONFIG, variables, batch, 1)  # biases begin as zeros
+    diagnosis._program.cache_clear()
+    assert found == "the gradient of the parameter box_head/fc1/bias"
+
+
+def test_a_run_passes_over_steps_says_so_stops_and_can_be_replayed(tmp_path, capsys, monkeypatch):
+    """Row 3 of the batches of steps 2, 5 and 6 has a NaN; one such step may be skipped, two in a row may not."""
+    config = tiny_experiment(tmp_path, steps=6, max_skipped_steps=1)
+    # Only torchvision's resizing gives images of floats, which can hold a NaN.
+    config = replace(config, data=replace(config.data, resize="torchvision"))
+    load = pipeline.TrainingBatches.__call__
+
+    def with_nan(self, step):
+        batch = load(self, step)
+        if step + 1 in (2, 5, 6):
+            batch["images"][3, 5, 5, 0] = np.nan
+        return batch
+
+    monkeypatch.setattr(pipeline.TrainingBatches, "__call__", with_nan)
+    with pytest.raises(
+        UserError, match=r"became infinite or NaN at step 6, first images of image \d+ \(images"
+    ) as info:
+        train(config, tmp_path / "run")
+    said = capsys.readouterr().out
+    folder = tmp_path / "run" / "divergence"
+    files = [folder / f"step_{step:08}.npz" for step in (2, 5, 6)]
+    assert sorted(folder.iterdir()) == files
+    assert f"`mask-rcnn replay {files[2]}` repeats it; lower schedule.learning_rate" in str(info.value)
+    for step, file in ((2, files[0]), (5, files[1])):
+        assert f"became infinite or NaN at step {step}, first images of image" in said
+        assert f"the step was skipped; `mask-rcnn replay {file}` repeats it" in said
+    kept = [load_kept_step(file) for file in files]
+    assert [one.step for one in kept] == [2, 5, 6]
+    assert [one.variables is None for one in kept] == [True, True, False]
+    for one in kept:
+        assert np.isnan(one.batch["images"]).any(axis=(1, 2, 3)).tolist() == [row == 3 for row in range(8)]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["skipped_steps"]) for line in lines] == [(1, 0), (2, 1), (3, 0), (4, 0), (5, 1), (6, 1)]
+    for one, file in zip(kept, files, strict=True):  # those without parameters take the last checkpoint's
+        assert main(["replay", str(file)]) == 1
+        assert f"not finite first: images of image {one.batch['image_ids'][3]}\n" in capsys.readouterr().out
+
+
+def test_a_skipped_step_changes_no_parameter():
+    """A step without its bad batch, and with it: all but the count of steps is the same afterwards, bit for bit."""
+    config = replace(CONFIG, max_skipped_steps=1)
+    mesh = make_mesh(config)
+    step_fn = make_train_step(config, mesh)
+    good = replace(tiny_batch(8), images=tiny_batch(8).images.astype(np.float32))
+    bad = replace(good, images=np.full_like(good.images, np.nan))
+
+    def run(batches):
+        state = replicate(init_state(config), mesh)
+        states, skipped = [], []
+        for batch in batches:
+            state, measures = step_fn(state, shard(batch, mesh))
+            states.append(jax.device_get(state))
+            skipped.append(int(measures["skipped_steps"]))
+        return states, skipped
+
+    states, skipped = run([good, bad, good, bad, bad, good])
+    assert skipped == [0, 1, 0, 1, 2, 3]  # after two in a row nothing is applied any more, not even what is good
+    assert same(states[0], states[1])
+    assert not same(states[1], states[2])
+    assert same(states[2], states[3])
+    assert same(states[3], states[4])
+    assert same(states[4], states[5])
+    assert [int(state.step) for state in states] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[5].variables))
+
+
+def same(a, b) -> bool:
+    parts = [(state.variables, state.optimizer, state.average) for state in (a, b)]
+    return all(map(np.array_equal, *map(jax.tree.leaves, parts)))
+
+
+def test_a_huge_learning_rate_names_a_stage(tmp_path):
+    config = tiny_experiment(tmp_path)
+    config = replace(config, schedule=replace(config.schedule, learning_rate=1e30, warmup_steps=0))
+    with pytest.raises(UserError, match=r"step 2, first (backbone features|RPN|class|box|mask|loss)[^(]* of ") as info:
+        train(config, tmp_path / "run")
+    file = tmp_path / "run" / "divergence" / "step_00000002.npz"
+    kept = load_kept_step(file)
+    assert kept.variables is not None
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.variables))  # those before the step
+    assert diagnose(config, kept.variables, kept.batch, 2) in str(info.value)
+
+
+def empty(batch: Batch) -> Batch:
+    truth = jax.tree.map(np.zeros_like, batch.ground_truth)
+    return replace(batch, ground_truth=truth)
+
+
+def one_pixel(batch: Batch) -> Batch:
+    boxes = batch.ground_truth.boxes
+    boxes = np.where(batch.ground_truth.valid[..., None], np.concatenate([boxes[..., :2], boxes[..., :2] + 1], -1), 0)
+    return replace(batch, ground_truth=replace(batch.ground_truth, boxes=boxes, mask_regions=boxes))
+
+
+def no_area(batch: Batch) -> Batch:
+    boxes = batch.ground_truth.boxes
+    boxes = np.concatenate([boxes[..., :2], boxes[..., :2]], -1)
+    return replace(batch, ground_truth=replace(batch.ground_truth, boxes=boxes, mask_regions=boxes))
+
+
+def one_pixel_image(batch: Batch) -> Batch:
+    return replace(empty(batch), image_sizes=np.ones_like(batch.image_sizes))
+
+
+@pytest.mark.parametrize("change", [empty, one_pixel, no_area, one_pixel_image])
+def test_batches_with_little_in_them_are_finite(variables, change):
+    """A batch of crowds alone is an empty one: the data pipeline leaves crowds out."""
+    assert diagnose(CONFIG, variables, arrays(change(tiny_batch(8))), 1).startswith(NOTHING)

@@ -1,0 +1,130 @@
+"""Two real processes with two devices each, joined over loopback, train and evaluate as one process does."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = """
+from pathlib import Path
+
+from tests.tiny import tiny_experiment
+
+
+def get_config():
+    return tiny_experiment(Path({root!r}), steps={steps}, eval_every=2, checkpoint_every=2)
+"""
+EXACT = ("loss", "gradient_norm", "rpn/foreground_anchors", "box/foreground_rois", "bbox/AP", "segm/AP")
+
+
+def start(command: list[str], folder: Path, *, processes: int, devices: int) -> list[subprocess.Popen[str]]:
+    """The command in `processes` processes with `devices` virtual devices each; each one's output in a file."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "PYTHONPATH": str(ROOT),
+    }
+    started = []
+    for index in range(processes):
+        joined = ["--coordinator", address, "--processes", str(processes), "--process", str(index)]
+        with (folder / f"output{index}.txt").open("w") as output:
+            arguments = [sys.executable, *command, *(joined if processes > 1 else [])]
+            started.append(
+                subprocess.Popen(
+                    arguments, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
+                )
+            )
+    return started
+
+
+def finish(started: list[subprocess.Popen[str]], folder: Path) -> list[int]:
+    try:
+        return [process.wait(timeout=400) for process in started]
+    except subprocess.TimeoutExpired:
+        for process in started:
+            process.kill()
+        pytest.fail("\n".join(path.read_text() for path in folder.glob("output*.txt")))
+
+
+def train_command(folder: Path, run: str, steps: int = 4) -> list[str]:
+    config = folder / f"{run}.py"
+    config.write_text(CONFIG.format(root=str(folder), steps=steps))
+    return ["train.py", "--config", str(config), "--workdir", str(folder / run)]
+
+
+def metrics(workdir: Path) -> list[dict[str, float]]:
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{name: line[name] for name in ("step", *EXACT) if name in line} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with the same run by one process with four devices and by two processes with two each."""
+    folder = tmp_path_factory.mktemp("processes")
+    for run, processes in (("one", 1), ("two", 2)):
+        started = start(train_command(folder, run), folder, processes=processes, devices=4 // processes)
+        assert finish(started, folder) == [0] * processes, (folder / "output0.txt").read_text()
+    return folder
+
+
+def test_two_processes_train_as_one(runs):
+    one, two = metrics(runs / "one"), metrics(runs / "two")
+    assert len(one) == len(two) == 6  # four steps and two evaluations
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+
+
+def test_the_second_process_writes_and_says_nothing(runs):
+    assert "step 1/4" in (runs / "output0.txt").read_text()
+    said = (runs / "output1.txt").read_text().splitlines()
+    assert not [line for line in said if not line.startswith("[Gloo]")]
+
+
+def test_two_processes_evaluate_each_image_once(runs):
+    command = ["eval.py", "--workdir", str(runs / "two"), "--checkpoint", "latest", "--pictures", "0"]
+    found = []
+    for processes in (1, 2):
+        out = runs / f"eval{processes}"
+        started = start([*command, "--out", str(out)], runs, processes=processes, devices=2)
+        assert finish(started, runs) == [0] * processes, (runs / "output0.txt").read_text()
+        found.append(json.loads((out / "detections.json").read_text()))
+    one, two = (sorted(detections, key=lambda x: (x["image_id"], -x["score"])) for detections in found)
+    assert [x["image_id"] for x in one] == [x["image_id"] for x in two]
+    assert [x["score"] for x in one] == pytest.approx([x["score"] for x in two], rel=1e-5)
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step(runs):
+    started = start(train_command(runs, "stopped", steps=2000), runs, processes=2, devices=2)
+    path, limit = runs / "stopped" / "metrics.jsonl", time.monotonic() + 300
+    while not (path.exists() and path.stat().st_size) and time.monotonic() < limit:
+        time.sleep(0.2)
+    started[1].send_signal(signal.SIGTERM)
+    assert finish(started, runs) == [os.EX_TEMPFAIL] * 2, (runs / "output0.txt").read_text()
+    last = metrics(runs / "stopped")[-1]["step"]
+    assert (runs / "stopped" / "checkpoints" / str(last)).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--processes", "2"], "--coordinator, --processes and --process belong together"),
+        (["--coordinator", "localhost:1", "--processes", "2", "--process", "2"], "--process 2 must be from 0 to"),
+    ],
+)
+def test_mistakes_are_named(options, message, capsys):
+    from mask_rcnn_jax.cli import train
+
+    assert train.main(options) == 2
+    assert message in capsys.readouterr().err

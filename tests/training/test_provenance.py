@@ -1,0 +1,152 @@
+"""What a run records of how it came about, and of what it came to."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from mask_rcnn_jax.data import ShapesConfig, fingerprint, load_dataset
+from mask_rcnn_jax.data.packed import Selection
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.training import provenance
+from mask_rcnn_jax.training.step import init_state
+from tests.tiny import tiny_experiment
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return tiny_experiment(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def dataset(config):
+    return load_dataset(config.data.source, "train")
+
+
+@pytest.fixture(scope="module")
+def state(config):
+    return init_state(config)
+
+
+def test_a_start_says_what_is_needed_to_repeat_it(state, dataset, tmp_path):
+    provenance.record_start(tmp_path, state, {"train": dataset})
+    provenance.record_start(tmp_path, replace(state, step=jax.numpy.int32(3)), {"train": dataset})
+    first, second = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert (first["step"], second["step"]) == (0, 3)
+    assert first["command"] == sys.argv
+    assert {"jax", "jaxlib", "numpy", "flax", "optax", "grain"} <= first["packages"].keys()
+    assert first["packages"]["jax"] == jax.__version__
+    assert first["devices"] == {"platform": "cpu", "kind": "cpu", "count": len(jax.devices()), "processes": 1}
+    assert first["data"] == {"train": fingerprint(dataset)}
+    assert first["weights"] == second["weights"] == provenance.hash_arrays(state.variables)
+
+
+def test_the_environment_of_jax_is_told(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_of_a_test=1")
+    monkeypatch.setenv("JAX_OF_A_TEST", "2")
+    monkeypatch.setenv("SECRET_KEY", "3")
+    environment = provenance.describe_machine()["environment"]
+    assert environment["XLA_FLAGS"] == "--xla_of_a_test=1"
+    assert environment["JAX_OF_A_TEST"] == "2"
+    assert "SECRET_KEY" not in environment
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A git checkout with a package of one file, in the place of ours."""
+    package = tmp_path / "project" / "mask_rcnn_jax"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("a = 1\n")
+    monkeypatch.setattr(provenance, "_PACKAGE", package)
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    return package
+
+
+def git(checkout, *arguments: str) -> str:
+    who = ["-c", "user.name=Somebody", "-c", "user.email=somebody@example.org"]
+    command = ["git", "-C", str(checkout.parent), *who, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_code_is_told_by_revision_and_changes_that_bring_it_back(checkout, tmp_path):
+    bare, changes = provenance.describe_code()
+    assert (bare["revision"], changes) == (None, b"")
+    git(checkout, "init", "-q")
+    # A package that lies in a checkout to which it does not belong is not told by that checkout's revision.
+    git(checkout, "commit", "-q", "--allow-empty", "-m", "empty")
+    assert provenance.describe_code() == (bare, b"")
+    git(checkout, "add", "-A")
+    git(checkout, "commit", "-q", "-m", "one")
+    clean, changes = provenance.describe_code()
+    assert clean == bare | {"revision": git(checkout, "rev-parse", "HEAD")}
+    assert changes == b""
+
+    (checkout / "__init__.py").write_text("a = 2\n")
+    (checkout / "more.py").write_text("b = 'ü'\n")
+    changed, changes = provenance.describe_code()
+    assert changed["hash"] != clean["hash"]
+    (tmp_path / "changes.diff").write_bytes(changes)
+    git(checkout, "worktree", "add", "-q", str(tmp_path / "again"), clean["revision"])
+    subprocess.run(["git", "apply", str(tmp_path / "changes.diff")], cwd=tmp_path / "again", check=True)
+    for name in ("__init__.py", "more.py"):
+        assert (tmp_path / "again" / "mask_rcnn_jax" / name).read_bytes() == (checkout / name).read_bytes()
+
+
+def test_the_result_is_of_every_bit(config, state, tmp_path):
+    lines = [{"step": 1, "loss": 2.0, "images_per_second": 5.0}, {"step": 1, "segm/AP": 0.25, "data_wait": 0.1}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def result(state):
+        provenance.record_result(tmp_path, state)
+        return provenance.read_result(tmp_path)
+
+    first = result(state)
+    assert first["average"] is None
+    leaves, structure = jax.tree.flatten(state.variables.params)
+    leaves[-1] = np.nextafter(np.asarray(leaves[-1]), np.float32(9))
+    moved = replace(state, variables=replace(state.variables, params=structure.unflatten(leaves)))
+    assert result(moved) == first | {"parameters": provenance.hash_arrays(structure.unflatten(leaves))}
+    assert result(moved)["parameters"] != first["parameters"]
+    # Speeds, and a last evaluation that was repeated, change nothing; a loss does.
+    again = [lines[0] | {"images_per_second": 6.0}, *lines[1:], *lines[1:]]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in again))
+    assert result(state) == first
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line | {"loss": 2.5}) + "\n" for line in lines))
+    assert result(state)["metrics"] != first["metrics"]
+
+
+def test_starts_that_came_to_nothing_are_not_the_runs(tmp_path):
+    steps = [0, 0, 4, 4, 6, 2, 8]  # begun again, gone on from 4 twice, from 6, back to 2, and looked at after its end
+    (tmp_path / "starts.jsonl").write_text("".join(json.dumps({"step": s, "n": n}) + "\n" for n, s in enumerate(steps)))
+    with pytest.raises(UserError, match=r"holds no finished run \(it has no result\.json\)"):
+        provenance.read_starts(tmp_path)
+    (tmp_path / "result.json").write_text('{"step": 8}')
+    assert [start["n"] for start in provenance.read_starts(tmp_path)] == [1, 5]
+    (tmp_path / "starts.jsonl").unlink()
+    with pytest.raises(UserError, match=r"no starts\.jsonl"):
+        provenance.read_starts(tmp_path)
+
+
+def test_a_fingerprint_is_of_what_the_data_says_and_not_of_where_it_lies(config, dataset, tmp_path):
+    source: ShapesConfig = config.data.source
+    moved = load_dataset(replace(source, root=str(tmp_path / "elsewhere")), "train")
+    assert fingerprint(moved) == fingerprint(dataset)
+    other = load_dataset(replace(source, root=str(tmp_path / "other"), seed=1), "train")
+    count = len(dataset.records)
+    some, order = (Selection(dataset.records, rows) for rows in (np.arange(count - 1), np.arange(count)[::-1]))
+    as_list = fingerprint(replace(dataset, records=list(dataset.records)))
+    renamed = [replace(dataset.records[0], path="elsewhere/other.png"), *dataset.records[1:]]
+    variants = [other, replace(dataset, records=some), replace(dataset, records=order)]
+    variants += [replace(dataset, class_names=dataset.class_names[::-1]), replace(dataset, records=renamed)]
+    for name, value in {"boxes": 1, "classes": 1, "areas": 1}.items():
+        record = dataset.records[0]
+        changed = replace(record, **{name: getattr(record, name) + np.asarray(value, getattr(record, name).dtype)})
+        variants.append(replace(dataset, records=[changed, *dataset.records[1:]]))
+    prints = {fingerprint(variant) for variant in variants}
+    assert len(prints | {fingerprint(dataset)}) == len(variants) + 1
+    assert as_list == fingerprint(dataset)

@@ -1,0 +1,97 @@
+"""`mask-rcnn reproduce`: the same run twice has the same bits, and what is not the same is told."""
+
+import functools
+import json
+import shutil
+
+import jax
+import pytest
+
+from mask_rcnn_jax.cli.main import main
+from mask_rcnn_jax.training import loop, train
+from mask_rcnn_jax.training.reproduce import differences
+from tests.tiny import tiny_experiment
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_train_step", functools.lru_cache(loop.make_train_step))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("finished")
+    train(tiny_experiment(root, ema_decay=0.5), root / "run")
+    return root / "run"
+
+
+def edit(path, change) -> None:
+    """Applies `change` to each JSON line of a file."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        change(line)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_run_is_repeated_bit_for_bit(finished, capsys):
+    assert main(["reproduce", str(finished)]) == 0
+    said = capsys.readouterr().out
+    assert "code, packages, devices and data are those of the run" in said
+    for name in ("parameters", "buffers", "average", "metrics"):
+        assert f"{name}: the same bits" in said
+    again = finished.with_name("run-reproduced")
+    assert said.splitlines()[-1] == f"{finished} is reproduced: the same bits; the second run is in {again}"
+    assert json.loads((again / "result.json").read_text()) == json.loads((finished / "result.json").read_text())
+    assert main(["reproduce", str(finished)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_run_that_comes_out_otherwise_is_told(finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    edit(run / "starts.jsonl", lambda start: start["packages"].update(jax="0.0.1"))
+    edit(run / "metrics.jsonl", lambda line: line.update(loss=9.5) if line["step"] == 3 else None)
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"parameters": "0" * 64, "metrics": "1" * 64}))
+    assert main(["reproduce", str(run), "--out", str(tmp_path / "again")]) == 1
+    said = capsys.readouterr().out
+    assert f"differs: packages, jax: 0.0.1 then, {jax.__version__} now" in said
+    assert said.index("differs: ") < said.index("step 1/4")  # before anything is trained
+    assert "parameters: DIFFERENT (sha256 0000000000000000 then" in said
+    assert "buffers: the same bits" in said
+    assert "first difference: loss at step 3: 9.5 then" in said
+    assert "NOT reproduced" in said.splitlines()[-1]
+
+
+def test_what_cannot_be_repeated_is_refused(finished, tmp_path, capsys):
+    def refused(run) -> str:
+        assert main(["reproduce", str(run), "--out", str(tmp_path / "again")]) == 2
+        assert not (tmp_path / "again").exists()
+        return capsys.readouterr().err
+
+    assert "holds no finished run" in refused(tmp_path / "nowhere")
+    run = shutil.copytree(finished, tmp_path / "run")
+    edit(run / "starts.jsonl", lambda start: start["devices"].update(count=3))
+    message = refused(run)
+    assert f"was trained on 3 devices (cpu), and here are {len(jax.devices())}; set JAX_NUM_CPU_DEVICES=3" in message
+    (run / "starts.jsonl").unlink()
+    assert "has no starts.jsonl" in refused(run)
+    (run / "result.json").unlink()
+    assert "holds no finished run (it has no result.json)" in refused(run)
+
+
+def test_each_difference_is_a_line(finished):
+    (start,) = [json.loads(line) for line in (finished / "starts.jsonl").read_text().splitlines()]
+    assert differences(start, start) == []
+    now = json.loads(json.dumps(start))
+    now["python"] = "3.99.0"
+    now["code"] |= {"hash": "f" * 64, "revision": None, "changes": None}
+    now["devices"]["kind"] = "abacus"
+    now["environment"]["XLA_FLAGS"] = "--other"
+    now["data"]["val"] = "other"
+    del now["packages"]["grain"]
+    lines = differences(start, now)
+    assert len(lines) == 6
+    for part in ("no git revision", "3.99.0 now", "grain: ", "abacus now", "XLA_FLAGS: ", "the val split"):
+        assert sum(part in line for line in lines) == 1, part
