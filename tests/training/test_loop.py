@@ -1,12 +1,7 @@
 """Whole runs: what they leave behind, going on after a stop or a kill, and mistakes found before the first step."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,41 +87,3 @@ def test_a_run_that_diverges_says_so(finished, tmp_path):
     schedule = replace(config.schedule, learning_rate=1e30, warmup_steps=0)
     with pytest.raises(UserError, match=r"became infinite or NaN at step \d, .*; lower schedule.learning_rate"):
         train(replace(config, schedule=schedule), tmp_path / "run")
-
-
-def test_a_killed_run_that_goes_on_ends_like_one_that_was_not(tmp_path):
-    """In processes of their own, as a user runs them; kill -9 gives the run no chance to save anything."""
-    config = tiny_experiment(tmp_path, steps=12, checkpoint_every=3)
-    (tmp_path / "settings.json").write_text(json.dumps(to_json(config)))
-    settings = tmp_path / "settings.py"
-    settings.write_text(
-        "import json\nfrom pathlib import Path\n"
-        "from mask_rcnn_jax.config import from_json\nfrom mask_rcnn_jax.training import ExperimentConfig\n\n\n"
-        "def get_config():\n"
-        "    return from_json(ExperimentConfig, json.loads(Path(__file__).with_suffix('.json').read_text()))\n"
-    )
-    uninterrupted = start_run(settings, tmp_path / "whole")
-    output = uninterrupted.communicate()[0].decode()
-    assert uninterrupted.returncode == 0, output
-    killed = start_run(settings, tmp_path / "killed")
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "killed" / "checkpoints" / "6").exists():
-        assert killed.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    resumed = start_run(settings, tmp_path / "killed")
-    output = resumed.communicate()[0].decode()
-    assert resumed.returncode == 0, output
-    assert "goes on from step" in output
-    whole, pieced = history(tmp_path / "whole"), history(tmp_path / "killed")
-    assert [line["step"] for line in whole] == [*range(1, 13), 12]
-    assert whole == pieced
-
-
-def start_run(settings: Path, workdir: Path) -> subprocess.Popen:
-    command = [sys.executable, "train.py", "--config", str(settings), "--workdir", str(workdir)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
