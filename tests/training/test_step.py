@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -134,6 +135,25 @@ def test_gradients_cross_devices_once_and_never_in_a_loop(parts):
     leaves = len(jax.tree.leaves(inputs[0].variables.params))
     assert gradients.count("f32[") >= leaves
     assert counts.count("f32[") == counts.count("f32[]") <= 10
+
+
+def test_the_step_lowers_for_gpu_and_tpu():
+    config, mesh = tiny_experiment(Path("unused"), model=tiny_model()), mesh_of(2)
+    inputs = replicate(init_state(config), mesh), shard(tiny_batch(8), mesh)
+    lowered = jax.export.export(make_train_step(config, mesh), platforms=("cuda", "tpu"))(*inputs)
+    assert (lowered.platforms, lowered.nr_devices) == (("cuda", "tpu"), 2)
+
+
+def test_networks_that_are_computed_again_learn_the_same():
+    config = tiny_experiment(Path("unused"), model=tiny_model(), batch_size=2)
+    computed_again = replace(config, model=replace(config.model, remat=("backbone", "rpn", "box_head", "mask_head")))
+    (kept, _), (computed, _) = run(config, 1, 1), run(computed_again, 1, 1)
+    assert largest_difference(computed, kept) < 1e-4
+    inputs = init_state(config), tiny_batch(2)
+    programs = [str(jax.make_jaxpr(make_train_step(c, mesh_of(1)))(*inputs)) for c in (config, computed_again)]
+    kept, computed = (len(re.findall(r"\b(?:remat2?|checkpoint)\[", program)) for program in programs)
+    assert kept == 0
+    assert computed >= 8 + 3  # the blocks of a ResNet-18, and the heads
 
 
 def test_an_average_of_the_weights_follows_them():
