@@ -39,8 +39,8 @@ with {versions}.
   by a pixel. The mean IoU is of both programs' own boxes; the smallest is of their masks in the reference's boxes.
 - X101's features as a whole, and the scores that come of them, are held to the reference's own difference, between its
   convolutions with and without oneDNN: the recording is up to 3.7e-4 away from what the same weights give in float64
-  (this project's float32: up to 4.3e-4), and its scores up to 1.3e-3: exact arithmetic would miss 1e-4 and 5e-4 as well. Each
-  of its stages is within 4.3e-6.
+  (this project's float32: up to 4.3e-4), and its scores up to 1.3e-3: exact arithmetic would miss 1e-4 and 5e-4.
+  Each of its stages is within 4.3e-6.
 - Training uses the same samples in both programs: both take the candidates of the lowest indices. In float32 the bound
   of the worst gradient is three times the reference's own difference between float32 and float64, which is mostly that
   of activations near 0. How many of those there are is chance: seeds of the random weights are ones with which the
