@@ -28,7 +28,8 @@ class TrainState:
     variables: Variables
     optimizer: Any  # optax's state; None for weights that only predict
     average: Any = None  # exponential moving average of `variables.params`; None without one
-    skipped: Int[Array, ""] = field(default_factory=lambda: jnp.int32(0))  # how many of the last steps in a row were
+    # How many of the last steps in a row were not finite.
+    skipped: Int[Array, ""] = field(default_factory=lambda: jnp.int32(0))
 
     def averaged(self) -> Variables:
         """The variables with the averaged parameters in place of the raw ones."""
