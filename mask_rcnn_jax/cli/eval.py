@@ -11,6 +11,7 @@ import jax
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.experiment import add_process_options, join_processes, load_experiment
+from mask_rcnn_jax.cli.model import add_average_option
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoDataset, load_dataset, verify_images
 from mask_rcnn_jax.errors import UserError
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", default="best", metavar="best|latest|STEP|PATH", help="which weights (default: best)"
     )
+    add_average_option(parser)
     parser.add_argument("--split", help="which annotations (default: the config's val split)")
     parser.add_argument(
         "--set",
@@ -62,7 +64,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     use_compile_cache()
     is_path = _is_path(options.checkpoint)
     source = Path(options.checkpoint) if is_path else options.workdir
-    stored, variables, metadata = restore_for_inference(source, "best" if is_path else options.checkpoint)
+    stored, variables, metadata = restore_for_inference(
+        source, "best" if is_path else options.checkpoint, options.average
+    )
     config = override(_config(options, stored), options.set)
     _check_fits(config.model, variables)
     dataset = load_dataset(config.data.source, options.split or config.data.source.val_split)

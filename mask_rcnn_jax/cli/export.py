@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.model import add_model_options, model_of
 from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.program import Exportable, ExportSettings
 from mask_rcnn_jax.export.resize import Preprocessing
 from mask_rcnn_jax.export.stablehlo import export_stablehlo
-from mask_rcnn_jax.inference import load_model
 
 _STRIDE = 32  # pixels; canvases are whole numbers of the coarsest cells
 
@@ -30,10 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mask-rcnn export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="DIR", help="folder of a run or an import, or a checkpoint"
-    )
-    parser.add_argument("--which", default="best", metavar="best|latest|STEP", help="which weights (default: best)")
+    add_model_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write: .stablehlo or .onnx")
     parser.add_argument(
         "--input",
@@ -61,17 +58,22 @@ def _parser() -> argparse.ArgumentParser:
 def _export(options: argparse.Namespace) -> None:
     _check_out(options.out)
     batch = _batch(options.batch, options.out)
-    model = load_model(options.checkpoint, options.which)
+    model = model_of(options)
     settings = export_settings(model.data, options.input, options.canvas, batch, options.paste_masks)
     if settings.paste_masks and model.config.mask_head is None:
         raise UserError("--paste-masks: the model has no masks; leave it away")
     exportable = Exportable(model.config, model.variables, model.class_names, settings)
-    if options.out.suffix == ".onnx":
-        from mask_rcnn_jax.export.to_onnx import export_onnx
+    try:
+        if options.out.suffix == ".onnx":
+            from mask_rcnn_jax.export.to_onnx import export_onnx
 
-        export_onnx(exportable, options.out)
-    else:
-        export_stablehlo(exportable, options.out)
+            export_onnx(exportable, options.out)
+        else:
+            export_stablehlo(exportable, options.out)
+    except OSError as error:
+        raise UserError(
+            f"--out {options.out} cannot be written: {error.strerror or error}; name another file"
+        ) from None
     height, width = settings.input_size
     images = "any number of images" if batch is None else f"{batch} image{'s' if batch > 1 else ''}"
     print(

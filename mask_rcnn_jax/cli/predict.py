@@ -27,13 +27,14 @@ from typing import Protocol, runtime_checkable
 from tqdm import tqdm
 
 from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.model import add_model_options, model_of
 from mask_rcnn_jax.cli.outputs import FORMATS, Writer
 from mask_rcnn_jax.cli.videos import predict_sequences, predict_videos
 from mask_rcnn_jax.data import read_image
 from mask_rcnn_jax.data.inputs import InputImage, find_images, frame_count
 from mask_rcnn_jax.data.video import VIDEO_SUFFIXES
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.inference import Detections, ImageLike, Model, Predictor, load_model, use_compile_cache
+from mask_rcnn_jax.inference import Detections, ImageLike, Model, Predictor, use_compile_cache
 from mask_rcnn_jax.inference.augmented import AugmentedPredictor
 from mask_rcnn_jax.inference.tiling import TiledPredictor, TilingConfig
 
@@ -65,9 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="mask-rcnn predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder, or pattern")
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="DIR", help="folder of a run or import, or one checkpoint"
-    )
+    add_model_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of what is written")
     parser.add_argument(
         "--format",
@@ -107,7 +106,7 @@ def _predict(options: argparse.Namespace, failures: list[str]) -> None:
     if not (sequences or images or videos):
         return
     use_compile_cache()
-    model = load_model(options.checkpoint)
+    model = model_of(options)
     if options.max_pixels is not None:
         model = replace(model, data=replace(model.data, max_pixels=options.max_pixels))
     predictor = _predictor(options, model)

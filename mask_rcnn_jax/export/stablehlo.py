@@ -12,13 +12,13 @@ import jax
 import numpy as np
 from jax import export
 
-from mask_rcnn_jax.export.files import replacing
 from mask_rcnn_jax.export.program import Exportable, abstract_inputs, metadata, program
 from mask_rcnn_jax.export.runtime import FORMAT, PLATFORMS
+from mask_rcnn_jax.files import replacing
 
 
 def export_stablehlo(exportable: Exportable, path: Path) -> None:
-    """Writes the file `path`. Raises UserError where it cannot be written."""
+    """Writes the file `path`."""
     leaves, structure = jax.tree.flatten(exportable.variables)
     settings = exportable.settings
     run = program(exportable.config, settings)

@@ -16,13 +16,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from onnx import helper
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.export.files import replacing
 from mask_rcnn_jax.export.onnx_graph import Graph, Value, tensor_info
 from mask_rcnn_jax.export.onnx_indexing import INDEXING_FORMS
 from mask_rcnn_jax.export.onnx_networks import NETWORK_FORMS, onnx_pool
 from mask_rcnn_jax.export.onnx_primitives import FORMS, unsupported, where
 from mask_rcnn_jax.export.program import Exportable, abstract_inputs, metadata, program
 from mask_rcnn_jax.export.runtime import METADATA_KEY
+from mask_rcnn_jax.files import replacing
 
 OPSET = 18
 _IR_VERSION = 9
@@ -31,7 +31,7 @@ _FORMS = FORMS | INDEXING_FORMS | NETWORK_FORMS
 
 
 def export_onnx(exportable: Exportable, path: Path) -> None:
-    """Writes the file `path`, with inputs `images` and `sizes`. Raises UserError where that cannot be done."""
+    """Writes the file `path`, with inputs `images` and `sizes`. Raises UserError for an open batch."""
     model = onnx_model(exportable)
     with replacing(path) as part:
         part.write_bytes(model.SerializeToString())

@@ -57,21 +57,22 @@ class StoredCheckpoint:
     metadata: Metadata
 
 
-def load_model(path: str | Path, which: str = "best") -> Model:
+def load_model(path: str | Path, which: str = "best", average: bool = False) -> Model:
     """The model of a checkpoint, ready to predict.
 
     `path` is a run's workdir, of which `which` names the checkpoint ("best", "latest" or a step), or is a checkpoint.
-    Raises `UserError` where there is no such checkpoint, or where it is damaged or of another version.
+    `average` takes of that checkpoint the average of the weights, which a run with `ema_decay` keeps. Raises
+    `UserError` where there is no such checkpoint or average, or where it is damaged or of another version.
     """
-    stored = read_checkpoint(path, which)
+    stored = read_checkpoint(path, which, average)
     with fitting(stored.folder):
         data = from_json(DataConfig, stored.experiment["data"])
     metadata = stored.metadata
     return Model(stored.model, data, stored.variables, metadata.class_names, metadata.category_ids, metadata.step)
 
 
-def read_checkpoint(path: str | Path, which: str = "best") -> StoredCheckpoint:
-    """The checkpoint that `path` and `which` name, and its errors, as for `load_model`."""
+def read_checkpoint(path: str | Path, which: str = "best", average: bool = False) -> StoredCheckpoint:
+    """The checkpoint that `path`, `which` and `average` name, and its errors, as for `load_model`."""
     path = Path(path)
     if (path / "metadata").is_dir():
         folder, step = path.parent, _as_step(path.name, path)
@@ -90,7 +91,7 @@ def read_checkpoint(path: str | Path, which: str = "best") -> StoredCheckpoint:
         stored = _metadata(manager, folder, step)
         with fitting(folder / str(step)):
             config = from_json(MaskRCNNConfig, stored["config"]["model"])
-        variables = _variables(manager, folder, step, config)
+        variables = _variables(manager, folder, step, config, average)
     metadata = Metadata(tuple(stored["class_names"]), tuple(stored["category_ids"]), step, stored["metrics"])
     return StoredCheckpoint(folder / str(step), stored["config"], config, variables, metadata)
 
@@ -155,20 +156,32 @@ def _metadata(manager: ocp.CheckpointManager, folder: Path, step: int) -> dict[s
     return stored
 
 
-def _variables(manager: ocp.CheckpointManager, folder: Path, step: int, config: MaskRCNNConfig) -> Variables:
+def _variables(
+    manager: ocp.CheckpointManager, folder: Path, step: int, config: MaskRCNNConfig, average: bool
+) -> Variables:
     """The arrays that the configuration's model has, on the process's first device."""
+    checkpoint = folder / str(step)
+    if average and not (checkpoint / "average").is_dir():
+        raise UserError(f"{checkpoint} holds no average of the weights; only a run with ema_decay keeps one")
+    expected = model_tree(jax.eval_shape(lambda: init(config, jax.random.key(0))))
+    model = _item(manager, checkpoint, "model", expected)
+    params = _item(manager, checkpoint, "average", expected["params"]) if average else model["params"]
+    return Variables(params, model["buffers"])
+
+
+def _item(manager: ocp.CheckpointManager, checkpoint: Path, item: str, expected: Any) -> Any:
+    """The arrays of an item of a checkpoint, which must have the shapes of `expected`."""
     try:
-        check_whole(folder / str(step) / "model")
+        check_whole(checkpoint / item)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = model_tree(jax.eval_shape(lambda: init(config, jax.random.key(0))))
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-        different = _different(_shapes(abstract), _shapes(_stored_arrays(folder / str(step) / "model")))
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), expected)
+        different = _different(_shapes(abstract), _shapes(_stored_arrays(checkpoint / item)))
         if different is None:
-            model = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(abstract)))["model"]
-            return Variables(model["params"], model["buffers"])
+            arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
+            return manager.restore(int(checkpoint.name), args=arguments)[item]
     except DAMAGED as error:
-        raise damaged(folder / str(step), error) from error
-    raise UserError(f"{folder / str(step)} is of another version ({different}); load it with the one that wrote it")
+        raise damaged(checkpoint, error) from error
+    raise UserError(f"{checkpoint} is of another version ({different}); load it with the one that wrote it")
 
 
 def _stored_arrays(item: Path) -> Any:

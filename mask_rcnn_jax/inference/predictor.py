@@ -73,11 +73,12 @@ class Predictor:
         path: str | Path,
         which: str = "best",
         *,
+        average: bool = False,
         score_threshold: float | None = None,
         batch_size: int | None = None,
     ) -> "Predictor":
         """The predictor of a run's workdir, of an imported model, or of one checkpoint; see `load_model`."""
-        return cls(load_model(path, which), score_threshold=score_threshold, batch_size=batch_size)
+        return cls(load_model(path, which, average), score_threshold=score_threshold, batch_size=batch_size)
 
     @property
     def model(self) -> Model:

@@ -126,9 +126,11 @@ class Checkpoints:
         return aside
 
 
-def restore_for_inference(path: str | Path, which: str = "best") -> tuple[ExperimentConfig, Variables, Metadata]:
-    """The configuration, variables and metadata of a checkpoint; `path`, `which` and errors as for `load_model`."""
-    stored = read_checkpoint(path, which)
+def restore_for_inference(
+    path: str | Path, which: str = "best", average: bool = False
+) -> tuple[ExperimentConfig, Variables, Metadata]:
+    """The configuration, variables and metadata of a checkpoint; arguments and errors as for `load_model`."""
+    stored = read_checkpoint(path, which, average)
     with fitting(stored.folder):
         config = from_json(ExperimentConfig, stored.experiment)
     return config, stored.variables, stored.metadata

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from mask_rcnn_jax.files import replacing
 
 FILE = "curves.png"
 _MOST_POINTS = 2000  # of a curve; longer ones are averaged in groups
@@ -32,14 +33,13 @@ def draw_curves(workdir: Path) -> str | None:
 
     A run must not end because its picture could not be written.
     """
-    beside = workdir / f"{FILE}.tmp"
     try:
         curves = read_curves(workdir / "metrics.jsonl")
         if not curves:
             return None
         figure = draw(curves, workdir.resolve().name)
-        figure.savefig(beside, format="png", dpi=100)
-        os.replace(beside, workdir / FILE)
+        with replacing(workdir / FILE) as part:
+            figure.savefig(part, format="png", dpi=100)
     except OSError as error:
         return f"{workdir / FILE} cannot be written ({error.strerror or error})"
     return None

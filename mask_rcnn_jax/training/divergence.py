@@ -6,7 +6,6 @@ repeats the step from it.
 """
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import replacing
 from mask_rcnn_jax.models import Variables
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.diagnosis import NOTHING, diagnose, named
@@ -105,14 +105,13 @@ def _save(workdir: Path, step: int, batch: Mapping[str, np.ndarray], variables: 
         for part in ("params", "buffers"):
             flat = named(jax.device_get(getattr(variables, part)))
             arrays |= {f"{part}/{name}": value for name, value in flat.items()}
-    beside = path.with_suffix(".tmp")
     try:
         folder.mkdir(exist_ok=True)
         if variables is None and len(list(folder.glob("*.npz"))) >= _KEPT * count:
             return f"its batch is not kept, {folder} holds {_KEPT} already"
-        with beside.open("wb") as file:
+        # An open file: a name would be given the suffix .npz.
+        with replacing(path) as part, part.open("wb") as file:
             np.savez(file, **arrays)
-        os.replace(beside, path)
     except OSError as error:
         return f"{path} cannot be written ({error.strerror or error})"
     return f"`mask-rcnn replay {path}` repeats it"

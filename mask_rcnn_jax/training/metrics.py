@@ -4,7 +4,6 @@ import errno
 import io
 import json
 import math
-import os
 import string
 import sys
 import threading
@@ -21,6 +20,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from mask_rcnn_jax import processes
+from mask_rcnn_jax.files import replacing
 
 HISTOGRAM = "histogram/"
 
@@ -220,7 +220,5 @@ def _drop_lines_after(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:
             continue
-    # Written beside and then renamed: a run killed here loses nothing.
-    beside = path.with_suffix(".jsonl.tmp")
-    beside.write_text("".join(kept))
-    os.replace(beside, path)
+    with replacing(path) as part:
+        part.write_text("".join(kept))

@@ -23,6 +23,7 @@ import numpy as np
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.data import CocoDataset, fingerprint
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import replacing
 from mask_rcnn_jax.training.step import TrainState
 
 STARTS_FILE, RESULT_FILE, METRICS_FILE = "starts.jsonl", "result.json", "metrics.jsonl"
@@ -182,7 +183,5 @@ def _git(root: Path, *arguments: str) -> bytes | None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes beside and then renames, so that the file is whole whenever the run is killed."""
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    with replacing(path) as part:
+        part.write_bytes(content)

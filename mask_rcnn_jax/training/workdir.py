@@ -12,6 +12,7 @@ from pathlib import Path
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import differences, from_json, to_json
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import replacing
 from mask_rcnn_jax.training.checkpoint import FOLDER
 from mask_rcnn_jax.training.config import ExperimentConfig
 
@@ -55,9 +56,8 @@ def claim(workdir: Path, config: ExperimentConfig) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        beside = workdir / f"{CONFIG_FILE}.tmp"
-        beside.write_text(json.dumps(to_json(config), indent=2) + "\n")
-        os.replace(beside, workdir / CONFIG_FILE)
+        with replacing(workdir / CONFIG_FILE) as part:
+            part.write_text(json.dumps(to_json(config), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written: {error.strerror or error}") from None
 

@@ -56,6 +56,11 @@ def test_writes_metrics_detections_and_pictures(workdir, tmp_path, capsys) -> No
     assert "segm" in printed
 
 
+def test_evaluates_averaged_weights_where_there_are_some(workdir, tmp_path, capsys) -> None:
+    assert main(["--workdir", str(workdir), "--out", str(tmp_path), "--average"]) == 2
+    assert "holds no average of the weights" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -125,6 +125,20 @@ def test_a_checkpoint_that_is_not_there_is_named(run, which, message):
         restore_for_inference(run[0], which)
 
 
+def test_inference_takes_the_average_of_the_weights(run, tmp_path):
+    workdir, config, state = run
+    with pytest.raises(UserError, match=r"5 holds no average of the weights; only a run with ema_decay keeps one"):
+        restore_for_inference(workdir, "latest", average=True)
+    average = jax.tree.map(lambda x: x + 0.5, state.variables.params)
+    with Checkpoints(tmp_path / "run", config, METADATA) as checkpoints:
+        checkpoints.save(replace(state, average=average))
+    _, variables, _ = restore_for_inference(tmp_path / "run", average=True)
+    for found, expected in zip(jax.tree.leaves(variables.params), jax.tree.leaves(average), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    for found, expected in zip(*map(jax.tree.leaves, (variables.buffers, state.variables.buffers)), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_a_folder_without_checkpoints_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoints; name the workdir of a training run"):
         restore_for_inference(tmp_path)
