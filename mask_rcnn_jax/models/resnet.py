@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, call, freeze
+from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, call, freeze, max_pool
 
 STAGES = ("res2", "res3", "res4", "res5")
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -148,10 +147,7 @@ class ResNet(nnx.Module):
             freeze(getattr(self, name))
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B _ _ _"]]:
-        x = jax.nn.relu(self.stem(images))
-        # After a ReLU a border of zeros never wins, so it may stand for the one of minus infinity.
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="VALID")
+        x = max_pool(jax.nn.relu(self.stem(images)))
         features = {}
         for name in self.stages:
             x = features[name] = getattr(self, name)(x)

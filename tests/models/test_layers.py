@@ -9,7 +9,16 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from mask_rcnn_jax.models import NormConfig
-from mask_rcnn_jax.models.layers import DATA_AXIS, BatchNorm, ConvNorm, Deconv2x2, Frozen, FrozenBatchNorm, freeze
+from mask_rcnn_jax.models.layers import (
+    DATA_AXIS,
+    BatchNorm,
+    ConvNorm,
+    Deconv2x2,
+    Frozen,
+    FrozenBatchNorm,
+    freeze,
+    max_pool,
+)
 
 
 def test_frozen_batch_norm_is_its_formula():
@@ -116,3 +125,19 @@ def test_freeze_hides_parameters_from_training():
 def test_norms_replace_the_bias(kind):
     layer = ConvNorm(2, 32, 1, norm=NormConfig(kind=kind), rngs=nnx.Rngs(0))
     assert layer.conv.bias is None
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 2)])
+def test_max_pool_and_its_gradient_are_xlas(size):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(0, 4, (2, *size, 3)), jnp.float32)  # so that many maxima are equal
+
+    def expected(x):
+        return jax.lax.reduce_window(
+            x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+        )
+
+    (ours, our_vjp), (theirs, their_vjp) = jax.vjp(max_pool, x), jax.vjp(expected, x)
+    np.testing.assert_array_equal(ours, theirs)
+    gradient = jnp.asarray(rng.integers(-9, 9, ours.shape), jnp.float32)
+    np.testing.assert_array_equal(*our_vjp(gradient), *their_vjp(gradient))

@@ -144,6 +144,21 @@ def test_the_step_lowers_for_gpu_and_tpu():
     assert (lowered.platforms, lowered.nr_devices) == (("cuda", "tpu"), 2)
 
 
+def test_the_step_for_gpu_adds_nothing_in_any_order():
+    """Of all that a step does a GPU leaves open only the order in which it writes what is scattered to one place."""
+    config, mesh = tiny_experiment(Path("unused"), model=tiny_model()), mesh_of(1)
+    assert config.model.backbone.bottom_up.freeze_at == 0  # the gradient passes the stem's pool
+    inputs = replicate(init_state(config), mesh), shard(tiny_batch(8), mesh)
+    program = jax.export.export(make_train_step(config, mesh), platforms=("cuda",))(*inputs).mlir_module()
+    assert "select_and_scatter" not in program
+    scatters = program.split('"stablehlo.scatter"')[1:]
+    assert scatters  # or the text is no longer what is searched here
+    for scatter in scatters:
+        arguments, combination = scatter.partition("stablehlo.return")[0].split("({", 1)
+        steps = re.findall(r"stablehlo\.(\w+)", combination)
+        assert steps == ["maximum"] or (steps == [] and "unique_indices = true" in arguments), scatter[:1000]
+
+
 def test_networks_that_are_computed_again_learn_the_same():
     config = tiny_experiment(Path("unused"), model=tiny_model(), batch_size=2)
     computed_again = replace(config, model=replace(config.model, remat=("backbone", "rpn", "box_head", "mask_head")))
