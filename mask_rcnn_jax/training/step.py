@@ -2,20 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import DATA_AXIS, Mean, Variables, init, loss_terms
 from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training.config import ExperimentConfig
 
+T = TypeVar("T")
 Measures = dict[str, Float[Array, ""]]
 
 
@@ -106,8 +107,8 @@ def make_train_step(config: ExperimentConfig, mesh: Mesh) -> Callable[[TrainStat
         finite = jnp.isfinite(loss) & jnp.isfinite(measures["gradient_norm"])
         accepted = finite & (state.skipped <= config.max_skipped_steps)
         skipped = jnp.where(accepted, 0, state.skipped + 1)
-        variables, optimizer_state, average = jax.tree.map(
-            lambda changed, kept: jnp.where(accepted, changed, kept),
+        variables, optimizer_state, average = _select(
+            accepted,
             (Variables(params, buffers), optimizer_state, average),
             (state.variables, state.optimizer, state.average),
         )
@@ -137,6 +138,10 @@ def _terms(
     parts = jax.tree.map(lambda x: x.reshape(config.accumulation_steps, -1, *x.shape[1:]), (batch, keys))
     buffers, terms = jax.lax.scan(part, variables.buffers, parts)
     return jax.tree.map(lambda x: x.sum(axis=0), terms), buffers
+
+
+def _select(accepted: Bool[Array, ""], changed: T, kept: T) -> T:
+    return jax.tree.map(lambda x, y: jnp.where(accepted, x, y), changed, kept)
 
 
 def _norms(gradients: Mapping[str, Any]) -> Measures:
