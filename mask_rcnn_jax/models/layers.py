@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from mask_rcnn_jax.ops.conv import Window, conv2d
 from mask_rcnn_jax.ops.precision import at_least_float32
 
 DATA_AXIS = "data"  # mesh axis over which a batch is sharded, and batch norm synchronised
@@ -126,6 +127,28 @@ class NormConfig:
                 return None
 
 
+class Conv(nnx.Module):
+    """A convolution by `ops.conv2d`; `shape` is the kernel's, [K, K, I / groups, O]."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        window: Window,
+        groups: int,
+        *,
+        use_bias: bool,
+        init: nnx.Initializer,
+        rngs: nnx.Rngs,
+    ):
+        self.window, self.groups = window, groups
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), shape[-1:], jnp.float32)) if use_bias else None
+
+    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
+        x = conv2d(x, self.kernel[...].astype(x.dtype), self.window, self.groups)
+        return x if self.bias is None else x + self.bias[...].astype(x.dtype)
+
+
 class ConvNorm(nnx.Module):
     """A convolution with Detectron2's padding (`dilation * (kernel // 2)`), then a norm or a bias."""
 
@@ -142,16 +165,12 @@ class ConvNorm(nnx.Module):
         dilation: int = 1,
         init: nnx.Initializer = msra_init,
     ):
-        self.conv = nnx.Conv(
-            in_channels,
-            out_channels,
-            (kernel, kernel),
-            strides=stride,
-            padding=dilation * (kernel // 2),
-            kernel_dilation=dilation,
-            feature_group_count=groups,
+        self.conv = Conv(
+            (kernel, kernel, in_channels // groups, out_channels),
+            Window(stride, dilation * (kernel // 2), dilation),
+            groups,
             use_bias=norm.kind == "none",
-            kernel_init=init,
+            init=init,
             rngs=rngs,
         )
         self.norm = norm.build(out_channels, rngs)

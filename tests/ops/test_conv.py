@@ -1,0 +1,67 @@
+"""Convolutions and their gradients against XLA's own."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from mask_rcnn_jax.ops.conv import Window, conv2d, shifted_products
+
+
+def xla(x, kernel, window, groups):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (window.stride,) * 2,
+        [(window.padding,) * 2] * 2,
+        rhs_dilation=(window.dilation,) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision="highest",
+    )
+
+
+def operands(side, window, groups, height=9, width=12):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, height, width, 8)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(side, side, 8 // groups, 4)), jnp.float32)
+    expected = xla(x, kernel, window, groups)
+    return x, kernel, expected, jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
+
+
+CASES = [
+    (1, Window(), 1),
+    (1, Window(stride=2), 1),
+    (3, Window(padding=1), 1),
+    (3, Window(stride=2, padding=1), 1),
+    (3, Window(padding=2, dilation=2), 1),
+    (3, Window(padding=1), 2),
+    (7, Window(stride=2, padding=3), 1),
+]
+
+
+@pytest.mark.parametrize(("side", "window", "groups"), CASES)
+def test_convolution_and_gradients_are_xlas(side, window, groups):
+    x, kernel, expected, gradient = operands(side, window, groups)
+    ours, vjp = jax.vjp(partial(conv2d, window=window, groups=groups), x, kernel)
+    _, their_vjp = jax.vjp(lambda x, kernel: xla(x, kernel, window, groups), x, kernel)
+    for a, b in zip((ours, *vjp(gradient)), (expected, *their_vjp(gradient)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("side", "window", "groups"), [case for case in CASES if case[2] == 1])
+def test_shifted_products_are_the_kernels_gradient(side, window, groups):
+    """The form for CPU, wherever the test runs."""
+    x, kernel, _, gradient = operands(side, window, groups)
+    _, vjp = jax.vjp(lambda kernel: xla(x, kernel, window, 1), kernel)
+    with jax.default_matmul_precision("highest"):
+        found = shifted_products(side, window, x, gradient)
+    np.testing.assert_allclose(found, *vjp(gradient), rtol=1e-5, atol=1e-4)
+
+
+def test_the_result_has_the_images_type():
+    x, kernel, _, _ = operands(3, Window(padding=1), 1)
+    assert conv2d(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), Window(padding=1)).dtype == jnp.bfloat16
