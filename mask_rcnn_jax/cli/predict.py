@@ -35,7 +35,7 @@ from mask_rcnn_jax.data.inputs import InputImage, find_images, frame_count
 from mask_rcnn_jax.data.video import VIDEO_SUFFIXES
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import Detections, ImageLike, Model, Predictor, use_compile_cache
-from mask_rcnn_jax.inference.augmented import AugmentedPredictor
+from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor
 from mask_rcnn_jax.inference.tiling import TiledPredictor, TilingConfig
 
 
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--augment", action="store_true", help="look at each image at several sizes and mirrored: slower, better"
     )
+    parser.add_argument("--no-flip", action="store_true", help="with --augment: at several sizes, but not mirrored")
     parser.add_argument("--sequence", action="store_true", help="the images of each input are the frames of a video")
     parser.add_argument(
         "--fps", type=Fraction, default=Fraction(25), metavar="F", help="frames a second of sequences (default: 25)"
@@ -159,10 +160,12 @@ def _predictor(options: argparse.Namespace, model: Model) -> Stream:
         raise UserError("--overlap is that of tiles; give --tile, too")
     # Scores are averaged over tiles before they are compared with the threshold.
     threshold = None if options.tile else options.score_threshold
+    if options.no_flip and not options.augment:
+        raise UserError("--no-flip is a way to augment; give --augment, too")
     if options.augment:
         if options.batch_size is not None:
             raise UserError("--augment looks at one image after another; leave --batch-size away")
-        predictor = AugmentedPredictor(model, score_threshold=threshold)
+        predictor = AugmentedPredictor(model, AugmentationConfig(flip=not options.no_flip), score_threshold=threshold)
     else:
         predictor = Predictor(model, score_threshold=threshold, batch_size=options.batch_size)
     if options.tile is None:

@@ -152,8 +152,8 @@ def _mirrored_keypoints(model: MaskRCNNConfig, config: AugmentationConfig) -> tu
     mirrored = config.mirrored_keypoints or (_COCO_MIRRORED if count == 17 else ())
     if sorted(mirrored) != list(range(count)):
         raise UserError(
-            f"which of the model's {count} keypoints mirror each other is not known; set mirrored_keypoints to the "
-            "number, from 0, that each becomes in a mirror, or flip to false"
+            f"which of the model's {count} keypoints mirror each other is not known; do not mirror (--no-flip, or "
+            "flip=False), or set mirrored_keypoints to the number, from 0, that each becomes in a mirror"
         )
     return mirrored
 

@@ -13,7 +13,7 @@ from PIL import Image
 from mask_rcnn_jax.cli.main import main
 from mask_rcnn_jax.data.video import VideoReader, VideoWriter
 from mask_rcnn_jax.inference import Predictor
-from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor
+from mask_rcnn_jax.inference.augmented import AugmentationConfig
 from mask_rcnn_jax.inference.checkpoint import Metadata
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.checkpoint import Checkpoints
@@ -122,8 +122,8 @@ def test_images_as_frames(checkpoint, tmp_path, capsys) -> None:
 
 
 def test_tiles_and_augmentation(checkpoint, tmp_path, capsys, monkeypatch) -> None:
-    config = AugmentationConfig(scales=(1.0,))  # of the sizes that would be looked at, one, which compiles quickly
-    monkeypatch.setattr("mask_rcnn_jax.cli.predict.AugmentedPredictor", partial(AugmentedPredictor, config=config))
+    # Of the sizes that would be looked at, one, which compiles quickly.
+    monkeypatch.setattr("mask_rcnn_jax.cli.predict.AugmentationConfig", partial(AugmentationConfig, scales=(1.0,)))
     Image.fromarray(noise(100, 150)).save(tmp_path / "large.png")
     image = tmp_path / "large.png"
     assert predict(checkpoint, tmp_path / "plain", image, "--format", "csv", "--batch-size", BATCH) == 0
@@ -133,6 +133,8 @@ def test_tiles_and_augmentation(checkpoint, tmp_path, capsys, monkeypatch) -> No
     rows = {name: table(tmp_path / name / "detections.csv") for name in ("plain", "tiled", "augmented")}
     assert len(rows["tiled"]) > len(rows["plain"])  # each tile may have as many as the model gives an image
     assert rows["augmented"] != rows["plain"]
+    assert predict(checkpoint, tmp_path / "out", image, "--no-flip") == 2
+    assert "give --augment" in capsys.readouterr().err
     assert predict(checkpoint, tmp_path / "out", image, "--overlap", 8) == 2
     assert "give --tile" in capsys.readouterr().err
     assert predict(checkpoint, tmp_path / "out", image, "--tile", 64, "--overlap", 64) == 2
