@@ -1,7 +1,8 @@
 # make demo        train the embedded default and evaluate it
 # make test        all tests but the slow ones, which `make test-slow` runs
+# make bench       this project beside torchvision, compile times, throughput and growth: tables, and JSON in runs/
 #
-# Both set themselves up in .venv and need only Python and make. PYTHON chooses the interpreter: one of another version
+# They set themselves up in .venv and need only Python and make. PYTHON chooses the interpreter: one of another version
 # than .venv's, as in `make test PYTHON=python3.12`, gets an environment of its own beside it, such as .venv-3.12.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ present := $(shell sed -n 's/^version *= *\([0-9]*\.[0-9]*\).*/\1/p' .venv/pyven
 venv := $(if $(filter-out $(version),$(present)),.venv-$(version),.venv)
 python := $(venv)/bin/python
 
-.PHONY: demo test test-slow setup
+.PHONY: demo test test-slow bench setup
 
 demo: setup
 	$(python) train.py --workdir runs/shapes
@@ -23,6 +24,13 @@ test: setup
 
 test-slow: setup
 	$(python) -m pytest -q -m slow --durations 0
+
+# Beside torchvision where it is installed: it is no dependency of this project.
+bench: setup
+	$(python) -m benchmarks.peers
+	$(python) -m benchmarks.compile_time
+	$(python) -m benchmarks.throughput
+	$(python) -m benchmarks.curves
 
 setup: $(venv)/.installed
 

@@ -1,6 +1,6 @@
 """How many images a second one core loads, stage by stage, beside torchvision's own detection transforms.
 
-    python benchmarks/data.py --data PATH/TO/coco_mini
+    python -m benchmarks.data --data PATH/TO/coco_mini
 
 Both load the same files, one image after the other in one thread, in alternating rounds; a figure is the median over
 rounds of images a second of CPU time. Ours ends with arrays padded to the canvas. torchvision's (its detection
@@ -11,8 +11,6 @@ on PIL images and on tensors) ends with unpadded tensors, which favours it. Tran
 import argparse
 import io
 import json
-import os
-import platform
 import statistics
 import time
 from collections import defaultdict
@@ -20,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from benchmarks.machine import machine, sentence
 from mask_rcnn_jax.data import (
     CocoConfig,
     DataConfig,
@@ -242,30 +240,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> dict[str, Any]:
-    """The processor, what else runs on it, and the libraries that do the work."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "device": jax.devices()[0].device_kind,
-        "python": platform.python_version(),
-        "pillow": Image.__version__,
-        "numpy": np.__version__,
-        "torchvision": _version("torchvision"),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="COCO directory, its train split")
@@ -274,11 +248,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two images, one round: shows that it runs")
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/data.json"), help="file of the figures")
     options = parser.parse_args()
-    about = machine()
+    about = machine("pillow", "numpy", "torchvision")
     rows = compare(options.data, *((2, 1) if options.quick else (options.images, options.rounds)))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print(sentence(about))
     print(table(rows))
     print(f"written to {options.json}")
 

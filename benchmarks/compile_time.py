@@ -1,0 +1,83 @@
+"""How long the training step takes to compile: with an empty cache of programs, and again with what that left there.
+
+    python -m benchmarks.compile_time
+
+R50-FPN for 80 classes, Detectron2's conventions, two images of 512 x 512, each time in a process of its own. Tracing
+(Python) and compiling (XLA) are told apart; weights and images do not matter.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.machine import machine, sentence
+from mask_rcnn_jax.inference import use_compile_cache
+from mask_rcnn_jax.models import MaskRCNNConfig
+from mask_rcnn_jax.structures import Batch, GroundTruth
+from mask_rcnn_jax.training import ExperimentConfig
+from mask_rcnn_jax.training.step import init_state, make_mesh, make_train_step
+from tests.tiny import tiny_model
+
+TARGETS = {"empty cache": 90, "from the cache": 10}  # seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/compile_time.json"), help="the figures")
+    parser.add_argument("--quick", action="store_true", help="a small model: shows that it runs")
+    parser.add_argument("--once", action="store_true", help="compiles here, with the cache as it is")
+    options = parser.parse_args()
+    if options.once:
+        print(json.dumps(compile_step(options.quick)))
+        return
+    about, rows = machine("jax", "flax"), {}
+    command = [sys.executable, "-m", "benchmarks.compile_time", "--once", *(["--quick"] if options.quick else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in TARGETS:
+            environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+            rows[name] = json.loads(done.stdout.splitlines()[-1])
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
+    print(sentence(about))
+    print("| | tracing, s | compiling, s | together, s | at most |\n|---|--:|--:|--:|--:|")
+    for name, row in rows.items():
+        together = row["trace"] + row["compile"]
+        print(f"| {name} | {row['trace']:.1f} | {row['compile']:.1f} | {together:.1f} | {TARGETS[name]} |")
+
+
+def compile_step(quick: bool) -> dict[str, float]:
+    use_compile_cache()
+    model = tiny_model() if quick else MaskRCNNConfig()
+    config = ExperimentConfig(model, batch_size=2)
+    state = jax.eval_shape(lambda: init_state(config))
+    batch = abstract_batch(config, (128, 128) if quick else (512, 512))
+    start = time.perf_counter()
+    lowered = make_train_step(config, make_mesh(config)).lower(state, batch)
+    between = time.perf_counter()
+    lowered.compile()
+    return {"trace": between - start, "compile": time.perf_counter() - between}
+
+
+def abstract_batch(config: ExperimentConfig, size: tuple[int, int]) -> Batch:
+    """The shapes and types of a batch as the pipeline gives it."""
+
+    def of(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
+
+    slots, grid = config.data.max_instances, config.data.mask_crop
+    boxes, numbers = of(jnp.float32, slots, 4), of(jnp.int32, slots)
+    truth = GroundTruth(boxes, numbers, of(jnp.uint8, slots, grid, grid), boxes, of(jnp.bool_, slots))
+    return Batch(of(jnp.uint8, *size, 3), of(jnp.int32, 2), truth, of(jnp.int32))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""How time and memory grow as the work does.
+
+    python -m benchmarks.curves
+
+A training step of two images against the images' area, RoIs an image, ground-truth slots, classes and virtual devices
+(a batch of four then), and detection against the number of proposals. The model is R50-FPN with four times fewer
+channels, for 80 classes and images of 256 x 256 where nothing else is said. Each point is the median of several calls
+in a process of its own. "Growth" is the time over that of the first point, divided by as much work: above 1 it grows
+faster than its work. Virtual devices share the cores, so that their work is the same.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.compile_time import abstract_batch
+from benchmarks.machine import machine, sentence
+from mask_rcnn_jax.data import DataConfig
+from mask_rcnn_jax.inference import use_compile_cache
+from mask_rcnn_jax.models import BoxHeadConfig, FPNConfig, MaskHeadConfig, MaskRCNNConfig, ResNetConfig, detect, init
+from mask_rcnn_jax.structures import Batch
+from mask_rcnn_jax.training import ExperimentConfig, ScheduleConfig
+from mask_rcnn_jax.training.step import init_state, make_mesh, make_train_step, replicate, shard
+
+CURVES = {  # what grows: its values
+    "side of the image": (256, 384, 512),
+    "RoIs an image": (128, 256, 512),
+    "ground-truth slots": (25, 100, 400),
+    "classes": (80, 1203),
+    "images a step": (1, 2, 4),
+    "virtual devices": (1, 2, 4),
+    "proposals, detection": (250, 500, 1000),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="only curves with one of these texts in their names")
+    parser.add_argument("--calls", type=int, default=5, help="calls of each point (default: 5)")
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/curves.json"), help="file of the figures")
+    parser.add_argument("--point", nargs=2, metavar=("CURVE", "VALUE"), help="measures this point in this process")
+    options = parser.parse_args()
+    if options.point:
+        print(json.dumps(measure(options.point[0], int(options.point[1]), options.calls)))
+        return
+    about, rows = machine("jax", "flax"), []
+    print(sentence(about))
+    print("| | | ms | growth | peak memory, MB |\n|---|--:|--:|--:|--:|")
+    for curve, values in CURVES.items():
+        if options.only and not any(text in curve for text in options.only):
+            continue
+        first = None
+        for value in values:
+            command = [sys.executable, "-m", "benchmarks.curves", "--calls", str(options.calls)]
+            done = subprocess.run(
+                [*command, "--point", curve, str(value)], check=True, stdout=subprocess.PIPE, text=True
+            )
+            row = {"curve": curve, "value": value} | json.loads(done.stdout.splitlines()[-1])
+            first = first or row
+            growth = row["seconds"] / first["seconds"] / (work(curve, value) / work(curve, values[0]))
+            rows.append(row | {"growth": growth})
+            print(f"| {curve} | {value} | {1e3 * row['seconds']:.0f} | {growth:.2f} | {row['peak']:.0f} |", flush=True)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
+
+
+def work(curve: str, value: int) -> float:
+    return {"side of the image": value**2, "virtual devices": 1}.get(curve, value)
+
+
+def measure(curve: str, value: int, calls: int) -> dict[str, float]:
+    if curve == "virtual devices":
+        jax.config.update("jax_num_cpu_devices", value)
+    use_compile_cache()
+    call = detection(value) if curve == "proposals, detection" else step(curve, value)
+    call()
+    seconds = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": statistics.median(seconds), "peak": peak}
+
+
+def model() -> MaskRCNNConfig:
+    return MaskRCNNConfig(
+        backbone=FPNConfig(bottom_up=ResNetConfig(width=16), channels=64),
+        box_head=BoxHeadConfig(fc_channels=256),
+        mask_head=MaskHeadConfig(channels=64),
+    )
+
+
+def step(curve: str, value: int) -> Callable[[], Any]:
+    network, side = model(), value if curve == "side of the image" else 256
+    if curve == "RoIs an image":
+        network = replace(network, box_head=replace(network.box_head, samples=value))
+    if curve == "classes":
+        network = replace(network, num_classes=value)
+    slots = value if curve == "ground-truth slots" else 100
+    size = {"images a step": value, "virtual devices": 4}.get(curve, 2)
+    # The rate is 0: what is measured must not drift.
+    schedule = ScheduleConfig(learning_rate=0.0, warmup_steps=0)
+    config = ExperimentConfig(network, DataConfig(max_instances=slots), schedule=schedule, batch_size=size)
+    mesh = make_mesh(config)
+    train_step, state = make_train_step(config, mesh), replicate(init_state(config), mesh)
+    batch = shard(random_batch(config, side), mesh)
+
+    def call() -> None:
+        nonlocal state
+        state, _ = jax.block_until_ready(train_step(state, batch))
+
+    return call
+
+
+def random_batch(config: ExperimentConfig, side: int) -> Batch:
+    """Noise with eight squares in each image."""
+    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_batch(config, (side, side)))
+    corner = jnp.arange(8.0)[:, None] * side / 12
+    boxes = batch.ground_truth.boxes.at[:, :8].set(jnp.concatenate([corner, corner, corner + 60, corner + 60], axis=1))
+    truth = replace(
+        batch.ground_truth,
+        boxes=boxes,
+        mask_regions=boxes,
+        masks=jnp.full_like(batch.ground_truth.masks, 255),
+        valid=batch.ground_truth.valid.at[:, :8].set(True),
+    )
+    images = jax.random.randint(jax.random.key(0), batch.images.shape, 0, 256).astype(jnp.uint8)
+    index = jnp.arange(config.batch_size, dtype=jnp.int32)
+    return Batch(images, jnp.full_like(batch.image_sizes, side), truth, index)
+
+
+def detection(proposals: int) -> Callable[[], Any]:
+    config = model()
+    config = replace(config, rpn=replace(config.rpn, post_nms_test=proposals))
+    variables = init(config, jax.random.key(0))
+    images = jax.random.randint(jax.random.key(0), (1, 256, 256, 3), 0, 256).astype(jnp.uint8)
+    run = jax.jit(lambda variables, images, sizes: detect(config, variables, images, sizes))
+    sizes = jnp.full((1, 2), 256, jnp.int32)
+    return lambda: jax.block_until_ready(run(variables, images, sizes))
+
+
+if __name__ == "__main__":
+    main()
