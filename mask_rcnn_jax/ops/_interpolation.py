@@ -38,16 +38,17 @@ def axis_weights(
     length: int,
     sampling_ratio: int,
     bounds: tuple[Float[Array, " R"], Float[Array, " R"]] | None = None,
-) -> Float[Array, "R P L"]:
+    cells: Float[Array, "R P T"] | None = None,
+) -> Float[Array, "R P _"]:
     """Weight of every cell in every bin's average, for RoIs from `start` to `end` in cell centres (cell 0 lies at 0).
 
     Samples lie at `start + (bin + (i + .5) / n) * bin side`, with n = `sampling_ratio`, or ceil(bin side) where that is
     0; a side that is not positive then has no samples and gives zeros. A sample outside `bounds` (by default [-1,
-    length]) counts as 0; one between them and the outer cell centres takes the value of the outer cell.
+    length]) counts as 0; one between them and the outer cell centres takes the value of the outer cell. With `cells`
+    only their weights; those beyond the axis have none.
     """
-    cell = jnp.arange(length, dtype=start.dtype)
-    bin_side = ((end - start) / bins)[:, None, None]
-    bin_start = start[:, None, None] + jnp.arange(bins, dtype=start.dtype)[:, None] * bin_side
+    cell = jnp.arange(length, dtype=start.dtype) if cells is None else cells
+    bin_side, bin_start = (values[:, :, None] for values in _bins(start, end, bins))
     if sampling_ratio > 0:
         num = jnp.full_like(bin_side, sampling_ratio)
         first, candidates = jnp.zeros_like(bin_side), sampling_ratio
@@ -57,7 +58,7 @@ def axis_weights(
         first = jnp.clip(jnp.floor((cell - 1 - bin_start) / spacing - 0.5), 0, jnp.maximum(num - 1, 0))
         candidates = _SAMPLES_NEAR_CELL
     low, high = (-1.0, float(length)) if bounds is None else (bound[:, None, None] for bound in bounds)
-    total = jnp.zeros((start.shape[0], bins, length), start.dtype)
+    total = jnp.zeros((start.shape[0], bins, cell.shape[-1]), start.dtype)
     for offset in range(candidates):
         sample = first + offset
         at = bin_start + (sample + 0.5) * bin_side / jnp.maximum(num, 1.0)
@@ -65,3 +66,20 @@ def axis_weights(
         weight = jnp.maximum(1 - jnp.abs(jnp.clip(at, 0, length - 1) - cell), 0)
         total += jnp.where(counts, weight, 0)
     return total / jnp.maximum(num, 1.0)
+
+
+def sample_range(
+    start: Float[Array, " R"], end: Float[Array, " R"], bins: int, sampling_ratio: int
+) -> tuple[Float[Array, "R P"], Float[Array, "R P"]]:
+    """Where the first and the last sample of each bin lie; arguments as for `axis_weights`."""
+    bin_side, bin_start = _bins(start, end, bins)
+    num = jnp.full_like(bin_side, sampling_ratio) if sampling_ratio else jnp.maximum(jnp.ceil(bin_side), 1.0)
+    return bin_start + 0.5 * bin_side / num, bin_start + (num - 0.5) * bin_side / num
+
+
+def _bins(
+    start: Float[Array, " R"], end: Float[Array, " R"], bins: int
+) -> tuple[Float[Array, "R 1"], Float[Array, "R P"]]:
+    """Side of the bins of each RoI, and where each starts."""
+    side = ((end - start) / bins)[:, None]
+    return side, start[:, None] + jnp.arange(bins, dtype=start.dtype) * side

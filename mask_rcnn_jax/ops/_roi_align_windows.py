@@ -1,10 +1,8 @@
-"""RoIAlign of a pyramid as a loop over windows: the form for processors that run one small product at a time.
+"""RoIAlign of a pyramid on CPU, backward: a loop over windows.
 
-A RoI touches few cells of its level, so its two products are taken over windows of 16 x 16 cells that cover them, one
-window after the other, and the loop runs as often as the RoIs at hand need. The gradient adds windows in the same
-order: it is deterministic and holds nothing but the features' gradient. Measured on two cores, for four images of
-256x256 pixels, 256 channels and 256 RoIs of 7x7 bins each: 130 ms forward and backward, where the dense products take
-820.
+RoIAlign is `Wy @ F @ Wx.T`, and its gradient the transposed products. A RoI touches few cells of its level, so they are
+taken over windows of 16 x 16 cells that cover them, one window after the other, and the loop runs as often as the RoIs
+at hand need. Windows are added in one order: the gradient is deterministic, and holds nothing but itself.
 
 Shape letters: `B` images, `H W` sides of a level, `R` RoIs an image, `P` bins a side, `T` sides of a window.
 """
@@ -17,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from mask_rcnn_jax.ops._interpolation import Pooling, axis_weights
+from mask_rcnn_jax.ops._loops import as_index, zero_of
 
 _WINDOW = 16  # of 8, 16 and 32 cells the fastest in sum, at 256x256 and at 832x1344 pixels
 
@@ -30,31 +29,6 @@ class _Window(NamedTuple):
     roi: Int[Array, ""]
     weights_y: Float[Array, "P T"]
     weights_x: Float[Array, "P T"]
-
-
-def forward(
-    pooling: Pooling,
-    features: tuple[Float[Array, "B _ _ C"], ...],
-    rois: Float[Array, "B R 4"],
-    levels: Int[Array, "B R"],
-) -> Float[Array, "B R P P C"]:
-    """RoI features of every image; `features` are float32 or wider."""
-    bins, channels = pooling.output_size, features[0].shape[-1]
-    pooled = jnp.full((rois.shape[0] * rois.shape[1], bins, bins, channels), _zero(features[0], rois, levels))
-    for index, level in enumerate(features):
-        num_windows, window_at = _windows(pooling, index, level.shape[1], level.shape[2], rois, levels)
-
-        def pool(step, pooled, level=level, window_at=window_at):
-            window = window_at(step)
-            size = (1, window.weights_y.shape[1], window.weights_x.shape[1], channels)
-            cells = lax.dynamic_slice(level, _corner(window.image, window.y, window.x, 0), size)[0]
-            rows = jnp.einsum("ph,hwc->pwc", window.weights_y, cells)
-            # Batched over p, so that the larger operand is not transposed.
-            each_row = jnp.broadcast_to(window.weights_x, (bins, *window.weights_x.shape))
-            return _add(pooled, jnp.einsum("pqw,pwc->pqc", each_row, rows), (window.roi, 0, 0, 0))
-
-        pooled = lax.fori_loop(0, num_windows, pool, pooled)
-    return pooled.reshape(*rois.shape[:2], bins, bins, channels)
 
 
 def backward(
@@ -79,7 +53,7 @@ def backward(
             cells = jnp.einsum("hp,pwc->hwc", window.weights_y.T, rows)
             return _add(level_gradient, cells, (window.image, window.y, window.x, 0))
 
-        zeros = jnp.full(level.shape, _zero(level, rois, gradient))
+        zeros = jnp.full(level.shape, zero_of(level, rois, gradient))
         gradients.append(lax.fori_loop(0, num_windows, spread, zeros))
     return tuple(gradients)
 
@@ -126,16 +100,9 @@ def _slice_weights(weights: Float[Array, "R P L"], roi, first, window: int):
 
 
 def _corner(*indices) -> tuple[Int[Array, ""], ...]:
-    """Indices of one type: among those of arrays, JAX takes Python's integers for int64 where float64 is enabled."""
-    return tuple(jnp.asarray(index, jnp.int32) for index in indices)
+    return tuple(map(as_index, indices))
 
 
 def _add(array, update, corner):
     update, corner = update[None], _corner(*corner)
     return lax.dynamic_update_slice(array, lax.dynamic_slice(array, corner, update.shape) + update, corner)
-
-
-def _zero(*operands) -> Float[Array, ""]:
-    """Zero of the operands' widest type that varies over the mesh as they do: a loop's first carry must."""
-    nothing = [jnp.logical_and(operand.reshape(-1)[0] != 0, False) for operand in operands]
-    return jnp.any(jnp.stack(nothing)).astype(jnp.result_type(*operands))

@@ -3,8 +3,8 @@
 Shape letters: `H W` sides of a feature map, `R` RoIs, `P` bins a side, `S` samples a bin and axis.
 
 `roi_align` is the plain form: it gathers samples and reduces them by average or maximum. `multilevel_roi_align`, which
-models call, multiplies by interpolation weights instead, `Wy @ F @ Wx.T`, on CPU over the windows that RoIs touch and
-elsewhere over whole levels. Neither these products nor their gradient gather or scatter, so they are deterministic.
+models call, multiplies by interpolation weights instead, `Wy @ F @ Wx.T`: on CPU it gathers the cells that they touch,
+and elsewhere it takes products over whole levels. No gradient scatters, so all are deterministic.
 """
 
 import math
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mask_rcnn_jax.ops import _roi_align_matrix as matrix
+from mask_rcnn_jax.ops import _roi_align_taps as taps
 from mask_rcnn_jax.ops import _roi_align_windows as windows
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ops._interpolation import Pooling
@@ -134,7 +135,7 @@ _average.defvjp(_average_fwd, _average_bwd)
 
 
 def _forward(pooling: Pooling, *operands):
-    return _over_images(partial(windows.forward, pooling), jax.vmap(partial(matrix.forward, pooling)))(*operands)
+    return _over_images(partial(taps.forward, pooling), jax.vmap(partial(matrix.forward, pooling)))(*operands)
 
 
 def _backward(pooling: Pooling, *operands):

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from mask_rcnn_jax import ops
-from mask_rcnn_jax.ops import _roi_align_matrix, _roi_align_windows, assign_levels
+from mask_rcnn_jax.ops import _roi_align_matrix, _roi_align_taps, _roi_align_windows, assign_levels
 from mask_rcnn_jax.ops._interpolation import Pooling
 
 SCALES = (1 / 4, 1 / 8)
@@ -180,18 +180,20 @@ def test_gradient_agrees_with_the_plain_form(sampling_ratio):
         np.testing.assert_allclose(gradient, expected, atol=2e-5)
 
 
-def test_windows_and_matrix_agree():
-    """The two forms behind `multilevel_roi_align`, of which a platform only ever runs one."""
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_loops_and_matrix_agree(sampling_ratio):
+    """The forms behind `multilevel_roi_align`, of which a platform only ever runs one."""
     features, rois, levels = tuple(pyramid(images=2)), random_rois(images=2), jnp.tile(jnp.arange(10) % 2, (2, 1))
     gradient = jnp.array(np.random.default_rng(0).normal(size=(2, 10, 3, 3, 3)), jnp.float32)
-    pooling = Pooling(SCALES, 3, 0, True)
-    for name, operands in (("forward", ()), ("backward", (gradient,))):
-        looped = jax.jit(partial(getattr(_roi_align_windows, name), pooling))
-        matrix = jax.jit(jax.vmap(partial(getattr(_roi_align_matrix, name), pooling)))
+    pooling = Pooling(SCALES, 3, sampling_ratio, True)
+    for looped, matrix, operands in (
+        (_roi_align_taps.forward, _roi_align_matrix.forward, ()),
+        (_roi_align_windows.backward, _roi_align_matrix.backward, (gradient,)),
+    ):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
-            looped(features, rois, levels, *operands),
-            matrix(features, rois, levels, *operands),
+            jax.jit(partial(looped, pooling))(features, rois, levels, *operands),
+            jax.jit(jax.vmap(partial(matrix, pooling)))(features, rois, levels, *operands),
         )
 
 
