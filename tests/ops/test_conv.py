@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from mask_rcnn_jax.ops.conv import Window, conv2d, shifted_products
+from mask_rcnn_jax.ops.conv import Window, conv2d, kernel_gradient
 
 
 def xla(x, kernel, window, groups):
@@ -52,13 +52,14 @@ def test_convolution_and_gradients_are_xlas(side, window, groups):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize(("side", "window", "groups"), [case for case in CASES if case[2] == 1])
-def test_shifted_products_are_the_kernels_gradient(side, window, groups):
-    """The form for CPU, wherever the test runs."""
+@pytest.mark.parametrize("chunk", [50, 512])
+@pytest.mark.parametrize(("side", "window", "groups"), [case for case in CASES if case[1].stride == case[2] == 1])
+def test_the_form_for_cpu_is_the_kernels_gradient(side, window, groups, chunk, monkeypatch):
+    monkeypatch.setattr("mask_rcnn_jax.ops.conv._CHUNK", chunk)
     x, kernel, _, gradient = operands(side, window, groups)
     _, vjp = jax.vjp(lambda kernel: xla(x, kernel, window, 1), kernel)
     with jax.default_matmul_precision("highest"):
-        found = shifted_products(side, window, x, gradient)
+        found = kernel_gradient(side, window, x, gradient)
     np.testing.assert_allclose(found, *vjp(gradient), rtol=1e-5, atol=1e-4)
 
 
