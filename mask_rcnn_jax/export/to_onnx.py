@@ -87,6 +87,10 @@ def _equation(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     name = eqn.primitive.name
     if name in _CALLS:
         return translate(graph, eqn.params[_CALLS[name]], inputs)
+    if name == "platform_index":
+        return [_constant(np.int32(0))]  # which only the next equation reads
+    if name == "cond" and eqn.params["branches_platforms"] is not None:
+        return translate(graph, eqn.params["branches"][-1], inputs[1:])  # the form for platforms that are not named
     if name == "while":
         return _while(graph, eqn, inputs)
     if name == "scan":

@@ -4,17 +4,20 @@ Shape letters: `B` images or RoIs, `H W` height and width, `I O` channels in and
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
+from mask_rcnn_jax.ops._loops import zero_of
 from mask_rcnn_jax.ops.conv import Window, conv2d
 from mask_rcnn_jax.ops.precision import at_least_float32
 
+_ROWS_AT_ONCE = 32  # RoIs; enough for a convolution of them to use all cores
 DATA_AXIS = "data"  # mesh axis over which a batch is sharded, and batch norm synchronised
 
 
@@ -181,6 +184,48 @@ class ConvNorm(nnx.Module):
         if isinstance(self.norm, BatchNorm):
             return self.norm(x, counted)
         return x if self.norm is None else self.norm(x)
+
+
+def over_rows(
+    function: Callable[..., Float[Array, "N *out"]], *operands: Shaped[Array, "B R *_"]
+) -> Float[Array, "B R *out"]:
+    """`function` of all RoIs of all images at once."""
+    batch, rows = operands[0].shape[:2]
+    result = function(*(x.reshape(batch * rows, *x.shape[2:]) for x in operands))
+    return result.reshape(batch, rows, *result.shape[1:])
+
+
+def over_valid_rows(
+    function: Callable[..., Float[Array, "N *out"]], valid: Bool[Array, "B R"], *operands: Shaped[Array, "B R *_"]
+) -> Float[Array, "B R *out"]:
+    """`over_rows` for a `function` whose rows do not depend on each other.
+
+    On CPU it works on some of an image's rows at a time and leaves out those without a valid one, which get zeros:
+    there are slots for more foreground RoIs and detections than most images have.
+    """
+    batch, rows = valid.shape
+
+    def in_turn(valid: Array, *operands: Array) -> Array:
+        count = max(1, -(-rows // _ROWS_AT_ONCE))
+        size = -(-rows // count)
+        chunks = jax.tree.map(
+            lambda x: jnp.pad(x, ((0, 0), (0, count * size - rows), *[(0, 0)] * (x.ndim - 2))).reshape(
+                batch * count, size, *x.shape[2:]
+            ),
+            (valid, operands),
+        )
+        result = jax.eval_shape(function, *(x[0] for x in chunks[1]))
+
+        def one(chunk: tuple[Array, tuple[Array, ...]]) -> Array:
+            valid, operands = chunk
+            zero = zero_of(valid, *operands).astype(result.dtype)
+            return jax.lax.cond(jnp.any(valid), function, lambda *_: jnp.full(result.shape, zero), *operands)
+
+        return jax.lax.map(one, chunks).reshape(batch, count * size, *result.shape[1:])[:, :rows]
+
+    return jax.lax.platform_dependent(
+        valid, *operands, cpu=in_turn, default=lambda _, *operands: over_rows(function, *operands)
+    )
 
 
 def call(network: nnx.Module, *inputs: Any) -> Any:

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, NormConfig, msra_init, normal_init
+from mask_rcnn_jax.models.layers import (
+    ConvNorm,
+    Deconv2x2,
+    NormConfig,
+    msra_init,
+    normal_init,
+    over_rows,
+    over_valid_rows,
+)
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig
 from mask_rcnn_jax.ops.masks import mask_targets
@@ -42,7 +50,7 @@ class MaskHead(nnx.Module):
     recomputed = False
 
     def __init__(self, config: MaskHeadConfig, in_channels: int, num_classes: int, *, rngs: nnx.Rngs):
-        self.num_convs = config.num_convs
+        self.num_convs, self.has_batch_norm = config.num_convs, config.norm.kind == "batch_norm"
         channels = in_channels
         for i in range(config.num_convs):
             conv = ConvNorm(channels, config.channels, 3, norm=config.norm, init=msra_init, rngs=rngs)
@@ -57,17 +65,22 @@ class MaskHead(nnx.Module):
     ) -> Float[Array, "B R M M"]:
         """Mask logits of each RoI for its class in 0..K-1; another class, such as background, gives zeros.
 
-        RoIs that are not `valid` leave a batch norm's statistics alone.
+        RoIs that are not `valid` leave a batch norm's statistics alone, and have zeros or any finite logits.
         """
-        batch, rois = classes.shape
-        x = roi_features.reshape(batch * rois, *roi_features.shape[2:])
+        if self.has_batch_norm:  # whose statistics are those of all RoIs at once
+            return over_rows(self._logits, roi_features, classes, valid)
+        return over_valid_rows(self._logits, valid, roi_features, classes, valid)
+
+    def _logits(
+        self, x: Float[Array, "R P P C"], classes: Int[Array, " R"], valid: Bool[Array, " R"]
+    ) -> Float[Array, "R M M"]:
         for i in range(self.num_convs):
-            x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x, valid.reshape(-1)))
+            x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x, valid))
         x = jax.nn.relu(self.deconv(x))
         kernel, bias = self.predictor_kernel[...].astype(x.dtype), self.predictor_bias[...].astype(x.dtype)
-        of_class = jax.nn.one_hot(classes.reshape(-1), kernel.shape[1], dtype=x.dtype)
+        of_class = jax.nn.one_hot(classes, kernel.shape[1], dtype=x.dtype)
         logits = jnp.einsum("rhwc,rc->rhw", x, of_class @ kernel.T) + (of_class @ bias)[:, None, None]
-        return at_least_float32(logits.reshape(batch, rois, *logits.shape[1:]))
+        return at_least_float32(logits)
 
 
 def mask_losses(

@@ -5,7 +5,9 @@ two small matrices. This file computes such a matrix. Shape letters: `R` RoIs, `
 """
 
 from dataclasses import dataclass
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -31,6 +33,8 @@ class Pooling:
         return jnp.concatenate([cells[:, :2], jnp.maximum(cells[:, 2:], cells[:, :2] + 1)], axis=1)
 
 
+# Compiled as one: a model asks for it so often that tracing it would take a third of tracing a training step.
+@partial(jax.jit, static_argnames=("bins", "length", "sampling_ratio"))
 def axis_weights(
     start: Float[Array, " R"],
     end: Float[Array, " R"],

@@ -18,6 +18,8 @@ from mask_rcnn_jax.models.layers import (
     FrozenBatchNorm,
     freeze,
     max_pool,
+    over_rows,
+    over_valid_rows,
 )
 
 
@@ -141,3 +143,25 @@ def test_max_pool_and_its_gradient_are_xlas(size):
     np.testing.assert_array_equal(ours, theirs)
     gradient = jnp.asarray(rng.integers(-9, 9, ours.shape), jnp.float32)
     np.testing.assert_array_equal(*our_vjp(gradient), *their_vjp(gradient))
+
+
+@pytest.mark.parametrize("rows", [3, 64, 70])  # one chunk, two, and three of which the last has padding
+def test_valid_rows_and_their_gradients_do_not_depend_on_chunks(rows):
+    rng = np.random.default_rng(0)
+    x, weights = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, rows, 5), (5, 4)))
+    valid = jnp.arange(rows) < jnp.array([[rows], [2]])
+
+    def total(function, x, weights):
+        result = function(lambda x, _: jnp.tanh(x @ weights), x, valid)
+        return jnp.sum(jnp.where(valid[..., None], result, 0) ** 2), result
+
+    def in_chunks(function, *operands):
+        return over_valid_rows(function, valid, *operands)
+
+    (ours, result), gradients = jax.value_and_grad(total, (1, 2), has_aux=True)(in_chunks, x, weights)
+    (expected, all_rows), expected_gradients = jax.value_and_grad(total, (1, 2), has_aux=True)(over_rows, x, weights)
+    for a, b in zip((ours, *gradients), (expected, *expected_gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result[valid], all_rows[valid], rtol=1e-6)
+    if rows > 32 and jax.default_backend() == "cpu":
+        assert not result[1, -20:].any()  # left out
