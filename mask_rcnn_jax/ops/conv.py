@@ -35,7 +35,8 @@ def conv2d(
     """
     if groups > 1 or window.stride > 1:
         return _xla(x, kernel, window, groups)
-    return _conv(window, x, kernel)
+    # Inside `jax.shard_map` the kernel then varies over the mesh as the image does, and so may its gradient.
+    return _conv(window, x, kernel + zero_of(x).astype(kernel.dtype))
 
 
 def _xla(x: Array, kernel: Array, window: Window, groups: int = 1) -> Array:
