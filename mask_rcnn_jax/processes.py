@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mask_rcnn_jax.errors import UserError
 
@@ -25,6 +27,20 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         where = f"by {coordinator}" if coordinator else "of the cluster; name --coordinator, --processes and --process"
         raise UserError(f"the processes of this run cannot be joined {where} ({reason})") from error
+    _connect()
+
+
+def _connect() -> None:
+    """Connects all devices, and one device of each process, while every process is here.
+
+    On CPU the first collective of a group of devices connects them, and gives up on whoever comes 30 s late, as a
+    process does that reads or compiles for longer than the others; every later collective waits.
+    """
+    gather(None)
+    mesh = Mesh(jax.devices(), ("all",))
+    ones = jax.make_array_from_callback((len(jax.devices()),), NamedSharding(mesh, P("all")), lambda _: np.ones(1))
+    total = jax.shard_map(lambda one: jax.lax.psum(one, "all"), mesh=mesh, in_specs=P("all"), out_specs=P())
+    jax.block_until_ready(jax.jit(total)(ones))
 
 
 def is_first() -> bool:

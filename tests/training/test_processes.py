@@ -24,6 +24,23 @@ def get_config():
 """
 EXACT = ("loss", "gradient_norm", "rpn/foreground_anchors", "box/foreground_rois", "bbox/AP", "segm/AP")
 
+# Each process keeps the other waiting once, for longer than the 30 s in which a connection is tried.
+LATE = """
+import sys, time
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from mask_rcnn_jax import processes
+from mask_rcnn_jax.training import ExperimentConfig
+from mask_rcnn_jax.training.step import make_mesh
+
+processes.start(sys.argv[2], 2, int(sys.argv[6]))
+sharding = NamedSharding(make_mesh(ExperimentConfig(batch_size=4)), P("data"))
+time.sleep(40 * jax.process_index())
+assert processes.gather(jax.process_index()) == [0, 1]
+time.sleep(40 * (1 - jax.process_index()))
+assert jnp.sum(jax.make_array_from_callback((4,), sharding, lambda _: np.ones(1))) == 4
+"""
+
 
 def start(command: list[str], folder: Path, *, processes: int, devices: int) -> list[subprocess.Popen[str]]:
     """The command in `processes` processes with `devices` virtual devices each; each one's output in a file."""
@@ -103,6 +120,12 @@ def test_two_processes_evaluate_each_image_once(runs):
     one, two = (sorted(detections, key=lambda x: (x["image_id"], -x["score"])) for detections in found)
     assert [x["image_id"] for x in one] == [x["image_id"] for x in two]
     assert [x["score"] for x in one] == pytest.approx([x["score"] for x in two], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_process_may_be_late(tmp_path):
+    started = start(["-c", LATE], tmp_path, processes=2, devices=2)
+    assert finish(started, tmp_path) == [0, 0], (tmp_path / "output0.txt").read_text()
 
 
 def test_a_signal_to_one_process_stops_both_after_the_same_step(runs):
