@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
@@ -36,7 +35,7 @@ def onnx_pool(
     """
     if config.reduction == "max":  # ONNX takes the maximum over other values than the references
         return pool(config, features, strides, rois)
-    levels = jax.vmap(lambda rois: roi_levels(config, strides, rois))(rois)
+    levels = roi_levels(config, strides, rois)
     pooled = jnp.float32(0)
     for index, name in enumerate(config.features):
         here = levels == index

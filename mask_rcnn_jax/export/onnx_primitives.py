@@ -233,6 +233,7 @@ FORMS: dict[str, Form] = {
     "ne": chain("Equal", "Not"),
     "neg": elementwise("Neg"),
     "not": elementwise("Not"),
+    "optimization_barrier": _same,
     "or": elementwise("Or"),
     "pad": _pad,
     "pow": elementwise("Pow"),

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, msra_init, normal_init, xavier_init
+from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, msra_init, normal_init, over_rois, xavier_init
 from mask_rcnn_jax.models.losses import Mean, counted, counted_by_iou, masked_mean, smooth_l1, softmax_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig
 from mask_rcnn_jax.models.rpn import Proposals
 from mask_rcnn_jax.ops import boxes as box_ops
-from mask_rcnn_jax.ops.matching import Matches, match
+from mask_rcnn_jax.ops.matching import Matches, match_boxes
 from mask_rcnn_jax.ops.nms import nms
 from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.ops.sampling import sample
@@ -92,21 +92,25 @@ class BoxHead(nnx.Module):
     ) -> tuple[Float[Array, "B R K1"], Float[Array, "B R Kd 4"]]:
         """Class logits and box deltas of each RoI; those that are not `valid` leave a batch norm's statistics alone."""
         batch, rois = valid.shape
-        x = roi_features.reshape(batch * rois, *roi_features.shape[2:])
-        for i in range(self.num_convs):
-            x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x, valid.reshape(-1)))
-        x = x.reshape(batch * rois, -1) if self.num_fcs else jnp.mean(x, axis=(1, 2))
+        x = over_rois(self, self._convs, valid, roi_features, valid) if self.num_convs else roi_features
+        x = x.reshape(batch * rois, -1) if self.num_fcs else jnp.mean(x, axis=(2, 3)).reshape(batch * rois, -1)
         for i in range(self.num_fcs):
             x = jax.nn.relu(getattr(self, f"fc{i + 1}")(x))
         logits = self.class_logits(x).reshape(batch, rois, -1)
         deltas = self.box_deltas(x).reshape(batch, rois, -1, 4)
         return at_least_float32(logits), at_least_float32(deltas)
 
+    def _convs(self, x: Float[Array, "R P P _"], valid: Bool[Array, " R"]) -> Float[Array, "R P P _"]:
+        for i in range(self.num_convs):
+            x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x, valid))
+        return x
+
 
 def match_rois(config: BoxHeadConfig, boxes: Float[Array, "R 4"], truth: GroundTruth) -> Matches:
     """The ground truth of each box, foreground from the head's IoU on, else background."""
-    return match(
-        box_ops.pairwise_iou(boxes, truth.boxes),
+    return match_boxes(
+        boxes,
+        truth.boxes,
         truth.valid,
         background=config.foreground_iou,
         foreground=config.foreground_iou,

@@ -17,8 +17,7 @@ from mask_rcnn_jax.models.layers import (
     NormConfig,
     msra_init,
     normal_init,
-    over_rows,
-    over_valid_rows,
+    over_rois,
 )
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig
@@ -50,7 +49,7 @@ class MaskHead(nnx.Module):
     recomputed = False
 
     def __init__(self, config: MaskHeadConfig, in_channels: int, num_classes: int, *, rngs: nnx.Rngs):
-        self.num_convs, self.has_batch_norm = config.num_convs, config.norm.kind == "batch_norm"
+        self.num_convs = config.num_convs
         channels = in_channels
         for i in range(config.num_convs):
             conv = ConvNorm(channels, config.channels, 3, norm=config.norm, init=msra_init, rngs=rngs)
@@ -67,9 +66,7 @@ class MaskHead(nnx.Module):
 
         RoIs that are not `valid` leave a batch norm's statistics alone, and have zeros or any finite logits.
         """
-        if self.has_batch_norm:  # whose statistics are those of all RoIs at once
-            return over_rows(self._logits, roi_features, classes, valid)
-        return over_valid_rows(self._logits, valid, roi_features, classes, valid)
+        return over_rois(self, self._logits, valid, roi_features, classes, valid)
 
     def _logits(
         self, x: Float[Array, "R P P C"], classes: Int[Array, " R"], valid: Bool[Array, " R"]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import jax
 from jaxtyping import Array, Float, Int
 
 from mask_rcnn_jax.ops.roi_align import assign_levels, multilevel_roi_align
@@ -34,24 +33,20 @@ def pool(
     """RoIAligns each RoI (pixels of the padded image) from its level; padded RoIs give finite features."""
     levels = [features[name] for name in config.features]
     scales = tuple(1.0 / strides[name] for name in config.features)
-
-    def pool_image(levels: list[Float[Array, "_ _ C"]], rois: Float[Array, "R 4"]) -> Float[Array, "R _ _ C"]:
-        return multilevel_roi_align(
-            levels,
-            rois,
-            roi_levels(config, strides, rois),
-            spatial_scales=scales,
-            output_size=config.output_size,
-            sampling_ratio=config.sampling_ratio,
-            aligned=config.aligned,
-            reduction=config.reduction,
-        )
-
-    return jax.vmap(pool_image)(levels, rois)
+    return multilevel_roi_align(
+        levels,
+        rois,
+        roi_levels(config, strides, rois),
+        spatial_scales=scales,
+        output_size=config.output_size,
+        sampling_ratio=config.sampling_ratio,
+        aligned=config.aligned,
+        reduction=config.reduction,
+    )
 
 
-def roi_levels(config: PoolerConfig, strides: Mapping[str, int], rois: Float[Array, "R 4"]) -> Int[Array, " R"]:
-    """From which of `config.features` each RoI of one image is pooled, as an index."""
+def roi_levels(config: PoolerConfig, strides: Mapping[str, int], rois: Float[Array, "*B R 4"]) -> Int[Array, "*B R"]:
+    """From which of `config.features` each RoI is pooled, as an index."""
     return assign_levels(
         rois,
         num_levels=len(config.features),

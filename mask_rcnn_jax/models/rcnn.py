@@ -159,10 +159,12 @@ def normalize(
 ) -> Float[Array, "B H W 3"]:
     """Subtracts the mean and divides by the deviation; padding is zero afterwards."""
     order = slice(None, None, -1 if config.channel_order == "bgr" else 1)
-    images = (at_least_float32(images) - jnp.array(config.pixel_mean)) / jnp.array(config.pixel_std)
     rows = jnp.arange(images.shape[1])[None, :, None] < image_sizes[:, 0, None, None]
     columns = jnp.arange(images.shape[2])[None, None, :] < image_sizes[:, 1, None, None]
-    return jnp.where((rows & columns)[..., None], images[..., order], 0.0)
+    inside = (rows & columns)[..., None]
+    centred = jnp.where(inside, at_least_float32(images) - jnp.array(config.pixel_mean), 0.0)
+    # By an array as large as the images: XLA multiplies by the reciprocal of a smaller one, which rounds twice.
+    return (centred / jnp.where(inside, jnp.array(config.pixel_std), 1.0))[..., order]
 
 
 def propose(
@@ -247,7 +249,7 @@ def _box_terms(
 def _matched_rois(config: MaskRCNNConfig, rois: SampledRoIs, truth: GroundTruth) -> Terms:
     """How many of the sampled RoIs have which IoU, and how many of the foreground lie on which level."""
     pooler = config.box_head.pooler
-    levels = jax.vmap(functools.partial(roi_levels, pooler, config.backbone.out_strides))(rois.boxes)
+    levels = roi_levels(pooler, config.backbone.out_strides, rois.boxes)
     of_image = functools.partial(box_head.matched_rois, level_names=pooler.features)
     return jax.lax.stop_gradient(jax.vmap(of_image)(rois, truth, levels))
 

@@ -21,7 +21,7 @@ from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, normal_init
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy, counted, counted_by_iou, masked_mean, smooth_l1
 from mask_rcnn_jax.ops import anchors as anchor_ops
 from mask_rcnn_jax.ops import boxes as box_ops
-from mask_rcnn_jax.ops.matching import match
+from mask_rcnn_jax.ops.matching import match_boxes
 from mask_rcnn_jax.ops.nms import nms
 from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.ops.sampling import sample
@@ -117,8 +117,9 @@ def rpn_targets(
 
     `priority` decides the draw: candidates with the highest values are taken.
     """
-    matches = match(
-        box_ops.pairwise_iou(anchors, truth.boxes),
+    matches = match_boxes(
+        anchors,
+        truth.boxes,
         truth.valid,
         background=config.background_iou,
         foreground=config.foreground_iou,

@@ -25,13 +25,13 @@ from mask_rcnn_jax.ops.precision import at_least_float32
 
 
 def assign_levels(
-    rois: Float[Array, "R 4"],
+    rois: Float[Array, "*B R 4"],
     num_levels: int,
     min_level: int = 2,
     canonical_size: float = 224.0,
     canonical_level: int = 4,
     convention: Literal["detectron2", "torchvision"] = "detectron2",
-) -> Int[Array, " R"]:
+) -> Int[Array, "*B R"]:
     """Index of the pyramid level each RoI is pooled from (FPN, equation 1), 0 for level `min_level`.
 
     `floor(canonical_level + log2(sqrt(area) / canonical_size))`, clamped to the levels there are. The conventions
@@ -87,31 +87,36 @@ def roi_align(
 
 
 def multilevel_roi_align(
-    features: Sequence[Float[Array, "_ _ C"]],
-    rois: Float[Array, "R 4"],
-    levels: Int[Array, " R"],
+    features: Sequence[Float[Array, "*B _ _ C"]],
+    rois: Float[Array, "*B R 4"],
+    levels: Int[Array, "*B R"],
     spatial_scales: Sequence[float],
     output_size: int,
     sampling_ratio: int = 0,
     aligned: bool = True,
     reduction: Literal["average", "max"] = "average",
-) -> Float[Array, "R P P C"]:
+) -> Float[Array, "*B R P P C"]:
     """RoIAlign of a pyramid: RoI r is pooled from `features[levels[r]]`.
 
-    Arguments and padding as in `roi_align`. Coordinates and accumulation are float32 or wider; the result has the
-    features' type. Differentiable in `features` only (reverse mode). The maximum takes the plain form on every level.
+    Arguments and padding as in `roi_align`, of one image or of several at once: `jax.vmap` would run the loops over
+    RoIs of all images in lockstep. Coordinates and accumulation are float32 or wider; the result has the type of the
+    features. Differentiable in `features` only (reverse mode). The maximum takes the plain form on every level.
     """
+    settings = (output_size, sampling_ratio, aligned, reduction)
+    if rois.ndim == 2:
+        images = [level[None] for level in features]
+        return multilevel_roi_align(images, rois[None], levels[None], spatial_scales, *settings)[0]
     pooling = Pooling(tuple(spatial_scales), output_size, sampling_ratio, aligned)
     if len(features) != len(pooling.spatial_scales):
         raise ValueError(f"{len(features)} feature maps but {len(pooling.spatial_scales)} spatial scales")
     if reduction == "max":
         every = [
-            roi_align(level, rois, scale, output_size, sampling_ratio, aligned, reduction)
+            jax.vmap(lambda level, rois, scale=scale: roi_align(level, rois, scale, *settings))(level, rois)
             for level, scale in zip(features, pooling.spatial_scales, strict=True)
         ]
-        return jnp.select([(levels == index)[:, None, None, None] for index in range(len(every))], every)
-    if rois.shape[0] == 0:
-        return jnp.zeros((0, output_size, output_size, features[0].shape[-1]), features[0].dtype)
+        return jnp.select([(levels == index)[..., None, None, None] for index in range(len(every))], every)
+    if rois.shape[1] == 0:
+        return jnp.zeros((*rois.shape[:2], output_size, output_size, features[0].shape[-1]), features[0].dtype)
     maps = tuple(at_least_float32(level) for level in features)
     pooled: Array = _average(pooling, maps, jax.lax.stop_gradient(rois), levels)
     return pooled.astype(features[0].dtype)
@@ -119,53 +124,25 @@ def multilevel_roi_align(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _average(pooling: Pooling, features, rois, levels):
-    return _forward(pooling, features, rois, levels)
+    return _by_platform(taps.forward, matrix.forward, pooling, features, rois, levels)
 
 
 def _average_fwd(pooling: Pooling, features, rois, levels):
-    return _forward(pooling, features, rois, levels), (features, rois, levels)
+    return _average(pooling, features, rois, levels), (features, rois, levels)
 
 
 def _average_bwd(pooling: Pooling, residuals, gradient):
     features, rois, levels = residuals
-    return _backward(pooling, features, rois, levels, gradient), jnp.zeros_like(rois), None
+    of_features = _by_platform(windows.backward, matrix.backward, pooling, features, rois, levels, gradient)
+    return of_features, jnp.zeros_like(rois), None
 
 
 _average.defvjp(_average_fwd, _average_bwd)
 
 
-def _forward(pooling: Pooling, *operands):
-    return _over_images(partial(taps.forward, pooling), jax.vmap(partial(matrix.forward, pooling)))(*operands)
-
-
-def _backward(pooling: Pooling, *operands):
-    return _over_images(partial(windows.backward, pooling), jax.vmap(partial(matrix.backward, pooling)))(*operands)
-
-
-def _over_images(on_cpu: Callable, elsewhere: Callable) -> Callable:
-    """A function of one image from two forms of a function of many, of which the platform chooses one.
-
-    Its `jax.vmap` hands over all images at once: the loop over windows then runs over them one by one, where plain
-    batching would run it in lockstep, as long as the longest, and copy its carry at every step.
-    """
-
-    def many(*operands):
-        return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)
-
-    @jax.custom_batching.custom_vmap
-    def one(*operands):
-        batch = jax.tree.map(lambda operand: operand[None], operands)
-        return jax.tree.map(lambda result: result[0], many(*batch))
-
-    @one.def_vmap
-    def batched(axis_size, in_batched, *operands):
-        def with_images(operand, has_images):
-            return operand if has_images else jnp.broadcast_to(operand, (axis_size, *operand.shape))
-
-        results = many(*jax.tree.map(with_images, operands, tuple(in_batched)))
-        return results, jax.tree.map(lambda _: True, results)
-
-    return one
+def _by_platform(cpu: Callable, of_one_image: Callable, pooling: Pooling, *operands):
+    elsewhere = jax.vmap(partial(of_one_image, pooling))
+    return jax.lax.platform_dependent(*operands, cpu=partial(cpu, pooling), default=elsewhere)
 
 
 def _samples(start, end, bins: int, length: int, sampling_ratio: int, most: int):

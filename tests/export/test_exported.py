@@ -98,10 +98,7 @@ def test_each_platform_has_its_own_form_of_roi_align(platforms):
     """Windows in a loop on CPU, dense products elsewhere; one file for several platforms holds both and chooses."""
 
     def pooled(features, rois, levels):
-        def pool(level, *of_image):
-            return multilevel_roi_align([level], *of_image, [0.25], 7)
-
-        return jax.vmap(pool)(features, rois, levels)
+        return multilevel_roi_align([features], rois, levels, [0.25], 7)
 
     batch = export.symbolic_shape("batch")[0]
     shapes = [((batch, 16, 16, 8), np.float32), ((batch, 10, 4), np.float32), ((batch, 10), np.int32)]

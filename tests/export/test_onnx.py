@@ -57,6 +57,7 @@ CASES = {
     "finite": (lambda x: jnp.isfinite(jnp.log(x)), FLOATS),
     "functions": (lambda x: (jax.nn.softmax(x), jax.nn.sigmoid(x), jnp.clip(x, 0, 1)), FLOATS),
     "powers": (lambda x: (jax.lax.rsqrt(x**2 + 1), x**3, jnp.sqrt(jnp.square(x)), jnp.exp(-x)), FLOATS),
+    "barrier": (lambda x: jax.lax.optimization_barrier(x) ** 3, FLOATS),
     "float64": (resized, INTEGERS),
     "sort ties": (lambda t: (jnp.argsort(t, stable=True), jnp.argsort(-t, stable=True), jnp.sort(t)), TIES),
     "sort booleans": (lambda b: jnp.argsort(~b, axis=1, stable=True), BOOLS),

@@ -1,6 +1,7 @@
 """Convolutions and their gradients against XLA's own."""
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -66,3 +67,21 @@ def test_the_form_for_cpu_is_the_kernels_gradient(side, window, groups, chunk, m
 def test_the_result_has_the_images_type():
     x, kernel, _, _ = operands(3, Window(padding=1), 1)
     assert conv2d(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), Window(padding=1)).dtype == jnp.bfloat16
+
+
+def avx512() -> bool:
+    info = Path("/proc/cpuinfo")
+    return jax.default_backend() == "cpu" and info.exists() and "avx512f" in info.read_text()
+
+
+@pytest.mark.skipif(not avx512(), reason="products have other widths without AVX-512")
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 32), (32, 8), (8, 8), (64, 40), (8, 64), (128, 128)])
+def test_a_kernel_of_one_cell_sums_its_inputs_one_after_the_other(inputs, outputs):
+    # As PyTorch's convolution on CPU: a recorded network's scores hang on it.
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 9, 12, inputs), (1, 1, inputs, outputs)))
+    expected = np.zeros((2, 5, 6, outputs), np.float32)
+    for i in range(inputs):  # each product and sum rounded once, as a fused multiply-add
+        product = x[:, ::2, ::2, i, None].astype(np.float64) * kernel[0, 0, i]
+        expected = (expected + product).astype(np.float32)
+    np.testing.assert_array_equal(conv2d(jnp.asarray(x), jnp.asarray(kernel), Window(stride=2)), expected)

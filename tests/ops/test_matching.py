@@ -1,8 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mask_rcnn_jax.ops import match
+from mask_rcnn_jax.ops import boxes as box_ops
+from mask_rcnn_jax.ops import match, match_boxes
 
 
 def match_by_loops(iou, background, foreground, low_quality):
@@ -58,3 +60,22 @@ def test_padding_changes_nothing():
     np.testing.assert_array_equal(padded.label[:30], plain.label)
     np.testing.assert_array_equal(padded.gt_index[:30], plain.gt_index)
     np.testing.assert_array_equal(padded.label[30:], 0)
+
+
+@pytest.mark.parametrize("low_quality", [True, False])
+@pytest.mark.parametrize("slots", [[], [0], [0, 1, 2], [3, 9, 17], range(20)])
+def test_boxes_are_matched_as_their_iou_is(slots, low_quality):
+    # Of whole pixels, so that ties occur, within a few slots and across them.
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 12, (300, 2, 2))
+    boxes = np.concatenate([corners.min(1), corners.max(1)], axis=1).astype(np.float32)
+    boxes, gt_boxes, valid = jnp.array(boxes), jnp.array(boxes[:20]), jnp.isin(jnp.arange(20), jnp.array([*slots, -1]))
+    expected = match(box_ops.pairwise_iou(boxes, gt_boxes), valid, low_quality=low_quality)
+    found = jax.jit(match_boxes, static_argnames="low_quality")(boxes, gt_boxes, valid, low_quality=low_quality)
+    np.testing.assert_array_equal(found.label, expected.label)
+    np.testing.assert_array_equal(found.gt_index, expected.gt_index)
+
+
+def test_no_slots_of_ground_truth_make_all_boxes_background():
+    matches = match_boxes(jnp.ones((5, 4)), jnp.zeros((0, 4)), jnp.zeros(0, bool), low_quality=True)
+    np.testing.assert_array_equal(matches.label, np.zeros(5))
