@@ -2,21 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import DATA_AXIS, Mean, Variables, init, loss_terms
 from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training.config import ExperimentConfig
 
-T = TypeVar("T")
 Measures = dict[str, Float[Array, ""]]
 
 
@@ -76,11 +76,7 @@ def make_train_step(config: ExperimentConfig, mesh: Mesh) -> Callable[[TrainStat
 
     Losses are divided by counts over the whole batch, not by those of a device. Sampling draws from keys folded by
     step and example, so that the numbers do not depend on how many devices share the batch.
-
-    A step whose loss or gradient is not finite changes nothing but the counts of steps; nor does any after more than
-    `config.max_skipped_steps` such steps in a row, so that the state is kept in which it happened.
     """
-    optimizer, schedule = make_optimizer(config), config.schedule.build(config.steps)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Measures]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -88,35 +84,52 @@ def make_train_step(config: ExperimentConfig, mesh: Mesh) -> Callable[[TrainStat
 
         def loss_of(params: Any) -> tuple[Float[Array, ""], tuple[Measures, Any]]:
             terms, buffers = _terms(config, Variables(params, state.variables.buffers), batch, keys)
-            # Sums meet inside the differentiated function, so that the gradient is that of the global mean.
-            terms = jax.lax.psum(terms, DATA_AXIS)
+            # Sums meet inside the differentiated function, so that the gradient is that of the global mean; as one
+            # array, so that every gradient follows it: else XLA sums some gradients together with some losses.
+            sums, as_terms = ravel_pytree(terms)
+            terms = as_terms(jax.lax.psum(sums, DATA_AXIS))
             measures = {name: term.value for name, term in terms.items() if isinstance(term, Mean)}
             loss = sum((value for name, value in measures.items() if name.startswith("loss/")), jnp.float32(0))
             return loss, (measures, buffers)
 
-        params = state.variables.params
         # As values of the device, so that the gradient is summed over devices once, and not wherever one is used.
-        of_device = jax.tree.map(lambda x: jax.lax.pcast(x, DATA_AXIS, to="varying"), params)
+        of_device = jax.tree.map(lambda x: jax.lax.pcast(x, DATA_AXIS, to="varying"), state.variables.params)
         (loss, (measures, buffers)), gradients = jax.value_and_grad(loss_of, has_aux=True)(of_device)
         gradients = jax.lax.psum(gradients, DATA_AXIS)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, params)
-        measures |= {"loss": loss, "learning_rate": schedule(state.step)} | _norms(gradients)
-        params = jax.tree.map(jnp.add, params, updates)
-        average = _moved(config.ema_decay, state.average, params)
-
-        finite = jnp.isfinite(loss) & jnp.isfinite(measures["gradient_norm"])
-        accepted = finite & (state.skipped <= config.max_skipped_steps)
-        skipped = jnp.where(accepted, 0, state.skipped + 1)
-        variables, optimizer_state, average = _select(
-            accepted,
-            (Variables(params, buffers), optimizer_state, average),
-            (state.variables, state.optimizer, state.average),
-        )
-        state = TrainState(state.step + 1, variables, optimizer_state, average, skipped)
-        return state, measures | {"skipped_steps": skipped}
+        state, about_gradients = apply_gradients(config, state, loss, gradients, buffers)
+        return state, measures | {"loss": loss} | about_gradients
 
     sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(DATA_AXIS)), out_specs=P())
     return jax.jit(sharded, donate_argnums=0)
+
+
+def apply_gradients(
+    config: ExperimentConfig, state: TrainState, loss: Float[Array, ""], gradients: Any, buffers: Any
+) -> tuple[TrainState, Measures]:
+    """The state after a step that found this loss, gradients and buffers, and what is measured of it.
+
+    A step whose loss or gradient is not finite changes nothing but the counts of steps; nor does any after more than
+    `config.max_skipped_steps` such steps in a row, so that the state is kept in which it happened.
+    """
+    norms = _norms(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norms["gradient_norm"])
+    accepted = finite & (state.skipped <= config.max_skipped_steps)
+    skipped = jnp.where(accepted, 0, state.skipped + 1)
+
+    def updated() -> tuple[Variables, Any, Any]:
+        params = state.variables.params
+        updates, optimizer_state = make_optimizer(config).update(gradients, state.optimizer, params)
+        changed = jax.tree.map(jnp.add, params, updates)
+        return Variables(changed, buffers), optimizer_state, _moved(config.ema_decay, state.average, changed)
+
+    def kept() -> tuple[Variables, Any, Any]:
+        return state.variables, state.optimizer, state.average
+
+    # Not a choice between arrays, which has a copy of the momentum.
+    variables, optimizer_state, average = jax.lax.cond(accepted, updated, kept)
+    learning_rate = config.schedule.build(config.steps)(state.step)
+    measures = {"learning_rate": learning_rate, "skipped_steps": skipped} | norms
+    return TrainState(state.step + 1, variables, optimizer_state, average, skipped), measures
 
 
 def _terms(
@@ -138,10 +151,6 @@ def _terms(
     parts = jax.tree.map(lambda x: x.reshape(config.accumulation_steps, -1, *x.shape[1:]), (batch, keys))
     buffers, terms = jax.lax.scan(part, variables.buffers, parts)
     return jax.tree.map(lambda x: x.sum(axis=0), terms), buffers
-
-
-def _select(accepted: Bool[Array, ""], changed: T, kept: T) -> T:
-    return jax.tree.map(lambda x, y: jnp.where(accepted, x, y), changed, kept)
 
 
 def _norms(gradients: Mapping[str, Any]) -> Measures:
