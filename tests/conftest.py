@@ -1,6 +1,7 @@
 """Set-up of all tests: eight virtual CPU devices, a compilation cache, and shapes and types checked at every call."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +25,19 @@ jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_C
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 install_import_hook("mask_rcnn_jax", "tests.typechecker.typechecker")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Forgets compiled programs where there are many after a file of tests.
+
+    Linux allows a process 65,530 mappings of memory; every loop that XLA compiles for CPU takes three, and one too many
+    is a segmentation fault.
+    """
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.is_file() and len(mappings.read_text().splitlines()) > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -37,16 +37,15 @@ with {versions}.
   difference with that of the gradient, parameter by parameter. Boxes are matched by class and IoU.
 - torchvision cuts boxes to whole pixels when it pastes masks: end to end, a box that differs by 1e-3 px can so differ
   by a pixel. The mean IoU is of both programs' own boxes; the smallest is of their masks in the reference's boxes.
-- X101's features as a whole, and the scores that come of them, are held to the reference's own difference, between its
-  convolutions with and without oneDNN: the recording is up to 3.7e-4 away from what the same weights give in float64
-  (this project's float32: up to 4.3e-4), and its scores up to 1.3e-3: exact arithmetic would miss 1e-4 and 5e-4.
-  Each of its stages is within 4.3e-6.
+- With PyTorch's convolutions in place of XLA's, every stage of X101's backbone is the recording's bits: norms and the
+  division of the images are rounded as the reference rounds them. What is left is the order of sums. X101's features as
+  a whole, and the scores that come of them, must stay within the bounds of the others (1e-4, 5e-4) or, on a machine
+  whose sums are in another order still, within the reference's own difference between its convolutions with and without
+  oneDNN: the recording is up to 3.7e-4 away from what the same weights give in float64, and its scores up to 1.3e-3.
 - Training uses the same samples in both programs: both take the candidates of the lowest indices. In float32 the bound
   of the worst gradient is three times the reference's own difference between float32 and float64, which is mostly that
-  of activations near 0. How many of those there are is chance: seeds of the random weights are ones with which the
-  reference's own difference is small. The wide v2 is compared in float64 alone: there torchvision's own gradients in
-  float32 and float64 differ by a median of 5.1e-3 of the norm, and this project's by 3.3e-3 from the same. In float32
-  both programs' gradients of it differ by a median of 3.9e-3, more than the 1e-3 that the other models keep.
+  of activations near 0. How many of those there are is chance: seeds of the random weights, and for the wide v2 how
+  much its blocks add to what they pass on, are ones with which the reference's own difference is small.
 - The trained model is a ResNet-18-FPN that torchvision trained for {steps} steps on the {images} images that it is
   evaluated on.
 

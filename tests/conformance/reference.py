@@ -84,10 +84,13 @@ def set_frozen_norm_epsilon(model: nn.Module, epsilon: float) -> None:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, images: Sequence[np.ndarray], seed: int, spread: float = 1.0) -> nn.Module:
+def calibrate(
+    model: nn.Module, images: Sequence[np.ndarray], seed: int, spread: float = 1.0, residual: float = 0.3
+) -> nn.Module:
     """Draws weights and scales every layer by its output on `images`; the model is in evaluation mode afterwards.
 
-    `spread` multiplies what the convolutions before frozen norms give: small values make small variances.
+    `spread` multiplies what the convolutions before frozen norms give: small values make small variances. Blocks add
+    `residual` to what they pass on, little as trained ones do: otherwise depth amplifies rounding.
     """
     random = torch.Generator().manual_seed(seed)
     handles = []
@@ -105,8 +108,7 @@ def calibrate(model: nn.Module, images: Sequence[np.ndarray], seed: int, spread:
             hook = functools.partial(_scale, spread) if module.bias is None else functools.partial(_standardise, target)
             handles.append(module.register_forward_hook(_once(hook)))
         elif isinstance(module, _NORMS):
-            # Blocks add little to what they pass on, as trained ones do: otherwise depth amplifies rounding.
-            strength = 0.3 if name.endswith("bn3") else 1.0
+            strength = residual if name.endswith("bn3") else 1.0
             handles.append(module.register_forward_pre_hook(_once(functools.partial(_normalise, strength, random))))
     model.eval()(tensors(images))
     for handle in handles:

@@ -44,6 +44,7 @@ class Source:
     frozen_norm_epsilon: float = 1e-5
     seed: int = 0
     spread: float = 1.0  # of convolutions' outputs; small ones make variances that epsilon matters for
+    residual: float = 0.3  # of what a block adds to what it passes on; more amplifies rounding with depth
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,15 +92,28 @@ def v2_config(num_classes: int, narrowing: int, *, head: str = "mask") -> MaskRC
 
 
 _FULL_WIDTH = {"narrowing": 1, "stages": ("backbone", "RPN head", "box head", "mask head", "end to end")}
-# In float32 the wide v2, whose batch norms take the statistics of three small images, says nothing of this project: the
-# median difference of torchvision's gradients to its own in float64 is 5.1e-3 (this project's 3.3e-3).
 _BOTH = ("float32", "float64")
 _LARGE = {"short_side": 448, "max_side": 640}  # RoIs of the whole image reach the coarsest level that is pooled
 SOURCES = {
     source.name: source
     for source in (
-        Source("torchvision maskrcnn v1", reference.maskrcnn_v1, v1_config(80, 1), trained=("float32",), **_FULL_WIDTH),
-        Source("torchvision maskrcnn v2", reference.maskrcnn_v2, v2_config(80, 1), trained=("float64",), **_FULL_WIDTH),
+        Source(
+            "torchvision maskrcnn v1",
+            reference.maskrcnn_v1,
+            v1_config(80, 1),
+            trained=("float32",),
+            seed=1,
+            **_FULL_WIDTH,
+        ),
+        # With the others' residual the reference's own gradients in float32 and float64 differ by a median of 5.1e-3.
+        Source(
+            "torchvision maskrcnn v2",
+            reference.maskrcnn_v2,
+            v2_config(80, 1),
+            trained=_BOTH,
+            residual=0.1,
+            **_FULL_WIDTH,
+        ),
         Source("torchvision maskrcnn v1, narrow", reference.maskrcnn_v1, v1_config(12, 8), trained=_BOTH, seed=1),
         Source("torchvision maskrcnn v2, narrow", reference.maskrcnn_v2, v2_config(12, 8), trained=_BOTH, seed=2),
         Source(
@@ -160,7 +174,7 @@ def build(source: Source, images: tuple[np.ndarray, ...]) -> nn.Module:
     if source.narrowing > 1:
         reference.narrow(model, source.narrowing)
     reference.set_frozen_norm_epsilon(model, source.frozen_norm_epsilon)
-    return reference.calibrate(model, images, seed=source.seed, spread=source.spread)
+    return reference.calibrate(model, images, seed=source.seed, spread=source.spread, residual=source.residual)
 
 
 def imported(config: MaskRCNNConfig, model: nn.Module) -> Variables:

@@ -233,7 +233,7 @@ _decode = jax.jit(functools.partial(box_ops.decode, weights=BOX_WEIGHTS))
 @jax.jit
 def _matches(boxes: np.ndarray, gt_boxes: np.ndarray) -> jax.Array:
     """The ground truth of each anchor as torchvision notes it: background is -1, what is ignored -2."""
-    found = ops.match(box_ops.pairwise_iou(boxes, gt_boxes), jnp.ones(len(gt_boxes), bool), low_quality=True)
+    found = ops.match_boxes(jnp.asarray(boxes), jnp.asarray(gt_boxes), jnp.ones(len(gt_boxes), bool), low_quality=True)
     return jnp.where(found.label == 1, found.gt_index, jnp.where(found.label == 0, -1, -2))
 
 

@@ -145,16 +145,10 @@ def test_images_that_cannot_be_read_are_left_out(model, tmp_path):
 
 
 def test_unknown_mirrors_and_scales(model):
-    with pytest.raises(UserError, match="3 keypoints mirror each other"):
-        AugmentedPredictor(model)
-    AugmentedPredictor(model, AugmentationConfig(flip=False))
-    with pytest.raises(UserError, match="scales"):
-        AugmentationConfig(scales=(0.0,))
-
-
-def test_keypoints_without_known_mirror_images_are_not_mirrored(model):
     with pytest.raises(
         UserError, match=r"which of the model's 3 keypoints mirror each other is not known; .*--no-flip"
     ):
         AugmentedPredictor(model)
     AugmentedPredictor(model, AugmentationConfig(flip=False))
+    with pytest.raises(UserError, match="scales"):
+        AugmentationConfig(scales=(0.0,))
