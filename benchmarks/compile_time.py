@@ -8,20 +8,16 @@ R50-FPN for 80 classes, Detectron2's conventions, two images of 512 x 512, each 
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
-from benchmarks.machine import machine, sentence
+from benchmarks.batches import abstract_batch
+from benchmarks.machine import in_a_process, machine, sentence, write
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.models import MaskRCNNConfig
-from mask_rcnn_jax.structures import Batch, GroundTruth
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.step import init_state, make_mesh, make_train_step
 from tests.tiny import tiny_model
@@ -39,14 +35,11 @@ def main() -> None:
         print(json.dumps(compile_step(options.quick)))
         return
     about, rows = machine("jax", "flax"), {}
-    command = [sys.executable, "-m", "benchmarks.compile_time", "--once", *(["--quick"] if options.quick else [])]
+    arguments = ["--once", *(["--quick"] if options.quick else [])]
     with tempfile.TemporaryDirectory() as folder:
         for name in TARGETS:
-            environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-            rows[name] = json.loads(done.stdout.splitlines()[-1])
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
+            rows[name] = in_a_process("benchmarks.compile_time", *arguments, JAX_COMPILATION_CACHE_DIR=folder)
+    write(options.json, about, rows)
     print(sentence(about))
     print("| | tracing, s | compiling, s | together, s | at most |\n|---|--:|--:|--:|--:|")
     for name, row in rows.items():
@@ -65,18 +58,6 @@ def compile_step(quick: bool) -> dict[str, float]:
     between = time.perf_counter()
     lowered.compile()
     return {"trace": between - start, "compile": time.perf_counter() - between}
-
-
-def abstract_batch(config: ExperimentConfig, size: tuple[int, int]) -> Batch:
-    """The shapes and types of a batch as the pipeline gives it."""
-
-    def of(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
-
-    slots, grid = config.data.max_instances, config.data.mask_crop
-    boxes, numbers = of(jnp.float32, slots, 4), of(jnp.int32, slots)
-    truth = GroundTruth(boxes, numbers, of(jnp.uint8, slots, grid, grid), boxes, of(jnp.bool_, slots))
-    return Batch(of(jnp.uint8, *size, 3), of(jnp.int32, 2), truth, of(jnp.int32))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,14 +22,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.compile_time import abstract_batch
-from benchmarks.machine import machine, sentence
+from benchmarks.batches import random_batch, repeated_step
+from benchmarks.machine import in_a_process, machine, sentence, write
 from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.models import BoxHeadConfig, FPNConfig, MaskHeadConfig, MaskRCNNConfig, ResNetConfig, detect, init
-from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training import ExperimentConfig, ScheduleConfig
-from mask_rcnn_jax.training.step import init_state, make_mesh, make_train_step, replicate, shard
 
 CURVES = {  # what grows: its values
     "side of the image": (256, 384, 512),
@@ -62,17 +58,13 @@ def main() -> None:
             continue
         first = None
         for value in values:
-            command = [sys.executable, "-m", "benchmarks.curves", "--calls", str(options.calls)]
-            done = subprocess.run(
-                [*command, "--point", curve, str(value)], check=True, stdout=subprocess.PIPE, text=True
-            )
-            row = {"curve": curve, "value": value} | json.loads(done.stdout.splitlines()[-1])
+            point = in_a_process("benchmarks.curves", "--calls", options.calls, "--point", curve, value)
+            row = {"curve": curve, "value": value} | point
             first = first or row
             growth = row["seconds"] / first["seconds"] / (work(curve, value) / work(curve, values[0]))
             rows.append(row | {"growth": growth})
             print(f"| {curve} | {value} | {1e3 * row['seconds']:.0f} | {growth:.2f} | {row['peak']:.0f} |", flush=True)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
+    write(options.json, about, rows)
 
 
 def work(curve: str, value: int) -> float:
@@ -84,11 +76,11 @@ def measure(curve: str, value: int, calls: int) -> dict[str, float]:
         jax.config.update("jax_num_cpu_devices", value)
     use_compile_cache()
     call = detection(value) if curve == "proposals, detection" else step(curve, value)
-    call()
+    jax.block_until_ready(call())
     seconds = []
     for _ in range(calls):
         start = time.perf_counter()
-        call()
+        jax.block_until_ready(call())
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": statistics.median(seconds), "peak": peak}
@@ -113,32 +105,7 @@ def step(curve: str, value: int) -> Callable[[], Any]:
     # The rate is 0: what is measured must not drift.
     schedule = ScheduleConfig(learning_rate=0.0, warmup_steps=0)
     config = ExperimentConfig(network, DataConfig(max_instances=slots), schedule=schedule, batch_size=size)
-    mesh = make_mesh(config)
-    train_step, state = make_train_step(config, mesh), replicate(init_state(config), mesh)
-    batch = shard(random_batch(config, side), mesh)
-
-    def call() -> None:
-        nonlocal state
-        state, _ = jax.block_until_ready(train_step(state, batch))
-
-    return call
-
-
-def random_batch(config: ExperimentConfig, side: int) -> Batch:
-    """Noise with eight squares in each image."""
-    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_batch(config, (side, side)))
-    corner = jnp.arange(8.0)[:, None] * side / 12
-    boxes = batch.ground_truth.boxes.at[:, :8].set(jnp.concatenate([corner, corner, corner + 60, corner + 60], axis=1))
-    truth = replace(
-        batch.ground_truth,
-        boxes=boxes,
-        mask_regions=boxes,
-        masks=jnp.full_like(batch.ground_truth.masks, 255),
-        valid=batch.ground_truth.valid.at[:, :8].set(True),
-    )
-    images = jax.random.randint(jax.random.key(0), batch.images.shape, 0, 256).astype(jnp.uint8)
-    index = jnp.arange(config.batch_size, dtype=jnp.int32)
-    return Batch(images, jnp.full_like(batch.image_sizes, side), truth, index)
+    return repeated_step(config, random_batch(config, (side, side)))
 
 
 def detection(proposals: int) -> Callable[[], Any]:
@@ -148,7 +115,7 @@ def detection(proposals: int) -> Callable[[], Any]:
     images = jax.random.randint(jax.random.key(0), (1, 256, 256, 3), 0, 256).astype(jnp.uint8)
     run = jax.jit(lambda variables, images, sizes: detect(config, variables, images, sizes))
     sizes = jnp.full((1, 2), 256, jnp.int32)
-    return lambda: jax.block_until_ready(run(variables, images, sizes))
+    return lambda: run(variables, images, sizes)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from benchmarks.machine import machine, sentence
+from benchmarks.machine import machine, sentence, write
 from mask_rcnn_jax.data import (
     CocoConfig,
     DataConfig,
@@ -250,8 +250,7 @@ def main() -> None:
     options = parser.parse_args()
     about = machine("pillow", "numpy", "torchvision")
     rows = compare(options.data, *((2, 1) if options.quick else (options.images, options.rounds)))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
+    write(options.json, about, rows)
     print(sentence(about))
     print(table(rows))
     print(f"written to {options.json}")

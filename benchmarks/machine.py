@@ -1,7 +1,10 @@
-"""What a benchmark ran on."""
+"""What a benchmark ran on, its report, and work in a process of its own."""
 
+import json
 import os
 import platform
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,19 @@ def machine(*packages: str) -> dict[str, Any]:
 
 def sentence(about: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in about.items())
+
+
+def write(file: Path, about: dict[str, Any], rows: Any) -> None:
+    """The report as JSON."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
+
+
+def in_a_process(module: str, *arguments: object, **environment: str) -> Any:
+    """What `python -m module` prints as JSON in its last line."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _version(package: str) -> str:

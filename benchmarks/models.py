@@ -79,10 +79,7 @@ def scene(size: Size, seed: int = 0) -> np.ndarray:
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 
-def require(rows: Iterable[Row], slack: float = 1.0) -> None:
-    """Raises AssertionError where the two programs do not agree: what differs would not be comparable.
-
-    `slack` multiplies the bounds of differences, where rounding depends on the machine's convolutions.
-    """
-    broken = [str(row) for row in rows if not (row.ok or row.difference <= slack * row.bound)]
+def require(rows: Iterable[Row]) -> None:
+    """Raises AssertionError where the two programs do not agree: what differs would not be comparable."""
+    broken = [str(row) for row in rows if not row.ok]
     assert not broken, "\n".join(broken)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.overheads
 
-R50-FPN, random weights, SGD with momentum. `finite`: the step beside the same step that keeps what it computed whether
-or not it is finite, in turn. `remat`: bytes that the forward pass keeps for the backward pass, parameters left out, by
-what is computed again for the gradients. It is counted from shapes, for XLA's programs for CPU save nothing: they
-compute again early and keep what they have.
+R50-FPN, random weights, SGD with momentum. `finite`: the end of the step (norms of the gradients, check, update) beside
+the same that keeps what it computed whether or not it is finite, in turn; and the whole step. `remat`: bytes that the
+forward pass keeps for the backward pass, parameters left out, by what is computed again for the gradients. It is
+counted from shapes, for XLA's programs for CPU save nothing: they compute again early and keep what they have.
 """
 
 import argparse
@@ -15,15 +15,14 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
 
+from benchmarks.batches import random_batch, repeated, repeated_step
 from benchmarks.machine import machine, sentence
 from benchmarks.side_by_side import Call, Sides, measure
-from mask_rcnn_jax.models import DATA_AXIS, MaskRCNNConfig, Variables, init, loss_terms
-from mask_rcnn_jax.structures import Batch, GroundTruth
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init, loss_terms
+from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training import ExperimentConfig
-from mask_rcnn_jax.training.step import init_state, make_train_step, replicate, shard
+from mask_rcnn_jax.training.step import TrainState, apply_gradients, init_state
 
 _REMAT = ((), ("backbone",), ("rpn", "box_head", "mask_head"), ("backbone", "rpn", "box_head", "mask_head"))
 
@@ -41,7 +40,7 @@ def main() -> None:
     bottom_up = replace(model.backbone.bottom_up, depth=options.depth)  # pyright: ignore[reportAttributeAccessIssue]
     model = replace(model, backbone=replace(model.backbone, bottom_up=bottom_up))
     config = ExperimentConfig(model=model, batch_size=options.batch_size)
-    batch = scene_batch(options.batch_size, *options.size)
+    batch = random_batch(config, tuple(options.size))
     if options.only != "remat":
         print_finite(config, batch, options.rounds)
     if options.only != "finite":
@@ -49,12 +48,31 @@ def main() -> None:
 
 
 def print_finite(config: ExperimentConfig, batch: Batch, rounds: int) -> None:
-    checked = _step(config, batch)
-    with mock.patch("mask_rcnn_jax.training.step._select", lambda accepted, changed, kept: changed):
-        unchecked = _step(config, batch)
-    seconds = measure(Sides(checked, {"unchecked": unchecked}), rounds)
-    ratio = seconds["ours"] / seconds["unchecked"]
-    print(f"step {seconds['ours']:.3f} s, without the check {seconds['unchecked']:.3f} s, ratio {ratio:.4f}")
+    """Whole steps differ by more than the check costs, whatever the check does: so its part is measured by itself."""
+    cond = jax.lax.cond
+
+    def without_check(accepted: Any, updated: Any, kept: Any, *operands: Any) -> Any:
+        return cond(accepted, updated, kept, *operands) if operands else updated()  # the step's own has no operands
+
+    checked = repeated_end(config)
+    with mock.patch("jax.lax.cond", without_check):
+        unchecked = repeated_end(config)
+    end = measure(Sides(checked, {"unchecked": unchecked}), rounds)
+    step = measure(Sides(repeated_step(config, batch), {}), rounds)["ours"]
+    for name, seconds in (("with", end["ours"]), ("without", end["unchecked"])):
+        print(f"end of the step {name} the check {1e3 * seconds:.1f} ms, {100 * seconds / step:.2f} % of the step")
+    print(f"step {step:.3f} s; the check takes {100 * (end['ours'] - end['unchecked']) / step:+.3f} % of it")
+
+
+def repeated_end(config: ExperimentConfig) -> Call:
+    """What a step does once it has its gradients, compiled."""
+    state = init_state(config)
+    gradients = jax.tree.map(jnp.ones_like, state.variables.params)
+
+    def end(state: TrainState, gradients: Any) -> Any:
+        return apply_gradients(config, state, jnp.float32(1), gradients, state.variables.buffers)
+
+    return repeated(jax.jit(end, donate_argnums=0), state, gradients)
 
 
 def print_remat(config: ExperimentConfig, batch: Batch) -> None:
@@ -77,37 +95,6 @@ def kept_bytes(model: MaskRCNNConfig, batch: Batch) -> int:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(batch.images)))
     everything = jax.tree.leaves(jax.eval_shape(kept, variables.params, variables.buffers, keys))
     return sum(x.size * x.dtype.itemsize for x in everything) - sum(4 * x.size for x in jax.tree.leaves(variables))
-
-
-def scene_batch(size: int, height: int, width: int, objects: int = 8) -> Batch:
-    """Noise with `objects` boxes an image, of a sixth of its sides."""
-    rng = np.random.default_rng(0)
-    corners = rng.uniform(0, 5 / 6, (size, objects, 2)) * (width, height)
-    boxes = np.concatenate([corners, corners + np.array([width, height]) / 6], axis=-1).astype(np.float32)
-    masks = np.full((size, objects, 28, 28), 255, np.uint8)
-    valid = np.ones((size, objects), bool)
-    truth = GroundTruth(boxes, rng.integers(0, 80, (size, objects)).astype(np.int32), masks, boxes, valid)
-    images = rng.integers(0, 256, (size, height, width, 3), np.uint8)
-    return Batch(images, np.full((size, 2), (height, width), np.int32), truth, np.arange(size, dtype=np.int32))
-
-
-def _lowered(config: ExperimentConfig, batch: Batch) -> tuple[Any, Any, Any]:
-    mesh = Mesh(jax.devices()[:1], (DATA_AXIS,))
-    state, rows = replicate(init_state(config), mesh), shard(batch, mesh)
-    return make_train_step(config, mesh).lower(state, rows), state, rows
-
-
-def _step(config: ExperimentConfig, batch: Batch) -> Call:
-    """One step after the other; each gives up the state that it starts from."""
-    lowered, state, rows = _lowered(config, batch)
-    compiled = lowered.compile()
-
-    def step() -> Any:
-        nonlocal state
-        state, measures = compiled(state, rows)
-        return measures
-
-    return step
 
 
 if __name__ == "__main__":

@@ -106,11 +106,16 @@ def random_ellipses(rng: np.random.Generator, count: int) -> tuple[np.ndarray, n
 
 def encode(centres: np.ndarray, radii: np.ndarray) -> tuple[list[Any], np.ndarray]:
     """RLEs, and boxes clipped to the image."""
-    angle = np.arange(24) * (2 * np.pi / 24)
-    corners = centres[:, None] + radii[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    rles = [to_rle([outline.ravel()], _HEIGHT, _WIDTH) for outline in corners]
+    outlines = [ellipse(centre, radius) for centre, radius in zip(centres, radii, strict=True)]
+    rles = [to_rle([outline], _HEIGHT, _WIDTH) for outline in outlines]
     limit = np.array([_WIDTH, _HEIGHT] * 2)
     return rles, np.concatenate([centres - radii, centres + radii], axis=1).clip(0, limit).astype(np.float32)
+
+
+def ellipse(centre: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """The outline of an ellipse: 24 corners x, y, x, y, ...; `centre` and `radius` are (x, y)."""
+    angle = np.arange(24) * (2 * np.pi / 24)
+    return (centre + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)).ravel()
 
 
 def as_json(dataset: CocoDataset) -> dict[str, Any]:

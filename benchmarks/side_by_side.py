@@ -6,15 +6,10 @@ other: a table has the median ratio and the smallest and largest. Both libraries
 busily for a moment after their work; a pause before each turn keeps one's from taking the cores of the other.
 """
 
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -65,18 +60,6 @@ def _time(call: Call, repeats: int) -> float:
     for _ in range(repeats):
         jax.block_until_ready(call())
     return (time.perf_counter() - start) / repeats
-
-
-def in_processes(module: str, arguments: Iterable[str], processes: int) -> list[dict[str, Any]]:
-    """What `python -m module --processes 1` writes as JSON, once for each of the processes, one after the other."""
-    written = []
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(processes):
-            file = Path(folder) / f"{number}.json"
-            command = [sys.executable, "-m", module, *arguments, "--processes", "1", "--json", str(file)]
-            subprocess.run(command, check=True, stdout=sys.stderr)
-            written.append(json.loads(file.read_text()))
-    return written
 
 
 def summary(name: str, target: float | None, measured: list[dict[str, float]]) -> dict[str, Any]:

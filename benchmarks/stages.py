@@ -26,7 +26,6 @@ from mask_rcnn_jax import models, ops
 from mask_rcnn_jax.inference import ImageDetections, encode_masks
 from mask_rcnn_jax.models import box_head, rcnn, rpn
 from mask_rcnn_jax.models.pooler import PoolerConfig, pool
-from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.structures import GroundTruth
 from tests.conformance import reference
 from tests.conformance.rows import Boxes, box_rows, largest_relative, masks_iou, mean_mask_row
@@ -222,7 +221,7 @@ def match_anchors(quick: bool) -> Sides:
 
     @jax.jit
     def run(anchors: jax.Array, truth: GroundTruth) -> Any:
-        return ops.match(box_ops.pairwise_iou(anchors, truth.boxes), truth.valid, low_quality=True)
+        return ops.match_boxes(anchors, truth.boxes, truth.valid, low_quality=True)
 
     ours = functools.partial(run, anchors, truth)
     theirs = without_gradient(given.models.model.rpn.assign_targets_to_anchors, [their_anchors], [target])

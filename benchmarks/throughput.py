@@ -10,8 +10,6 @@ own, so that its peak of resident memory, from `getrusage`, is its own; the firs
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.machine import machine, sentence
+from benchmarks.machine import in_a_process, machine, sentence, write
 from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.inference import Model, Predictor, use_compile_cache
 from mask_rcnn_jax.models import MaskRCNNConfig, init
@@ -47,14 +45,11 @@ def main() -> None:
     print("| image | batch | images/s | first batch, s | peak memory, MB |\n|---|--:|--:|--:|--:|")
     for size in options.sizes:
         for batch in options.batches:
-            command = [sys.executable, "-m", "benchmarks.throughput", "--once", "--sizes", size]
-            command += ["--batches", str(batch), "--images", str(options.images), *(["--quick"] * options.quick)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            row = json.loads(done.stdout.splitlines()[-1])
+            arguments = ["--once", "--sizes", size, "--batches", batch, "--images", options.images]
+            row = in_a_process("benchmarks.throughput", *arguments, *(["--quick"] * options.quick))
             rows.append(row)
             print(f"| {size} | {batch} | {row['rate']:.2f} | {row['first']:.1f} | {row['peak']:.0f} |", flush=True)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
+    write(options.json, about, rows)
 
 
 def measure(size: str, batch: int, images: int, quick: bool) -> dict[str, Any]:

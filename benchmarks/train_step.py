@@ -18,19 +18,19 @@ from typing import Any
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.batches import repeated_step
 from benchmarks.models import NUM_CLASSES, Pair, pair, require, scene
+from benchmarks.scores import ellipse
 from benchmarks.side_by_side import Row, Sides
 from mask_rcnn_jax.data import DataConfig, to_rle
 from mask_rcnn_jax.data.masks import bitmap, coverage
 from mask_rcnn_jax.models import MaskRCNNConfig, loss_terms
 from mask_rcnn_jax.structures import Batch, GroundTruth
 from mask_rcnn_jax.training import ExperimentConfig, ScheduleConfig
-from mask_rcnn_jax.training.step import init_state, make_mesh, make_train_step, replicate, shard
 from tests.conformance.reference import lowest_indices, tensors
 from tests.conformance.rows import Row as Difference
 from tests.conformance.rows import pairwise_iou, relative_values
@@ -55,7 +55,8 @@ def sides(foreground: int, quick: bool) -> Sides:
     models = lenient(models) if foreground >= 128 else models
     inputs = draw(models, foreground)
     check(models, inputs, foreground, exact=not quick)
-    return Sides(our_step(models, inputs), {form: their_step(model, inputs) for form, model in models.formats.items()})
+    ours = repeated_step(experiment(models.config), inputs.batch, models.variables)
+    return Sides(ours, {form: their_step(model, inputs) for form, model in models.formats.items()})
 
 
 def lenient(models: Pair) -> Pair:
@@ -66,21 +67,6 @@ def lenient(models: Pair) -> Pair:
         matcher = model.roi_heads.proposal_matcher
         matcher.high_threshold = matcher.low_threshold = _LENIENT
     return replace(models, config=config, model=formats["contiguous"], formats=formats)
-
-
-def our_step(models: Pair, inputs: Inputs) -> Any:
-    config = experiment(models.config)
-    mesh = make_mesh(config)
-    # A copy: a step gives up its state, and torch's step would change weights that both programs hold.
-    state = replicate(init_state(config, jax.tree.map(jnp.copy, models.variables)), mesh)
-    step, batch = make_train_step(config, mesh), shard(inputs.batch, mesh)
-
-    def call() -> Any:
-        nonlocal state
-        state, measures = step(state, batch)
-        return state, measures
-
-    return call
 
 
 def their_step(original: nn.Module, inputs: Inputs) -> Any:
@@ -116,7 +102,7 @@ def draw(models: Pair, foreground: int) -> Inputs:
     targets = []
     for row, proposals in enumerate(training_proposals(models.model, images)):
         boxes = chosen(proposals, models.config.box_head.foreground_iou, foreground - _OBJECTS)
-        outlines = [[ellipse(box)] for box in boxes]
+        outlines = [[ellipse((box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2)] for box in boxes]
         classes = np.random.default_rng(row).integers(0, NUM_CLASSES, _OBJECTS)
         truth.boxes[row, :_OBJECTS] = truth.mask_regions[row, :_OBJECTS] = boxes
         truth.classes[row, :_OBJECTS], truth.valid[row, :_OBJECTS] = classes, True
@@ -155,13 +141,6 @@ def chosen(proposals: np.ndarray, iou: float, foreground: int) -> np.ndarray:
         picked.append(int(np.argmin(np.where(gain > 0, np.abs(gain - share), np.inf))))
         covered |= overlaps[picked[-1]]
     return proposals[picked]
-
-
-def ellipse(box: np.ndarray) -> np.ndarray:
-    """The outline of the ellipse in a box: 24 corners x, y, x, y, ..."""
-    angle = np.arange(24) * (2 * np.pi / 24)
-    (x1, y1, x2, y2), directions = box, np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return (np.array([x1 + x2, y1 + y2]) / 2 + np.array([x2 - x1, y2 - y1]) / 2 * directions).ravel()
 
 
 def check(models: Pair, inputs: Inputs, foreground: int, exact: bool = True) -> None:

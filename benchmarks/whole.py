@@ -9,6 +9,7 @@ same.
 """
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -54,7 +55,11 @@ def batch(image: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def check(models: Pair, exact: bool = True) -> None:
-    """Raises AssertionError unless both find the same; with `exact` also unless there is a trained network's work."""
+    """Raises AssertionError unless both find the same; with `exact` also unless there is a trained network's work.
+
+    How far rounding moves a score depends on the weights, the image and the machine, as the two memory formats of
+    torchvision show: five times what they differ by is added to the bounds.
+    """
     trace = reference.trace(models.model, [models.image])
     (reference_found,), (proposals,) = trace.detections, trace.stages["proposals"][0]
     if exact:
@@ -64,7 +69,10 @@ def check(models: Pair, exact: bool = True) -> None:
     ours, expected = Boxes(found.boxes, found.scores, found.classes), stages.reference_boxes(reference_found)
     rows, columns = match_boxes(ours, expected)
     iou = masks_iou(stages.pasted(found, "torchvision")[rows], reference_found["masks"].numpy()[columns, 0] > 0.5)
-    require(box_rows("torchvision", "whole", [(ours, expected)]), slack=4)
+    (of_format,) = reference.trace(models.formats["channels last"], [models.image]).detections
+    rounding = box_rows("torchvision", "rounding", [(stages.reference_boxes(of_format), expected)])
+    found_rows = box_rows("torchvision", "whole", [(ours, expected)])
+    require(replace(a, bound=a.bound + 5 * b.difference) for a, b in zip(found_rows, rounding, strict=True))
     require([mean_mask_row("torchvision", "whole", iou)])
 
 
