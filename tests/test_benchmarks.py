@@ -63,6 +63,16 @@ def test_whole_inference_and_a_training_step_beside_torchvision(tmp_path):
     assert {len(row["ratios"]) for row in rows.values()} == {2}
 
 
+@pytest.mark.slow
+def test_bfloat16_beside_torchvision(tmp_path):
+    needed.torchvision()
+    file = tmp_path / "accelerator.json"
+    run("accelerator", "--quick", "--training-batches", 3, "--inference-batches", 2, "--json", file)
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["kind"], row["batch"]) for row in rows] == [("training", 3), ("inference", 2)]
+    assert rows[0]["flop"] > 2 * rows[1]["flop"] > 0
+
+
 def test_throughput(tmp_path):
     file = tmp_path / "throughput.json"
     run("throughput", "--quick", "--sizes", "64x64", "--batches", 2, "--json", file)
