@@ -34,9 +34,9 @@ LOSSES = {
 }
 
 
-# The worst difference of a reference's gradients between float32 and float64, over seeds and machines. It is mostly that
-# of activations near 0 which rounding moves to the other side, and so one run says little of it: v1 at full width gave
-# 2.6e-4 to 1.6e-3 with four seeds on two machines.
+# The worst difference of a reference's gradients between float32 and float64, over seeds and machines. It is mostly
+# that of activations near 0 which rounding moves to the other side, and so one run says little of it: v1 at full width
+# gave 2.6e-4 to 1.6e-3 with four seeds on two machines.
 OWN_DIFFERENCE = {"v1": 2e-3, "v2": 3.5e-3}
 
 
