@@ -43,10 +43,9 @@ with {versions}.
   whose sums are in another order still, within the reference's own difference between its convolutions with and without
   oneDNN: the recording is up to 3.7e-4 away from what the same weights give in float64, and its scores up to 1.3e-3.
 - Training uses the same samples in both programs: both take the candidates of the lowest indices. In float32 the bound
-  of the worst gradient is three times what the references' own gradients differ by between float32 and float64: up to
-  2e-3 of the norm in v1, 3.5e-3 in v2. That is mostly activations near 0, so what one run of it shows is chance (2.6e-4
-  to 1.6e-3 in v1, by seed and machine). Seeds of the random weights, and for the wide v2 how much its blocks add to
-  what they pass on, are ones with which it is small.
+  of the worst gradient is three times the reference's own difference between float32 and float64, which is mostly that
+  of activations near 0. How many of those there are is chance: seeds of the random weights, and for the wide v2 how
+  much its blocks add to what they pass on, are ones with which the reference's own difference is small.
 - The trained model is a ResNet-18-FPN that torchvision trained for {steps} steps on the {images} images that it is
   evaluated on.
 

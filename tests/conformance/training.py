@@ -34,10 +34,8 @@ LOSSES = {
 }
 
 
-# The worst difference of a reference's gradients between float32 and float64, over seeds and machines. It is mostly
-# that of activations near 0 which rounding moves to the other side, and so one run says little of it: v1 at full width
-# gave 2.6e-4 to 1.6e-3 with four seeds on two machines.
-OWN_DIFFERENCE = {"v1": 2e-3, "v2": 3.5e-3}
+# Of a reference's gradients between float32 and float64: more does not count as rounding.
+LARGEST_OWN_DIFFERENCE = {"v1": 2e-3, "v2": 3.5e-3}
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,10 @@ def rows_in(name: str, dtype: str) -> list[Row]:
 
 
 def float32_rows(name: str) -> list[Row]:
-    """Losses and gradients in float32; the references' own difference to float64 is the measure of the gradients."""
+    """Losses and gradients in float32; the reference's own difference to float64 is the measure of the gradients."""
     ours, reference = ours_of(name, "float32"), reference_of(name, "float32")
     differences = gradient_differences(name, ours, reference)
-    bound = 3 * OWN_DIFFERENCE["v2" if " v2" in name else "v1"]
+    bound = 3 * min(own_difference(name), LARGEST_OWN_DIFFERENCE["v2" if " v2" in name else "v1"])
     return [
         Row(name, "training, float32", "losses", relative_values(ours.losses, reference.losses), 1e-4, "relative"),
         Row(name, "training, float32", "gradients, median", float(np.median(differences)), 1e-3, "of the norm"),
@@ -89,6 +87,14 @@ def float64_rows(name: str) -> list[Row]:
         Row(name, "training, float64", "gradients, worst", worst, 1e-6, "of the norm"),
         _vanishing_row(name, "training, float64", ours),
     ]
+
+
+def own_difference(name: str) -> float:
+    """The worst difference of a gradient between the reference in float32 and in float64.
+
+    It is mostly that of activations near 0 which rounding moves to the other side.
+    """
+    return float(np.max(gradient_differences(name, reference_of(name, "float32"), reference_of(name, "float64"))))
 
 
 def gradient_differences(name: str, ours: Pass, reference: Pass) -> list[float]:
