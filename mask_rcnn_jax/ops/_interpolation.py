@@ -1,7 +1,8 @@
 """RoIAlign along one axis, as the rows of a matrix.
 
 RoIAlign with averaging is linear in the features and separates into its axes: a RoI's features are `Wy @ F @ Wx.T` with
-two small matrices. This file computes such a matrix. Shape letters: `R` RoIs, `P` bins, `L` cells of the axis.
+two small matrices. This file computes such a matrix, or some columns of it. Shape letters: `R` RoIs, `P` bins, `L`
+cells of the axis, `T` some cells.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 # With adaptive sampling a bin of side b holds n = ceil(b) samples, b / n apart: more than half a cell for n of 2 and
 # more. A cell answers to an interval of two cells, in which at most this many consecutive samples fall (one to spare).
@@ -25,16 +26,17 @@ class Pooling:
     sampling_ratio: int
     aligned: bool
 
-    def to_cells(self, rois: Float[Array, "R 4"], level: int) -> Float[Array, "R 4"]:
-        """RoIs in cells of a level, the centre of the first cell at 0 if `aligned`, else at least one cell a side."""
-        cells = rois * self.spatial_scales[level]
+    def to_cells(self, rois: Float[Array, "R 4"], levels: int | Int[Array, " R"]) -> Float[Array, "R 4"]:
+        """RoIs in cells of their levels.
+
+        With `aligned` 0 is the centre of the first cell, else its corner, and a side has at least one cell.
+        """
+        cells = rois * jnp.array(self.spatial_scales, rois.dtype)[levels, None]
         if self.aligned:
             return cells - 0.5
         return jnp.concatenate([cells[:, :2], jnp.maximum(cells[:, 2:], cells[:, :2] + 1)], axis=1)
 
 
-# Compiled as one: a model asks for it so often that tracing it would take a third of tracing a training step.
-@partial(jax.jit, static_argnames=("bins", "length", "sampling_ratio"))
 def axis_weights(
     start: Float[Array, " R"],
     end: Float[Array, " R"],
@@ -42,16 +44,30 @@ def axis_weights(
     length: int,
     sampling_ratio: int,
     bounds: tuple[Float[Array, " R"], Float[Array, " R"]] | None = None,
-    cells: Float[Array, "R P T"] | None = None,
-) -> Float[Array, "R P _"]:
-    """Weight of every cell in every bin's average, for RoIs from `start` to `end` in cell centres (cell 0 lies at 0).
+) -> Float[Array, "R P L"]:
+    """Weight of every cell of an axis in every bin's average, as `cell_weights`."""
+    cells = jnp.broadcast_to(jnp.arange(length, dtype=start.dtype), (start.shape[0], 1, length))
+    return cell_weights(cells, start, end, jnp.full_like(start, length), bins, sampling_ratio, bounds)
+
+
+# Compiled as one: a model asks for it so often that tracing it would take a third of tracing a training step.
+@partial(jax.jit, static_argnames=("bins", "sampling_ratio"))
+def cell_weights(
+    cells: Float[Array, "R #P T"],
+    start: Float[Array, " R"],
+    end: Float[Array, " R"],
+    length: Float[Array, " R"],
+    bins: int,
+    sampling_ratio: int,
+    bounds: tuple[Float[Array, " R"], Float[Array, " R"]] | None = None,
+) -> Float[Array, "R P T"]:
+    """Weight of `cells` in every bin's average, for RoIs from `start` to `end` in cell centres (cell 0 lies at 0).
 
     Samples lie at `start + (bin + (i + .5) / n) * bin side`, with n = `sampling_ratio`, or ceil(bin side) where that is
     0; a side that is not positive then has no samples and gives zeros. A sample outside `bounds` (by default [-1,
-    length]) counts as 0; one between them and the outer cell centres takes the value of the outer cell. With `cells`
-    only their weights; those beyond the axis have none.
+    length]) counts as 0; one between them and the outer cell centres takes the value of the outer cell. Cells beyond
+    the axis, which has `length` of them, have no weight.
     """
-    cell = jnp.arange(length, dtype=start.dtype) if cells is None else cells
     bin_side, bin_start = (values[:, :, None] for values in _bins(start, end, bins))
     if sampling_ratio > 0:
         num = jnp.full_like(bin_side, sampling_ratio)
@@ -59,15 +75,16 @@ def axis_weights(
     else:
         num = jnp.maximum(jnp.ceil(bin_side), 0.0)
         spacing = jnp.maximum(bin_side / jnp.maximum(num, 1.0), 1e-6)
-        first = jnp.clip(jnp.floor((cell - 1 - bin_start) / spacing - 0.5), 0, jnp.maximum(num - 1, 0))
+        first = jnp.clip(jnp.floor((cells - 1 - bin_start) / spacing - 0.5), 0, jnp.maximum(num - 1, 0))
         candidates = _SAMPLES_NEAR_CELL
-    low, high = (-1.0, float(length)) if bounds is None else (bound[:, None, None] for bound in bounds)
-    total = jnp.zeros((start.shape[0], bins, cell.shape[-1]), start.dtype)
+    length = length[:, None, None]
+    low, high = (-1.0, length) if bounds is None else (bound[:, None, None] for bound in bounds)
+    total = jnp.zeros((start.shape[0], bins, cells.shape[-1]), start.dtype)
     for offset in range(candidates):
         sample = first + offset
         at = bin_start + (sample + 0.5) * bin_side / jnp.maximum(num, 1.0)
         counts = (sample < num) & (at >= low) & (at <= high)
-        weight = jnp.maximum(1 - jnp.abs(jnp.clip(at, 0, length - 1) - cell), 0)
+        weight = jnp.maximum(1 - jnp.abs(jnp.clip(at, 0, length - 1) - cells), 0)
         total += jnp.where(counts, weight, 0)
     return total / jnp.maximum(num, 1.0)
 
@@ -75,7 +92,7 @@ def axis_weights(
 def sample_range(
     start: Float[Array, " R"], end: Float[Array, " R"], bins: int, sampling_ratio: int
 ) -> tuple[Float[Array, "R P"], Float[Array, "R P"]]:
-    """Where the first and the last sample of each bin lie; arguments as for `axis_weights`."""
+    """Where the first and the last sample of each bin lie; arguments as for `cell_weights`."""
     bin_side, bin_start = _bins(start, end, bins)
     num = jnp.full_like(bin_side, sampling_ratio) if sampling_ratio else jnp.maximum(jnp.ceil(bin_side), 1.0)
     return bin_start + 0.5 * bin_side / num, bin_start + (num - 0.5) * bin_side / num
