@@ -1,6 +1,5 @@
 """Batches of training whose content does not matter, and steps on one batch."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -42,22 +41,21 @@ def random_batch(config: ExperimentConfig, size: tuple[int, int]) -> Batch:
     return Batch(images, jnp.broadcast_to(jnp.array(size, jnp.int32), batch.image_sizes.shape), truth, index)
 
 
-def repeated_step(config: ExperimentConfig, batch: Batch, variables: Variables | None = None) -> Callable[[], Any]:
-    """The compiled training step, each call from the state that the one before gave."""
+class Repeated:
+    """A compiled function of a state, which it gives up; each call goes on from the state that the one before gave."""
+
+    def __init__(self, function: Any, state: Any, given: Any):
+        self.program = function.lower(state, given).compile()
+        self._state, self._given = state, given
+
+    def __call__(self) -> Any:
+        self._state, measures = self.program(self._state, self._given)
+        return self._state, measures
+
+
+def repeated_step(config: ExperimentConfig, batch: Batch, variables: Variables | None = None) -> Repeated:
+    """The compiled training step."""
     mesh = make_mesh(config)
     # A copy: a step gives up its state.
     state = replicate(init_state(config, jax.tree.map(jnp.copy, variables)), mesh)
-    batch = shard(batch, mesh)
-    return repeated(make_train_step(config, mesh), state, batch)
-
-
-def repeated(function: Any, state: Any, given: Any) -> Callable[[], Any]:
-    """The jitted `function` of a state, which it gives up; each call from the state that the one before gave."""
-    program = function.lower(state, given).compile()
-
-    def call() -> Any:
-        nonlocal state
-        state, measures = program(state, given)
-        return state, measures
-
-    return call
+    return Repeated(make_train_step(config, mesh), state, shard(batch, mesh))

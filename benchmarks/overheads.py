@@ -16,7 +16,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from benchmarks.batches import random_batch, repeated, repeated_step
+from benchmarks.batches import Repeated, random_batch, repeated_step
 from benchmarks.machine import machine, sentence
 from benchmarks.side_by_side import Call, Sides, measure
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init, loss_terms
@@ -72,7 +72,7 @@ def repeated_end(config: ExperimentConfig) -> Call:
     def end(state: TrainState, gradients: Any) -> Any:
         return apply_gradients(config, state, jnp.float32(1), gradients, state.variables.buffers)
 
-    return repeated(jax.jit(end, donate_argnums=0), state, gradients)
+    return Repeated(jax.jit(end, donate_argnums=0), state, gradients)
 
 
 def print_remat(config: ExperimentConfig, batch: Batch) -> None:
