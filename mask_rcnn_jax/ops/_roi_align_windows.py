@@ -23,7 +23,7 @@ _WINDOW = 16  # of 8, 16 and 32 cells the fastest in sum, at 256x256 and at 832x
 class _Windows(NamedTuple):
     """What covers every RoI along one axis of its level."""
 
-    count: Int[Array, " N"]
+    num: Int[Array, " N"]
     corner: Int[Array, "N K"]  # first cell
     weights: Float[Array, "N P K*T"]
 
@@ -45,13 +45,13 @@ def backward(
     columns = _windows(cells[:, 0], cells[:, 2], widths, flat_levels, pooling)
     gradients = []
     for index, level in enumerate(features):
-        count = jnp.where(flat_levels == index, rows.count * columns.count, 0)
+        count = jnp.where(flat_levels == index, rows.num * columns.num, 0)
         total = jnp.cumsum(count)
 
         def spread(step, level_gradient, count=count, total=total):
             # A sum, not searchsorted, which takes no symbolic batch in an export.
             roi = jnp.sum(total <= step, dtype=jnp.int32)
-            window, wide = step - (row(total, roi) - row(count, roi)), row(columns.count, roi)
+            window, wide = step - (row(total, roi) - row(count, roi)), row(columns.num, roi)
             y, weights_y = _window(rows, roi, lax.div(window, wide))
             x, weights_x = _window(columns, roi, lax.rem(window, wide))
             each_row = jnp.broadcast_to(weights_x.T, (bins, *weights_x.T.shape))
@@ -81,7 +81,7 @@ def _windows(
     last = jnp.clip(jnp.ceil(jnp.maximum(start, end)), 0, length - 1).astype(jnp.int32)
     # The upper limit holds by itself for finite RoIs; with it NaN cannot make the loop endless.
     most = -(-max(lengths) // _WINDOW)
-    count = jnp.clip((last - first) // _WINDOW + 1, 1, most)
+    num = jnp.clip((last - first) // _WINDOW + 1, 1, most)
     begin = first[:, None] + _WINDOW * jnp.arange(most, dtype=jnp.int32)
     corner = jnp.minimum(begin, jnp.maximum(length - _WINDOW, 0)[:, None])
     cells = corner[:, :, None] + jnp.arange(_WINDOW, dtype=jnp.int32)
@@ -89,7 +89,7 @@ def _windows(
     own = (cells >= begin[:, :, None]).reshape(len(start), 1, -1)
     cells = cells.reshape(own.shape).astype(start.dtype)
     weights = cell_weights(cells, start, end, length.astype(start.dtype), pooling.output_size, pooling.sampling_ratio)
-    return _Windows(count, corner, jnp.where(own, weights, 0))
+    return _Windows(num, corner, jnp.where(own, weights, 0))
 
 
 def _window(windows: _Windows, roi, number) -> tuple[Int[Array, ""], Float[Array, "P T"]]:
