@@ -51,13 +51,14 @@ def forward(
 
         def pool(step, pooled, level=level):
             roi = row(by_level, step)
+            image = lax.div(roi, as_index(rois_per_image))
             blocks_y, blocks_x = row(rows.blocks, roi), row(columns.blocks, roi)
 
             def add_block(step, total):
                 y, x = lax.div(step, blocks_x) * _BLOCK, lax.rem(step, blocks_x) * _BLOCK
-                return total + _block(level, lax.div(roi, rois_per_image), roi, rows, y, columns, x)
+                return total + _block(level, image, roi, rows, y, columns, x)
 
-            total = lax.fori_loop(0, blocks_y * blocks_x, add_block, jnp.full((bins, bins, channels), zero))
+            total = lax.fori_loop(as_index(0), blocks_y * blocks_x, add_block, jnp.full((bins, bins, channels), zero))
             return with_part(pooled, total[None], (roi, 0, 0, 0))
 
         end = begin + jnp.sum(levels == index, dtype=jnp.int32)

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from mask_rcnn_jax.ops._interpolation import Pooling, cell_weights
-from mask_rcnn_jax.ops._loops import part, row, with_part, zero_of
+from mask_rcnn_jax.ops._loops import as_index, part, row, with_part, zero_of
 
 _WINDOW = 16  # of 8, 16 and 32 cells the fastest in sum, at 256x256 and at 832x1344 pixels
 
@@ -46,7 +46,7 @@ def backward(
     gradients = []
     for index, level in enumerate(features):
         count = jnp.where(flat_levels == index, rows.num * columns.num, 0)
-        total = jnp.cumsum(count)
+        total = jnp.cumsum(count, dtype=jnp.int32)
 
         def spread(step, level_gradient, count=count, total=total):
             # A sum, not searchsorted, which takes no symbolic batch in an export.
@@ -57,13 +57,13 @@ def backward(
             each_row = jnp.broadcast_to(weights_x.T, (bins, *weights_x.T.shape))
             of_rows = jnp.einsum("pwq,pqc->pwc", each_row, row(roi_gradients, roi))
             of_cells = jnp.einsum("hp,pwc->hwc", weights_y.T, of_rows)[None]
-            corner = lax.div(roi, rois_per_image), y, x, 0
+            corner = lax.div(roi, as_index(rois_per_image)), y, x, 0
             return with_part(level_gradient, part(level_gradient, corner, of_cells.shape) + of_cells, corner)
 
         # Levels smaller than a window have cells to spare, which no weight reaches.
         batch, height, width, channels = level.shape
         shape = batch, max(height, _WINDOW), max(width, _WINDOW), channels
-        level_gradient = lax.fori_loop(0, total[-1], spread, jnp.full(shape, zero_of(level, rois, gradient)))
+        level_gradient = lax.fori_loop(as_index(0), total[-1], spread, jnp.full(shape, zero_of(level, rois, gradient)))
         gradients.append(level_gradient[:, :height, :width])
     return tuple(gradients)
 

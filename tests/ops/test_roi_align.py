@@ -180,21 +180,24 @@ def test_gradient_agrees_with_the_plain_form(sampling_ratio):
         np.testing.assert_allclose(gradient, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 2e-5), ("float64", 1e-12)])
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
-def test_loops_and_matrix_agree(sampling_ratio):
+def test_loops_and_matrix_agree(sampling_ratio, dtype, bound):
     """The forms behind `multilevel_roi_align`, of which a platform only ever runs one."""
-    features, rois, levels = tuple(pyramid(images=2)), random_rois(images=2), jnp.tile(jnp.arange(10) % 2, (2, 1))
-    gradient = jnp.array(np.random.default_rng(0).normal(size=(2, 10, 3, 3, 3)), jnp.float32)
-    pooling = Pooling(SCALES, 3, sampling_ratio, True)
-    for looped, matrix, operands in (
-        (_roi_align_taps.forward, _roi_align_matrix.forward, ()),
-        (_roi_align_windows.backward, _roi_align_matrix.backward, (gradient,)),
-    ):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
-            jax.jit(partial(looped, pooling))(features, rois, levels, *operands),
-            jax.jit(jax.vmap(partial(matrix, pooling)))(features, rois, levels, *operands),
-        )
+    with jax.enable_x64(dtype == "float64"):
+        features = tuple(level.astype(dtype) for level in pyramid(images=2))
+        rois, levels = random_rois(images=2).astype(dtype), jnp.tile(jnp.arange(10, dtype=jnp.int32) % 2, (2, 1))
+        gradient = jnp.array(np.random.default_rng(0).normal(size=(2, 10, 3, 3, 3)), dtype)
+        pooling = Pooling(SCALES, 3, sampling_ratio, True)
+        for looped, matrix, operands in (
+            (_roi_align_taps.forward, _roi_align_matrix.forward, ()),
+            (_roi_align_windows.backward, _roi_align_matrix.backward, (gradient,)),
+        ):
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=bound),
+                jax.jit(partial(looped, pooling))(features, rois, levels, *operands),
+                jax.jit(jax.vmap(partial(matrix, pooling)))(features, rois, levels, *operands),
+            )
 
 
 def test_matrix_form_in_chunks(monkeypatch):
