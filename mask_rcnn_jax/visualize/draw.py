@@ -20,6 +20,7 @@ Mask = Bool[np.ndarray, "H W"] | Segmentation
 Rectangle = tuple[float, float, float, float]
 
 _READABLE_SIDE = 480  # pixels; smaller images are magnified by a whole number until a side has them
+_SIDE_AT_ONCE = 2400  # pixels; of larger images parts are looked at, so that lines and letters grow no further
 _TINT = 0.4  # opacity of masks
 _RIM = (20, 20, 20)
 _LABELLED_INSTANCES = 60  # with more, labels would hide what they name
@@ -56,7 +57,7 @@ def draw_instances(
     colors = [_color(int(label), i, len(class_names)) for i, label in enumerate(classes)]
     if tracks is not None:
         colors = [_color(0, int(track), 1) for track in tracks]
-    thickness = max(1, round(max(canvas.shape[:2]) / 300))
+    thickness = max(1, round(min(max(canvas.shape[:2]), _SIDE_AT_ONCE) / 300))
     # Large ones first, so that they hide no small ones.
     order = np.argsort(-_areas(boxes), kind="stable").tolist()
     if masks is not None:
@@ -186,7 +187,7 @@ def _label(
 
 
 def _font_size(height: int, width: int) -> int:
-    return max(11, round(max(height, width) / 55))
+    return max(11, round(min(max(height, width), _SIDE_AT_ONCE) / 55))
 
 
 def _draw_labels(

@@ -82,6 +82,13 @@ def test_boxes_at_and_beyond_the_edges() -> None:
     assert picture.shape == GREY.shape
 
 
+def test_lines_leave_what_they_surround_on_a_large_image() -> None:
+    image = np.full((40, 9000, 3), 128, np.uint8)
+    picture = draw_instances(image, np.array([[100.0, 5, 140, 35]], np.float32), CLASSES[:1], None, None, ("thing",))
+    assert changed(picture).any()
+    assert not changed(picture)[13:27, 108:132].any()
+
+
 def test_keypoints_are_drawn_where_they_are_annotated_and_joined_where_both_are() -> None:
     nothing = np.zeros((1, 4), np.float32), CLASSES[:1], None, None, ("x",)
     keypoints = np.array([[[100, 100, 2], [200, 100, 1], [300, 300, 2], [400, 400, 0]]], np.float32)
