@@ -93,7 +93,9 @@ def main() -> int:
     rows = []
     for name, make in chosen.items():
         print(f"{name} ...", file=sys.stderr)
-        rows += make()
+        for row in make():
+            print(row, file=sys.stderr, flush=True)
+            rows.append(row)
     table = markdown(rows)
     print(table)
     if arguments.write:

@@ -96,7 +96,9 @@ def own_difference(name: str) -> float:
     sums, so it is the larger of the reference's two memory formats, of which this project has the second.
     """
     exact = reference_of(name, "float64")
-    forms = (reference_of(name, "float32"), reference_of(name, "float32", torch.channels_last))
+    forms = [reference_of(name, "float32")]
+    if case(name).config.keypoint_head is None:  # torchvision's loss of keypoints fails with channels last
+        forms.append(reference_of(name, "float32", torch.channels_last))
     return float(max(np.max(gradient_differences(name, form, exact)) for form in forms))
 
 
