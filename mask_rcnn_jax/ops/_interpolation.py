@@ -27,9 +27,9 @@ class Pooling:
     aligned: bool
 
     def to_cells(self, rois: Float[Array, "R 4"], levels: int | Int[Array, " R"]) -> Float[Array, "R 4"]:
-        """RoIs in cells of their levels.
+        """RoIs in cells of their levels, whose centres lie at 0, 1, ...
 
-        With `aligned` 0 is the centre of the first cell, else its corner, and a side has at least one cell.
+        With `aligned` the image's edge is at -0.5; else it is at 0, and a side has at least one cell.
         """
         cells = rois * jnp.array(self.spatial_scales, rois.dtype)[levels, None]
         if self.aligned:
