@@ -9,6 +9,7 @@ a command line are checked by the same code, and each class is constructed once,
 import dataclasses
 import difflib
 import importlib.util
+import os
 import sys
 import traceback
 import types
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from mask_rcnn_jax import ranges
 from mask_rcnn_jax.errors import UserError
 
 Config = TypeVar("Config")
@@ -51,9 +53,18 @@ def to_json(config: object) -> dict[str, Any]:
 def from_json(cls: type[Config], tree: object) -> Config:
     """The `cls` that `to_json` turned into `tree`.
 
-    Raises UserError naming the key where one is unknown or missing, or where a value has the wrong type.
+    Raises UserError naming the key where one is unknown or missing, or where a value has the wrong type or is out of
+    range. A setting marked `AddedLater` may be missing.
     """
     return _load(tree, cls, "")
+
+
+def checked(config: Config) -> Config:
+    """Return a configuration that was made in Python as one that was loaded: checked, and of the types it promises.
+
+    Raises UserError as `from_json` does.
+    """
+    return from_json(type(config), to_json(config))
 
 
 def differences(a: object, b: object) -> list[str]:
@@ -65,10 +76,10 @@ def load_config_file(path: str | Path) -> object:
     """What `get_config()` of the Python file `path` returns.
 
     Raises UserError naming the file, and where it can the line, when the file is missing, fails, has no `get_config`,
-    or returns something that is not a dataclass.
+    or returns something that is not a dataclass, or one with a value that `from_json` refuses.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"config file {path} does not exist")
     # A dataclass defined in the file looks its module up by name, hence the entry in `sys.modules`.
     name = f"config_file_{path.stem}"
@@ -87,7 +98,10 @@ def load_config_file(path: str | Path) -> object:
         raise UserError(f"config file {path} has no function get_config()")
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise UserError(f"get_config() of {path} must return a configuration, not {config!r}")
-    return config
+    try:
+        return checked(config)
+    except UserError as error:
+        raise UserError(f"get_config() of {path}: {error}") from None
 
 
 def _failing_line(error: Exception, path: Path) -> str:
@@ -144,11 +158,11 @@ def _load(tree: Any, annotation: Any, key: str) -> Any:
         elif origin is Literal:
             if any(tree == choice and type(tree) is type(choice) for choice in typing.get_args(member)):
                 return tree
-        elif member is float and type(tree) is int:
+        elif member is float and type(tree) is int and abs(tree) <= sys.float_info.max:
             return float(tree)
         elif type(tree) is member:  # not isinstance: a bool is no int here
             return tree
-    raise UserError(f"{key or 'config'}: expected {_describe(annotation)}, not {tree!r}")
+    raise UserError(f"{key or 'config'}: expected {_describe(annotation)}, not {ranges.shown(tree)}")
 
 
 def _load_dataclass(tree: dict[str, Any], classes: Sequence[Any], key: str) -> Any:
@@ -160,9 +174,12 @@ def _load_dataclass(tree: dict[str, Any], classes: Sequence[Any], key: str) -> A
     hints = _hints(cls)
     for unknown in sorted(tree.keys() - hints.keys() - {_TYPE}):
         raise UserError(_unknown_key(_join(key, unknown), [_join(key, known) for known in hints]))
-    for missing in sorted(hints.keys() - tree.keys()):
+    defaults = ranges.may_be_missing(cls)
+    for missing in sorted(hints.keys() - tree.keys() - defaults.keys()):
         raise UserError(f"{_join(key, missing)} is missing")
-    values = {name: _load(tree[name], hint, _join(key, name)) for name, hint in hints.items()}
+    loaded = {name: _load(tree[name], hint, _join(key, name)) for name, hint in hints.items() if name in tree}
+    values = defaults | loaded
+    ranges.check_fields(cls, values, key)
     try:
         return cls(**values)
     except ValueError as error:  # a class's own check in __post_init__

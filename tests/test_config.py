@@ -1,12 +1,13 @@
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
-from mask_rcnn_jax.config import differences, from_json, load_config_file, override, to_json
+from mask_rcnn_jax.config import checked, differences, from_json, load_config_file, override, to_json
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.ranges import AddedLater, Items, NotNegative, Positive, Range, check
 
 
 @dataclass(frozen=True)
@@ -243,3 +244,85 @@ def test_load_config_file_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("")
     with pytest.raises(UserError, match=r"must end in \.py"):
         load_config_file(tmp_path / "mine.txt")
+
+
+@dataclass(frozen=True)
+class Bounded:
+    count: Positive = 1
+    rate: Annotated[float, Range(0, 1, below_high=True)] = 0.5
+    width: Annotated[float, Range(0, 8, above_low=True)] = 1.0
+    canvas: tuple[Annotated[int, Range(32, 320, multiple_of=32)], int] | None = (32, 64)
+    sizes: Annotated[tuple[tuple[Positive, ...], ...], Items(1)] = ((1,),)
+    spare: Annotated[NotNegative | None, AddedLater()] = None
+
+
+@dataclass(frozen=True)
+class Whole:
+    part: Bounded = Bounded()
+    other: Bounded | None = None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("count", 0, "must be at least 1, not 0"),
+        ("count", 2**31, "must be at least 1 and at most 2147483647, not 2147483648"),
+        ("count", 10**400, "must be at least 1 and at most 2147483647, not an integer of 1329 bits"),
+        ("rate", 1.0, "must be at least 0 and below 1, not 1.0"),
+        ("rate", float("nan"), "must be at least 0 and below 1, not nan"),
+        ("width", 0.0, "must be above 0 and at most 8, not 0.0"),
+        ("width", float("inf"), "must be above 0 and at most 8, not inf"),
+        ("canvas[0]", (48, 1), "must be a multiple of 32, at least 32 and at most 320, not 48"),
+        ("sizes", (), "must have at least 1 item, not 0"),
+        ("sizes[1][0]", ((1,), (0,)), "must be at least 1, not 0"),
+        ("spare", -1, "must be at least 0, not -1"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_wherever_it_comes_from(key: str, value: Any, message: str) -> None:
+    config = Whole(part=Bounded(**{key.partition("[")[0]: value}))
+    sources = [
+        lambda: check(config),
+        lambda: checked(config),
+        lambda: from_json(Whole, to_json(config)),
+        lambda: override(Whole(), ["other=Bounded", f"other.{key.partition('[')[0]}={value}"]),
+    ]
+    for source in sources[: 3 if value == 10**400 else 4]:
+        with pytest.raises(UserError) as caught:
+            source()
+        assert str(caught.value).removeprefix("other.").removeprefix("part.") == f"{key} {message}"
+
+
+def test_values_in_range_pass() -> None:
+    config = Whole(Bounded(2**31 - 1, 0.0, 8.0, (320, 5), ((1, 2), ()), 0), Bounded(canvas=None))
+    check(config)
+    assert checked(config) == config
+
+
+def test_a_number_that_no_float_holds_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^part.rate: expected float, not an integer of 1329 bits$"):
+        from_json(Whole, {"type": "Whole", "part": to_json(Bounded()) | {"rate": 10**400}, "other": None})
+
+
+def test_what_was_made_in_python_is_of_the_types_it_promises() -> None:
+    lists: Any = {"canvas": [32, 64], "sizes": [[1]]}
+    made: Any = Bounded(rate=0, **lists)
+    assert hash(checked(made)) == hash(Bounded(rate=0.0))
+    wrong: Any = replace(Bounded(), **{"count": 1.0})
+    with pytest.raises(UserError, match=r"count: expected int, not 1\.0"):
+        checked(wrong)
+
+
+def test_a_setting_that_was_added_later_may_be_missing() -> None:
+    tree = to_json(Bounded(count=3, spare=4))
+    del tree["spare"]
+    assert from_json(Bounded, tree) == Bounded(count=3)
+    del tree["count"]
+    with pytest.raises(UserError, match=r"^count is missing$"):
+        from_json(Bounded, tree)
+
+
+def test_load_config_file_checks_ranges(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("from tests.test_config import Bounded\n\ndef get_config():\n    return Bounded(count=0)\n")
+    with pytest.raises(UserError, match=r"get_config\(\) of .*mine\.py: count must be at least 1, not 0"):
+        load_config_file(path)

@@ -1,6 +1,7 @@
 """Where the settings of a command come from, and which processes run it."""
 
 import argparse
+import os
 from pathlib import Path
 
 from mask_rcnn_jax import processes
@@ -15,7 +16,7 @@ def load_experiment(file: Path) -> ExperimentConfig:
 
     Raises UserError where it is no experiment's configuration.
     """
-    if file.is_dir():
+    if os.path.isdir(file):
         if (stored := read_config(file)) is None:
             raise UserError(f"--config {file} is a folder without a run's {CONFIG_FILE}")
         return stored

@@ -4,6 +4,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from mask_rcnn_jax import processes
+from mask_rcnn_jax.config import checked
 from mask_rcnn_jax.data import CocoDataset, describe_left_out, train_batches
 from mask_rcnn_jax.errors import Stopped
 from mask_rcnn_jax.evaluation import evaluate_model, format_table
@@ -36,6 +37,7 @@ def train(
     be known then, and `Stopped` where a signal ended the run after a checkpoint.
     """
     # Whatever may be wrong with the settings or the data is found before the workdir is touched.
+    config = checked(config)
     mesh = make_mesh(config)
     datasets = load_datasets(config)
     variables, about_weights = first_variables(config)
