@@ -6,6 +6,7 @@ the metrics of its evaluation). The latest two and the best are kept.
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import from_json, to_json
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.checkpoint import (
@@ -92,21 +94,28 @@ class Checkpoints:
         if not steps:
             return state, told
         for step in steps:
-            try:
+            # Of several processes the first one judges and moves: the rest would read what is being moved.
+            reason = processes.by_first(partial(self._damage, step, state))
+            if reason is None:
                 return self._restore(step, state), told
-            except DAMAGED as error:
-                told.append(f"{damaged(self._folder / str(step), error)}; moved to {self._set_aside(step)}")
+            told.append(f"{reason}; moved to {processes.by_first(partial(self._set_aside, step))}")
+            self._manager.reload()
         raise UserError(
             f"{self._folder} holds no checkpoint that can be read; use another --workdir, or put a whole one there"
             f" ({'; '.join(told)})"
         )
 
+    def _damage(self, step: int, state: TrainState) -> str | None:
+        """Says what is wrong with the files of a checkpoint."""
+        try:
+            for item in _items(state):
+                check_whole(self._folder / str(step) / item)
+        except DAMAGED as error:
+            return str(damaged(self._folder / str(step), error))
+        return None
+
     def _restore(self, step: int, state: TrainState) -> TrainState:
-        expected = {"model": model_tree(state.variables), "optimizer": _optimizer_tree(state)}
-        if state.average is not None:
-            expected["average"] = state.average
-        for item in expected:
-            check_whole(self._folder / str(step) / item)
+        expected = _items(state)
         arguments = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in expected.items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
         leaves, structure = jax.tree_util.tree_flatten_with_path(state.optimizer)
@@ -122,7 +131,6 @@ class Checkpoints:
         aside.parent.mkdir(exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
         (self._folder / str(step)).rename(aside)
-        self._manager.reload()
         return aside
 
 
@@ -140,6 +148,12 @@ def _manager(folder: Path) -> ocp.CheckpointManager:
     best = BestN(get_metric_fn=lambda metrics: metrics[_SCORE], n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(preservation_policy=AnyPreservationPolicy([LatestN(2), best]))
     return ocp.CheckpointManager(folder.resolve(), options=options)
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The arrays that a run is resumed from, by item."""
+    items = {"model": model_tree(state.variables), "optimizer": _optimizer_tree(state)}
+    return items if state.average is None else items | {"average": state.average}
 
 
 def _optimizer_tree(state: TrainState) -> dict[str, Any]:

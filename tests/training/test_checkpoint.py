@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from mask_rcnn_jax import processes
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata, restore_for_inference, score
 from mask_rcnn_jax.training.step import TrainState, init_state
@@ -84,6 +85,31 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(run, tmp_pat
         checkpoints.save(at_step(restored, 5))  # its place is free again
     with Checkpoints(tmp_path / "run", config, METADATA) as checkpoints:
         assert int(checkpoints.restore(state)[0].step) == 5
+
+
+def test_of_several_processes_only_the_first_moves_a_damaged_checkpoint(run, tmp_path, monkeypatch):
+    workdir, config, state = run
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run/checkpoints/5/optimizer/_METADATA").unlink()
+    said_by_first = iter(["5 is damaged", Path("aside"), None])
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "gather", lambda value: [next(said_by_first), value])
+    with Checkpoints(tmp_path / "run", config, METADATA) as checkpoints:
+        restored, told = checkpoints.restore(state)
+    assert (int(restored.step), told) == (4, ["5 is damaged; moved to aside"])
+    assert (tmp_path / "run/checkpoints/5").is_dir()  # the first process moves it, and this one does not see that yet
+
+
+@pytest.mark.parametrize("item", ["model", "optimizer"])
+def test_other_bytes_in_a_checkpoint_are_damage(run, tmp_path, item):
+    workdir, config, state = run
+    shutil.copytree(workdir, tmp_path / "run")
+    for file in (tmp_path / "run/checkpoints/5" / item).rglob("d/*"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        file.write_bytes(content)
+    with Checkpoints(tmp_path / "run", config, METADATA) as checkpoints:
+        assert int(checkpoints.restore(state)[0].step) == 4
 
 
 def test_checkpoints_that_are_all_damaged_are_named(run, tmp_path):
