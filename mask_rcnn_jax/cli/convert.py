@@ -131,7 +131,8 @@ def _parser() -> argparse.ArgumentParser:
             "--images",
             choices=("link", "symlink", "copy"),
             default="link",
-            help="hard links to the images (symbolic where there are none), symbolic links, or copies (link)",
+            help="hard links to the images (where there are none symbolic ones, or else copies), symbolic links, or"
+            " copies (default: link)",
         )
         format_.add_argument("--overwrite", action="store_true", help="replace splits that DIR holds already")
         format_.add_argument("--all", action="store_true", help=f"print every problem, not {_SHOWN} of a kind")

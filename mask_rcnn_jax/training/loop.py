@@ -15,6 +15,7 @@ from mask_rcnn_jax.training.checkpoint import Checkpoints
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.curves import draw_curves
 from mask_rcnn_jax.training.datasets import describe, load_datasets
+from mask_rcnn_jax.training.disk import disk_faults
 from mask_rcnn_jax.training.divergence import Watch
 from mask_rcnn_jax.training.metrics import Writer, open_writer
 from mask_rcnn_jax.training.profiling import ProfileSteps, profiled
@@ -24,7 +25,7 @@ from mask_rcnn_jax.training.step import TrainState, init_state, make_mesh, make_
 from mask_rcnn_jax.training.stopping import StopRequests
 from mask_rcnn_jax.training.weights_and_biases import logged_to_wandb
 from mask_rcnn_jax.training.window import Window
-from mask_rcnn_jax.training.workdir import claim, disk_faults, locked
+from mask_rcnn_jax.training.workdir import claim, locked
 
 
 def train(
@@ -47,7 +48,7 @@ def train(
     with ExitStack() as stack:
         stop_requests = stack.enter_context(StopRequests())
         stack.enter_context(disk_faults(workdir))
-        stack.enter_context(locked(workdir))
+        about_lock = stack.enter_context(locked(workdir))
         processes.by_first(lambda: claim(workdir, config))
         checkpoints = Checkpoints(workdir, config, Metadata(train_set.class_names, train_set.categories))
         stack.enter_context(checkpoints)
@@ -58,7 +59,7 @@ def train(
         if wandb_project is not None and processes.is_first():
             writer = stack.enter_context(logged_to_wandb(writer, wandb_project, workdir, config))
         left_out = describe_left_out(train_set, config.data)
-        for line in (*map(describe, datasets.values()), *left_out, *about_weights, *about_state):
+        for line in (*about_lock, *map(describe, datasets.values()), *left_out, *about_weights, *about_state):
             writer.say(line)
         if start_step:
             writer.say(f"goes on from step {start_step} of {config.steps} in {workdir}")

@@ -3,8 +3,6 @@
 import errno
 import fcntl
 import json
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,7 +17,7 @@ from mask_rcnn_jax.training.config import ExperimentConfig
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
 
-_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of network file systems, and some others
 
 
 def read_config(workdir: Path) -> ExperimentConfig | None:
@@ -63,34 +61,17 @@ def claim(workdir: Path, config: ExperimentConfig) -> None:
 
 
 @contextmanager
-def disk_faults(workdir: Path) -> Iterator[None]:
-    """Says of a disk that is full, fails or has become read-only that it is, as a `UserError`."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:  # the last two are tensorstore's, whose text has the reason
-        reason = next((os.strerror(number) for number in _OF_DISK if os.strerror(number) in str(error)), None)
-        if reason is None:
-            raise
-        # What else was to be written fails as well, and is logged when Python ends.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        raise UserError(
-            f"{workdir} can no longer be written ({reason}); make room or make it writable, and the same command goes"
-            " on from the last checkpoint"
-        ) from error
-
-
-@contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path) -> Iterator[list[str]]:
     """Keeps other runs out of `workdir`; the system lets go of the lock when the process ends, however it ends.
 
-    Raises `UserError` where another run has it. Of several processes of a run the first one holds it.
+    Gives what is to be said: where the file system has no locks the run goes on without. Raises `UserError` where
+    another run has it. Of several processes of a run the first one holds it.
     """
     with ExitStack() as stack:
-        processes.by_first(lambda: _lock(workdir, stack))
-        yield
+        yield processes.by_first(lambda: _lock(workdir, stack))
 
 
-def _lock(workdir: Path, stack: ExitStack) -> None:
+def _lock(workdir: Path, stack: ExitStack) -> list[str]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = stack.enter_context((workdir / LOCK_FILE).open("a"))
@@ -100,6 +81,11 @@ def _lock(workdir: Path, stack: ExitStack) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"another run is at work in {workdir}; wait for it to end, or use another --workdir") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return [f"{workdir} is on a file system without locks ({error.strerror}): start no second run there meanwhile"]
+    return []
 
 
 def _trained(workdir: Path) -> list[str]:

@@ -1,11 +1,14 @@
 """A run's folder belongs to one configuration once something was trained in it."""
 
+import errno
+import fcntl
+import os
 from dataclasses import replace
 
 import pytest
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.training.workdir import claim, read_config
+from mask_rcnn_jax.training.workdir import claim, locked, read_config
 from tests.tiny import tiny_experiment
 
 
@@ -54,3 +57,21 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         claim(tmp_path / "file" / "run", tiny_experiment(tmp_path))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, number):
+    def refuses(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    with locked(tmp_path / "run") as told:
+        assert len(told) == 1
+        assert f"{tmp_path / 'run'} is on a file system without locks ({os.strerror(number)})" in told[0]
+
+
+def test_a_second_run_is_kept_out_and_nothing_is_said_of_locks_that_work(tmp_path):
+    with locked(tmp_path / "run") as told:
+        assert told == []
+        with pytest.raises(UserError, match="another run is at work in"), locked(tmp_path / "run"):
+            pass

@@ -1,5 +1,6 @@
 """Writes what a reader found as a COCO directory, beside its place, and moves it there when it is whole."""
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from mask_rcnn_jax.data.masks import to_rle
 from mask_rcnn_jax.errors import UserError
 
 PlaceImage = Literal["link", "symlink", "copy"]
+
+_NO_LINKS = (errno.ENOSYS, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP)  # as of FAT, and some network file systems
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,12 @@ def _place(picture: Picture, target: Path, how: PlaceImage) -> None:
             return
         except OSError:  # another file system, or one without hard links, or files of someone else
             pass
-    target.symlink_to(source)
+    try:
+        target.symlink_to(source)
+    except OSError as error:
+        if how == "symlink" or error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(source, target)
 
 
 def _move(target: Path, out: Path, splits: Sequence[str], replaced: Path) -> None:

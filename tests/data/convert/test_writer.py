@@ -1,5 +1,6 @@
 """The directory that a conversion leaves: whole or not at all, linked images, stable classes."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -44,6 +45,20 @@ def test_symbolic_links_where_hard_ones_fail(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     assert convert("labelme", write_input(tmp_path / "in"), "--out", tmp_path / "out") == 0
     assert (tmp_path / "out" / "train" / "1.jpg").is_symlink()
+
+
+def test_copies_where_no_links_are(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    source = write_input(tmp_path / "in")
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    assert convert("labelme", source, "--out", tmp_path / "out") == 0
+    image = tmp_path / "out" / "train" / "1.jpg"
+    assert not image.samefile(source / "1.jpg")
+    assert image.read_bytes() == (source / "1.jpg").read_bytes()
+    assert convert("labelme", source, "--out", tmp_path / "other", "--images", "symlink") == 2
 
 
 def test_an_existing_split_is_kept(tmp_path, capsys):
