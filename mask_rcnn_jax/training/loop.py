@@ -54,12 +54,19 @@ def train(
         stack.enter_context(checkpoints)
         state, about_state = checkpoints.restore(replicate(state, mesh))
         start_step = int(state.step)
-        record_start(workdir, state, datasets)
+        about_code = record_start(workdir, state, datasets)
         writer = stack.enter_context(open_writer(workdir, config.steps, start_step))
         if wandb_project is not None and processes.is_first():
             writer = stack.enter_context(logged_to_wandb(writer, wandb_project, workdir, config))
         left_out = describe_left_out(train_set, config.data)
-        for line in (*about_lock, *map(describe, datasets.values()), *left_out, *about_weights, *about_state):
+        for line in (
+            *about_lock,
+            *map(describe, datasets.values()),
+            *left_out,
+            *about_weights,
+            *about_state,
+            *about_code,
+        ):
             writer.say(line)
         if start_step:
             writer.say(f"goes on from step {start_step} of {config.steps} in {workdir}")

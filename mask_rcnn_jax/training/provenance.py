@@ -29,16 +29,26 @@ from mask_rcnn_jax.training.step import TrainState
 STARTS_FILE, RESULT_FILE, METRICS_FILE = "starts.jsonl", "result.json", "metrics.jsonl"
 
 _PACKAGE = Path(__file__).parents[1]
+_MOST_CHANGES = 1 << 20  # bytes; with more it is no change of the code, but something else that lies in its folder
+# What `git apply` takes, whatever a user has set.
+_PATCH = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
 # What metrics.jsonl has of the run's course, by the first part of the name; the rest, such as speeds, is the machine's.
 _REPEATABLE = {"loss", "learning_rate", "gradient_norm", "bbox", "segm", "keypoints", "average"}
 
 
-def record_start(workdir: Path, state: TrainState, datasets: Mapping[str, CocoDataset]) -> None:
-    """Adds this start of the run in `workdir` to its record; of several processes the first one writes."""
+def record_start(workdir: Path, state: TrainState, datasets: Mapping[str, CocoDataset]) -> list[str]:
+    """Adds this start of the run in `workdir` to its record; of several processes the first one writes.
+
+    Returns what is to be said of it.
+    """
     if not processes.is_first():
-        return
+        return []
+    told = []
     code, changes = describe_code()
-    if changes:
+    if len(changes) > _MOST_CHANGES:
+        code["changes_left_out"] = True
+        told.append(f"uncommitted changes of the code are not kept: they exceed {_MOST_CHANGES >> 20} MiB")
+    elif changes:
         code["changes"] = f"code-{hashlib.sha256(changes).hexdigest()[:12]}.diff"
         _write(workdir / code["changes"], changes)
     start = {
@@ -54,6 +64,7 @@ def record_start(workdir: Path, state: TrainState, datasets: Mapping[str, CocoDa
     path = workdir / STARTS_FILE
     before = path.read_bytes() if path.exists() else b""
     _write(path, before + json.dumps(start).encode() + b"\n")
+    return told
 
 
 def record_result(workdir: Path, state: TrainState) -> None:
@@ -154,7 +165,7 @@ def _packages() -> list[str]:
 
 def describe_code() -> tuple[dict[str, Any], bytes]:
     """A hash over the package's files, and the git revision they are of where they lie in a checkout; also what is
-    changed there since, untracked Python files included, as `git apply` takes it.
+    changed in them since, untracked ones included, as `git apply` takes it, up to just beyond what is kept of it.
     """
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
@@ -165,21 +176,27 @@ def describe_code() -> tuple[dict[str, Any], bytes]:
     if _git(root, "ls-files", "--error-unmatch", "mask_rcnn_jax/__init__.py") is None:
         return code, b""
     revision = _git(root, "rev-parse", "HEAD")
-    changes = [_git(root, "diff", "--no-ext-diff", "HEAD") or b""]
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py") or b""
-    added = ("diff", "--no-ext-diff", "--no-index", "--", "/dev/null")
-    changes += [_git(root, *added, os.fsdecode(name)) or b"" for name in untracked.split(b"\0") if name]
-    return code | {"revision": revision and revision.decode().strip()}, b"".join(changes)
+    changes = _git(root, "diff", *_PATCH, "HEAD", "--", "mask_rcnn_jax") or b""
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", "mask_rcnn_jax/*.py") or b""
+    for name in untracked.split(b"\0")[:-1]:
+        if len(changes) <= _MOST_CHANGES:
+            changes += _git(root, "diff", *_PATCH, "--no-index", "--", "/dev/null", os.fsdecode(name)) or b""
+    return code | {"revision": revision and revision.decode().strip()}, changes
 
 
 def _git(root: Path, *arguments: str) -> bytes | None:
-    """What git prints, or None where there is no git, no checkout, or no such file."""
+    """What git prints, as far as it is needed, or None where there is no git, no checkout, or no such file."""
+    command = ["git", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            printed = process.stdout.read(_MOST_CHANGES + 1) if process.stdout else b""
+            if len(printed) > _MOST_CHANGES:
+                process.kill()
+                return printed
     except OSError:
         return None
     # `git diff --no-index` answers 1 where the files differ.
-    return done.stdout if done.returncode in (0, 1) and not (done.returncode and not done.stdout) else None
+    return printed if process.returncode == 0 or (process.returncode == 1 and printed) else None
 
 
 def _write(path: Path, content: bytes) -> None:

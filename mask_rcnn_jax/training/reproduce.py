@@ -76,7 +76,8 @@ def how_to_get_code(workdir: Path, code: dict[str, Any]) -> str:
     if code["revision"] is None:
         return "the run's code was not in a git checkout; install the version of mask-rcnn-jax that it had"
     apply = f" && git -C DIR apply {workdir.resolve() / code['changes']}" if code["changes"] else ""
-    return f"the run's own code: git worktree add DIR {code['revision']}{apply}"
+    lost = " (its uncommitted changes were too large to be kept)" if code.get("changes_left_out") else ""
+    return f"the run's own code: git worktree add DIR {code['revision']}{apply}{lost}"
 
 
 def _check_devices(workdir: Path, starts: list[dict[str, Any]]) -> None:
@@ -96,8 +97,9 @@ def _check_devices(workdir: Path, starts: list[dict[str, Any]]) -> None:
 
 
 def _revision(code: dict[str, Any]) -> str:
+    changed = code["changes"] or code.get("changes_left_out")
     name = code["revision"][:12] if code["revision"] else "no git revision"
-    return f"{name}{' with changes' if code['changes'] else ''} (files {code['hash'][:12]})"
+    return f"{name}{' with changes' if changed else ''} (files {code['hash'][:12]})"
 
 
 def _compared(name: str, expected: str | None, found: str | None) -> str:

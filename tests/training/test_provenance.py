@@ -12,8 +12,10 @@ import pytest
 from mask_rcnn_jax.data import ShapesConfig, fingerprint, load_dataset
 from mask_rcnn_jax.data.packed import Selection
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.models import Variables
 from mask_rcnn_jax.training import provenance
-from mask_rcnn_jax.training.step import init_state
+from mask_rcnn_jax.training.reproduce import how_to_get_code
+from mask_rcnn_jax.training.step import TrainState, init_state
 from tests.tiny import tiny_experiment
 
 
@@ -95,6 +97,34 @@ def test_code_is_told_by_revision_and_changes_that_bring_it_back(checkout, tmp_p
     subprocess.run(["git", "apply", str(tmp_path / "changes.diff")], cwd=tmp_path / "again", check=True)
     for name in ("__init__.py", "more.py"):
         assert (tmp_path / "again" / "mask_rcnn_jax" / name).read_bytes() == (checkout / name).read_bytes()
+
+
+def test_only_changes_of_the_package_are_kept_and_no_more_than_a_little(checkout, tmp_path):
+    state = TrainState(np.int32(0), Variables({}, {}), None, skipped=np.int32(0))
+    git(checkout, "init", "-q")
+    git(checkout, "add", "-A")
+    (checkout.parent / "notes.py").write_text("a = 1\n")
+    git(checkout, "add", "-A")
+    git(checkout, "commit", "-q", "-m", "one")
+    environment = checkout.parent / "venv" / "lib"
+    environment.mkdir(parents=True)
+    for file in (environment / "other.py", environment / "mask_rcnn_jax.py", checkout.parent / "notes.py"):
+        file.write_text("b = 2\n")
+    assert provenance.describe_code()[1] == b""
+
+    for content, kept in (("c = 3\n", True), ("c = 3\n" * 200_000, False)):
+        (checkout / "more.py").write_text(content)
+        told = provenance.record_start(tmp_path, state, {})
+        code = json.loads((tmp_path / "starts.jsonl").read_text().splitlines()[-1])["code"]
+        assert (code["changes"] is not None) == kept
+        assert told == ([] if kept else ["uncommitted changes of the code are not kept: they exceed 1 MiB"])
+        assert len(list(tmp_path.glob("code-*.diff"))) == 1
+        assert ("too large to be kept" in how_to_get_code(tmp_path, code)) == (not kept)
+    # As much in a file that git knows.
+    git(checkout, "add", "-A")
+    git(checkout, "commit", "-q", "-m", "two")
+    (checkout / "more.py").write_text("d = 4\n" * 400_000)
+    assert len(provenance.describe_code()[1]) > 1 << 20
 
 
 def test_the_result_is_of_every_bit(config, state, tmp_path):
