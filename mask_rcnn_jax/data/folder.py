@@ -4,9 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from mask_rcnn_jax.data.image_files import UNREADABLE, displayed_size, list_images
+from mask_rcnn_jax.data.image_files import UNREADABLE, displayed_size, list_images, opened_image
 from mask_rcnn_jax.data.packed import pack
 from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.errors import UserError
@@ -27,7 +26,7 @@ def image_folder(path: str | Path) -> CocoDataset:
     what = "images that cannot be read, left out"
     for file in list_images(path) if path.is_dir() else [path]:
         try:
-            with Image.open(file) as image:
+            with opened_image(file) as image:
                 height, width = displayed_size(image)
         except UNREADABLE as error:
             problems[what] += 1

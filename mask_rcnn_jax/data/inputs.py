@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from mask_rcnn_jax.data.image_files import IMAGE_SUFFIXES, UNREADABLE, list_images
+from mask_rcnn_jax.data.image_files import IMAGE_SUFFIXES, UNREADABLE, count_frames, list_images, opened_image
 from mask_rcnn_jax.data.video import VIDEO_SUFFIXES
 
 
@@ -39,9 +37,8 @@ def find_images(inputs: Sequence[str]) -> tuple[list[InputImage], list[str]]:
 def frame_count(path: Path) -> int:
     """How many frames an animated image or a stack has; 1 for any other file."""
     try:
-        with Image.open(path) as picture:
-            # Cameras append previews to a JPEG (MPO), which are no frames.
-            return 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+        with opened_image(path) as image:
+            return count_frames(image)
     except UNREADABLE:
         return 1
 

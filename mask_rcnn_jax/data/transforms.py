@@ -10,13 +10,17 @@ from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float, Int, Num, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mask_rcnn_jax.data.config import DataConfig, Resize
-from mask_rcnn_jax.data.image_files import UNREADABLE, with_retries
+from mask_rcnn_jax.data.image_files import (
+    UNREADABLE,
+    decode_upright,
+    opened_image,
+    pillow_errors,
+    with_retries,
+)
 from mask_rcnn_jax.errors import UserError
-
-Image.MAX_IMAGE_PIXELS = None  # Pillow's limit against decompression bombs is lower than microscopy; ours is a setting
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
@@ -33,9 +37,8 @@ def open_image(
     """
 
     def read() -> Image.Image:
-        with opener() if opener else open(path, "rb") as file, Image.open(file) as picture:
-            check_pixels(path, picture, max_pixels)
-            ImageOps.exif_transpose(picture, in_place=True)
+        with opened_image(opener() if opener else path) as picture:
+            decode_upright(path, picture, max_pixels)
             return as_rgb(picture)
 
     try:
@@ -52,17 +55,9 @@ def as_rgb(picture: Image.Image) -> Image.Image:
         values = np.asarray(picture)
         values = values if picture.mode == "F" else values.astype(np.int64) // 257
         return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
-    picture.load()
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
-
-
-def check_pixels(path: str | Path, picture: Image.Image, max_pixels: int) -> None:
-    """Raises `UserError` where the header asks for more than `max_pixels`."""
-    if picture.width * picture.height > max_pixels:
-        raise UserError(
-            f"Image {path} is {picture.width} x {picture.height} by its header, more than data.max_pixels {max_pixels}"
-            " allows to decode; replace the file, or raise the limit if you trust it."
-        )
+    with pillow_errors():
+        picture.load()
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def read_image(path: str | Path, max_pixels: int = DataConfig.max_pixels) -> UInt8[np.ndarray, "H W 3"]:

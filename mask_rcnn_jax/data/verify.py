@@ -5,13 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image
 
 from mask_rcnn_jax.data.config import DataConfig
-from mask_rcnn_jax.data.image_files import UNREADABLE, displayed_size, with_retries
+from mask_rcnn_jax.data.image_files import UNREADABLE, check_pixels, displayed_size, opened_image, with_retries
 from mask_rcnn_jax.data.packed import Selection
 from mask_rcnn_jax.data.records import CocoDataset, Record
-from mask_rcnn_jax.data.transforms import check_pixels, open_image
+from mask_rcnn_jax.data.transforms import open_image
 from mask_rcnn_jax.errors import UserError
 
 _END_MARKERS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
@@ -49,12 +48,12 @@ def _image_problem(record: Record, max_pixels: int) -> str | None:
         return None
 
     def look() -> tuple[tuple[int, int], bool]:
-        with record.open() as file, Image.open(file) as image:
+        with record.open() as file, opened_image(file) as image:
             check_pixels(record.path, image, max_pixels)
-            marker = _END_MARKERS.get(image.format or "")
+            size, marker = displayed_size(image), _END_MARKERS.get(image.format or "")
             file.seek(0, 2)
             file.seek(max(file.tell() - 16, 0))
-            return displayed_size(image), marker is not None and marker in file.read()
+            return size, marker is not None and marker in file.read()
 
     try:
         size, ends = with_retries(look)

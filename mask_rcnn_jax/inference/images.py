@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mask_rcnn_jax.data import DataConfig
-from mask_rcnn_jax.data.image_files import UNREADABLE
-from mask_rcnn_jax.data.transforms import as_rgb, check_pixels, open_image
+from mask_rcnn_jax.data.image_files import UNREADABLE, check_pixels, pillow_errors
+from mask_rcnn_jax.data.transforms import as_rgb, open_image
 from mask_rcnn_jax.errors import UserError
 
 ImageLike = str | Path | np.ndarray | Image.Image
@@ -47,7 +47,9 @@ def describe(image: ImageLike) -> str:
 def _converted(picture: Image.Image, max_pixels: int) -> Image.Image:
     check_pixels(describe(picture), picture, max_pixels)
     try:
-        return as_rgb(ImageOps.exif_transpose(picture))
+        with pillow_errors():
+            upright = ImageOps.exif_transpose(picture)
+        return as_rgb(upright)
     except UNREADABLE as error:
         raise UserError(f"{describe(picture)} cannot be read ({error}); restore or replace its file") from error
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from mask_rcnn_jax.data import CocoDataset, DataConfig, train_batches
+from mask_rcnn_jax.data.image_files import opened_image
 from mask_rcnn_jax.visualize.draw import draw_instances
 
 _THUMBNAIL = 320  # pixels, longest side on the contact sheet
@@ -82,7 +83,7 @@ def _caption(example: dict[str, np.ndarray]) -> str:
 def _contact_sheet(paths: Sequence[Path]) -> Image.Image:
     sheet = Image.new("RGB", (_COLUMNS * _THUMBNAIL, -(-len(paths) // _COLUMNS) * _THUMBNAIL), "white")
     for i, path in enumerate(paths):
-        with Image.open(path) as picture:
+        with opened_image(path) as picture:
             picture.thumbnail((_THUMBNAIL - 4, _THUMBNAIL - 4))
             sheet.paste(picture, (i % _COLUMNS * _THUMBNAIL, i // _COLUMNS * _THUMBNAIL))
     return sheet

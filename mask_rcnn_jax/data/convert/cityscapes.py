@@ -11,7 +11,7 @@ import numpy as np
 
 from mask_rcnn_jax.data.convert.outlines import instance_of_bitmap
 from mask_rcnn_jax.data.convert.pictures import picture_size, read_ids
-from mask_rcnn_jax.data.convert.source import Picture, Source, Task, Unusable
+from mask_rcnn_jax.data.convert.source import Picture, Source, Task
 from mask_rcnn_jax.errors import UserError
 
 # The classes with instances that Cityscapes evaluates, under their label ids.
@@ -54,10 +54,7 @@ def _picture(root: Path, split: str, mask: Path) -> Picture:
     file_name = f"{mask.parent.name}/{mask.name.removesuffix(_SUFFIX)}_{_IMAGES}.png"
     image = root / _IMAGES / split / file_name
     height, width = picture_size(image, str(image))
-    ids = read_ids(mask)
-    if ids.shape != (height, width):
-        sizes = f"{mask}: {ids.shape[1]} x {ids.shape[0]}, its image {width} x {height}"
-        raise Unusable("masks that are not of their image's size, left out", sizes)
+    ids = read_ids(mask, height, width)
     names = {label: name for name, label in CATEGORIES.items()}
     instances = []
     for value in np.unique(ids).tolist():

@@ -21,7 +21,6 @@ from mask_rcnn_jax.data.convert.source import (
     Picture,
     Source,
     Task,
-    Unusable,
     numbered,
     split_folders,
 )
@@ -135,8 +134,8 @@ class _Reader:
 
     def picture(self, image: Path, mask: Path) -> Picture:
         height, width = picture_size(image, str(image))
-        ids = self._ids(mask, height, width)
-        of_class = None if self.class_masks is None else self._ids(self.class_masks / mask.name, height, width)
+        ids = read_ids(mask, height, width)
+        of_class = None if self.class_masks is None else read_ids(self.class_masks / mask.name, height, width)
         instances: list[Instance] = []
         cases: list[Case] = []
         for value in np.unique(ids).tolist():
@@ -147,13 +146,6 @@ class _Reader:
             if name is not None:
                 instances.append(instance_of_bitmap(name, bitmap))
         return Picture(image.name, image, height, width, tuple(instances), tuple(cases))
-
-    def _ids(self, path: Path, height: int, width: int) -> Int[np.ndarray, "H W"]:
-        ids = read_ids(path)
-        if ids.shape != (height, width):
-            sizes = f"{path}: {ids.shape[1]} x {ids.shape[0]}, its image {width} x {height}"
-            raise Unusable("masks that are not of their image's size, left out", sizes)
-        return ids
 
     def _name(self, classes: Int[np.ndarray, " pixels"], where: str, cases: list[Case]) -> str | None:
         """The class of most pixels of an object."""

@@ -5,7 +5,6 @@ Polygons, rectangles, circles and masks become objects; shapes of one label and 
 
 import base64
 import binascii
-import io
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -13,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
-from PIL import Image
+from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.convert.json_files import read_object
 from mask_rcnn_jax.data.convert.outlines import (
     Polygon,
     ellipse,
-    instance_of_bitmap,
     instance_of_polygons,
     points,
     rectangle,
@@ -37,11 +34,11 @@ from mask_rcnn_jax.data.convert.source import (
     numbered,
     split_folders,
 )
-from mask_rcnn_jax.data.image_files import UNREADABLE
-from mask_rcnn_jax.data.masks import decode_window, to_rle
+from mask_rcnn_jax.data.image_files import UNREADABLE, decode_upright, opened_image
+from mask_rcnn_jax.data.masks import RLE, to_rle
 from mask_rcnn_jax.errors import UserError
 
-Part = Polygon | Bool[np.ndarray, "H W"]
+Part = Polygon | RLE
 
 _SUFFIX_OF = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif", "WEBP": ".webp"}
 
@@ -110,7 +107,7 @@ def _image(root: Path, file: Path, content: dict[str, Any]) -> tuple[str, Path |
         raise Unusable("images that do not exist, left out", f"{path}, named in {file}")
     try:
         data = base64.b64decode(content["imageData"])
-        with Image.open(io.BytesIO(data)) as image:
+        with opened_image(data) as image:
             suffix = _SUFFIX_OF.get(image.format or "")
     except (binascii.Error, *UNREADABLE) as error:
         raise Unusable("images that cannot be read, left out", f"imageData of {file} ({error})") from None
@@ -144,32 +141,40 @@ def _part(shape: dict[str, Any], height: int, width: int) -> Part:
         raise ValueError(f"shapes of type '{kind}' with broken coordinates") from None
 
 
-def _bitmap(encoded: str, corners: Polygon, height: int, width: int) -> Bool[np.ndarray, "H W"]:
-    """The mask of a shape of type "mask": a PNG that lies with its first pixel at the first corner."""
-    with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+def _bitmap(encoded: str, corners: Polygon, height: int, width: int) -> RLE:
+    """The mask of a shape of type "mask": a PNG that lies with its first pixel at the first corner.
+
+    One of more pixels than its image is broken, and not decoded.
+    """
+    with opened_image(base64.b64decode(encoded)) as image:
+        if image.width * image.height > width * height:
+            raise ValueError("larger than its image")
+        decode_upright("mask", image)
         patch = np.asarray(image.convert("L")) > 0
     x, y = np.floor(corners[0]).astype(int).tolist()
     top, left = max(-y, 0), max(-x, 0)
-    patch = patch[top : height - y, left : width - x]
-    whole = np.zeros((height, width), bool)
+    patch = patch[top : max(height - y, 0), left : max(width - x, 0)]
+    whole = np.zeros((height, width), np.uint8, order="F")
     whole[y + top : y + top + patch.shape[0], x + left : x + left + patch.shape[1]] = patch
-    return whole
+    # An image may have hundreds: only their runs are kept.
+    rle: RLE = coco_mask.encode(whole)
+    return rle
 
 
 def _instance(
     label: str, parts: Sequence[Part], height: int, width: int, where: str
 ) -> tuple[Instance | None, list[Case]]:
     """The object made of all parts: polygons while all of them are, else an RLE of their union."""
-    bitmaps = [part for part in parts if part.dtype == bool]
-    outlined = [part for part in parts if part.dtype != bool]
-    if not bitmaps:
+    covered: list[Any] = [part for part in parts if isinstance(part, dict)]
+    outlined = [part for part in parts if not isinstance(part, dict)]
+    if not covered:
         return instance_of_polygons(label, outlined, height, width, where)
-    union = np.logical_or.reduce(bitmaps)
     cases: list[Case] = []
     if outlined:
         instance, cases = instance_of_polygons(label, outlined, height, width, where)
         if instance is not None:
-            union |= decode_window(to_rle(instance.segmentation, height, width), (0, 0, width, height))
-    if not union.any():
+            covered.append(to_rle(instance.segmentation, height, width))
+    union: Any = coco_mask.merge(covered)
+    if coco_mask.area(union) == 0:
         return None, [*cases, Case("objects that cover no pixel of their image, left out", where)]
-    return instance_of_bitmap(label, union), cases
+    return Instance(label, union), cases

@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from mask_rcnn_jax.data.config import DataConfig
-from mask_rcnn_jax.data.image_files import UNREADABLE, displayed_size, is_turned, list_images
+from mask_rcnn_jax.data.image_files import UNREADABLE, displayed_size, is_turned, list_images, opened_image
 from mask_rcnn_jax.data.lint.annotations import Split
 from mask_rcnn_jax.data.transforms import read_image
 from mask_rcnn_jax.errors import UserError
@@ -59,7 +59,7 @@ def _inspect(root: Path, split: str, path: str, decode: bool) -> File:
             return File(split, path, ("image-missing", "does not exist"))
         if file.stat().st_size == 0:
             return File(split, path, ("image-broken", "is empty: it has no bytes"))
-        with Image.open(file) as image:
+        with opened_image(file) as image:
             size, turned = displayed_size(image), is_turned(image)
         if size[0] * size[1] > DataConfig.max_pixels:
             message = f"is {size[1]} x {size[0]} by its header, more than {DataConfig.max_pixels} pixels"
