@@ -40,10 +40,10 @@ class Frozen(nnx.Variable):
 
 
 def freeze(module: nnx.Module) -> None:
-    """Turns every trained parameter below `module` into a `Frozen` one."""
+    """Turn every parameter and running statistic below `module` into a `Frozen` one, which training leaves alone."""
     for _, node in nnx.iter_modules(module):
         for name, value in list(vars(node).items()):
-            if isinstance(value, nnx.Param):
+            if isinstance(value, nnx.Param | nnx.BatchStat):
                 setattr(node, name, Frozen(value.get_value()))
 
 
@@ -83,7 +83,8 @@ class FrozenBatchNorm(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch norm (Ioffe and Szegedy 2015), synchronised: in training its statistics are those of all devices' rows.
 
-    Running statistics follow PyTorch: their variance is the unbiased one.
+    Running statistics follow PyTorch: their variance is the unbiased one. Once frozen they normalise in training too,
+    as Detectron2 turns the norms of frozen stages into FrozenBatchNorm2d.
     """
 
     def __init__(self, features: int, epsilon: float, momentum: float):
@@ -94,11 +95,16 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros(features))
         self.var = nnx.BatchStat(jnp.ones(features))
 
+    @property
+    def observes(self) -> bool:
+        """Return True where the batch's own statistics normalise it: in training, unless frozen."""
+        return not self.use_running_average and not isinstance(self.mean, Frozen)
+
     def __call__(self, x: Float[Array, "B H W O"], counted: Bool[Array, " B"] | None = None) -> Float[Array, "B H W O"]:
         """Normalises every row with the statistics of the `counted` ones; without it all count."""
         wide = at_least_float32(x)
         mean, var = self.mean[...], self.var[...]
-        if not self.use_running_average:
+        if self.observes:
             mean, var = self._observe(wide, counted)
         scale, shift = _scale_and_shift(mean, var, self.scale[...], self.bias[...], self.epsilon)
         return (wide * scale + shift).astype(x.dtype)
@@ -123,7 +129,8 @@ class BatchNorm(nnx.Module):
 class NormConfig:
     """What follows a convolution.
 
-    `frozen_batch_norm` never changes; `batch_norm` is synchronised over all devices in training; `none` adds nothing,
+    `frozen_batch_norm` never changes; `batch_norm` is synchronised over all devices in training, and fixed in frozen
+    stages; `none` adds nothing,
     and the convolution has a bias instead.
     """
 
@@ -237,7 +244,7 @@ def over_rois(
 
         return jax.lax.map(one, chunks).reshape(batch, count * size, *result.shape[1:])[:, :rois]
 
-    if any(isinstance(part, BatchNorm) and not part.use_running_average for _, part in nnx.iter_modules(network)):
+    if any(isinstance(part, BatchNorm) and part.observes for _, part in nnx.iter_modules(network)):
         return at_once(valid, *operands)
     return jax.lax.platform_dependent(valid, *operands, cpu=in_turn, default=at_once)
 

@@ -59,13 +59,14 @@ class SGDConfig:
     weight_decay_norm: float = 0.0  # of a norm's scale and bias
     clip_norm: float | None = None  # largest global norm of the gradient
 
-    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+        """Return the optimizer; its `update` takes the `step` whose learning rate is due."""
         return optax.chain(
             _clip(self.clip_norm),
             optax.add_decayed_weights(self.weight_decay, mask=_not_of_norms),
             optax.add_decayed_weights(self.weight_decay_norm, mask=_of_norms),
             optax.trace(self.momentum, nesterov=self.nesterov),
-            optax.scale_by_learning_rate(schedule),
+            _scale_by_rate_of_step(schedule),
         )
 
 
@@ -80,14 +81,31 @@ class AdamWConfig:
     weight_decay_norm: float = 0.0
     clip_norm: float | None = None
 
-    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+        """Return the optimizer; its `update` takes the `step` whose learning rate is due."""
         return optax.chain(
             _clip(self.clip_norm),
             optax.scale_by_adam(self.b1, self.b2, self.epsilon),
             optax.add_decayed_weights(self.weight_decay, mask=_not_of_norms),
             optax.add_decayed_weights(self.weight_decay_norm, mask=_of_norms),
-            optax.scale_by_learning_rate(schedule),
+            _scale_by_rate_of_step(schedule),
         )
+
+
+def _scale_by_rate_of_step(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Scale updates by the negative learning rate of the step at hand.
+
+    Skipped steps leave the optimizer's state alone, so optax's count of updates lags behind the run's steps. The state
+    keeps that count, as checkpoints hold it, but never goes by it.
+    """
+    by_count = optax.scale_by_learning_rate(schedule)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, step: jax.typing.ArrayLike, **_: Any
+    ) -> tuple[Any, Any]:
+        return by_count.update(updates, state._replace(count=jnp.asarray(step, jnp.int32)), params)
+
+    return optax.GradientTransformationExtraArgs(by_count.init, update)
 
 
 def _clip(norm: float | None) -> optax.GradientTransformation:

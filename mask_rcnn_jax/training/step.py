@@ -59,7 +59,7 @@ def make_mesh(config: ExperimentConfig) -> Mesh:
     return Mesh(devices, (DATA_AXIS,))
 
 
-def make_optimizer(config: ExperimentConfig) -> optax.GradientTransformation:
+def make_optimizer(config: ExperimentConfig) -> optax.GradientTransformationExtraArgs:
     return config.optimizer.build(config.schedule.build(config.steps))
 
 
@@ -109,7 +109,8 @@ def apply_gradients(
     """The state after a step that found this loss, gradients and buffers, and what is measured of it.
 
     A step whose loss or gradient is not finite changes nothing but the counts of steps; nor does any after more than
-    `config.max_skipped_steps` such steps in a row, so that the state is kept in which it happened.
+    `config.max_skipped_steps` such steps in a row, so that the state is kept in which it happened. The learning rate
+    goes by steps, skipped ones included, as in Detectron2.
     """
     norms = _norms(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norms["gradient_norm"])
@@ -118,7 +119,7 @@ def apply_gradients(
 
     def updated() -> tuple[Variables, Any, Any]:
         params = state.variables.params
-        updates, optimizer_state = make_optimizer(config).update(gradients, state.optimizer, params)
+        updates, optimizer_state = make_optimizer(config).update(gradients, state.optimizer, params, step=state.step)
         changed = jax.tree.map(jnp.add, params, updates)
         return Variables(changed, buffers), optimizer_state, _moved(config.ema_decay, state.average, changed)
 

@@ -134,6 +134,19 @@ def test_freeze_hides_parameters_from_training():
     np.testing.assert_array_equal(layer(jnp.ones((1, 4, 4, 2))), before)
 
 
+def test_a_frozen_batch_norm_goes_by_its_running_statistics_in_training():
+    norm = NormConfig(kind="batch_norm").build(3, nnx.Rngs(0))
+    norm.mean.set_value(jnp.array([1.0, -2.0, 30.0]))
+    norm.var.set_value(jnp.array([4.0, 1.0, 0.25]))
+    freeze(norm)
+    norm.set_attributes(use_running_average=False)  # as training does
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(norm)))
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+    found = norm(x)  # outside a mesh, where statistics of a batch could not be taken
+    np.testing.assert_allclose(found, (x - np.array([1, -2, 30])) / np.sqrt([4, 1, 0.25]), rtol=1e-4, atol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(norm)), before)
+
+
 @pytest.mark.parametrize("kind", ["frozen_batch_norm", "batch_norm", "group_norm"])
 def test_norms_replace_the_bias(kind):
     layer = ConvNorm(2, 32, 1, norm=NormConfig(kind=kind), rngs=nnx.Rngs(0))

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from mask_rcnn_jax.models import FPNConfig, NormConfig, ResNetConfig
+from mask_rcnn_jax.models.layers import BatchNorm
 from mask_rcnn_jax.models.resnet import STAGES
 
 
@@ -70,6 +71,15 @@ def test_freeze_at(freeze_at):
     config = ResNetConfig(depth=18, width=4, norm=NormConfig(kind="none"), freeze_at=freeze_at)
     params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: config.build(nnx.Rngs(0))), nnx.Param))
     assert set(params) == set(("stem", *STAGES)[freeze_at:])
+
+
+def test_batch_norms_of_frozen_stages_observe_nothing_in_training():
+    config = ResNetConfig(depth=18, width=4, norm=NormConfig(kind="batch_norm"), freeze_at=2)
+    model = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
+    model.set_attributes(use_running_average=False, raise_if_not_found=False)  # as training does
+    norms = [(path[0], part) for path, part in nnx.iter_modules(model) if isinstance(part, BatchNorm)]
+    assert {stage for stage, norm in norms if not norm.observes} == {"stem", "res2"}
+    assert {stage for stage, norm in norms if norm.observes} == {"res3", "res4", "res5"}
 
 
 def test_fpn_adds_the_coarser_level_and_subsamples_p6():

@@ -1,11 +1,16 @@
 """Schedules and optimizers against their formulas, step by step."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mask_rcnn_jax.models import Variables
 from mask_rcnn_jax.training import AdamWConfig, CosineDecay, ScheduleConfig, SGDConfig, StepDecay
+from mask_rcnn_jax.training.step import apply_gradients, init_state
+from tests.tiny import tiny_experiment
 
 PARAMS = {"conv": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])}, "norm": {"scale": jnp.array([3.0])}}
 GRADIENTS = {"conv": {"kernel": jnp.array([0.1, 0.2]), "bias": jnp.array([-0.3])}, "norm": {"scale": jnp.array([0.4])}}
@@ -30,10 +35,28 @@ def run(config, rate=0.1, steps=3):
     schedule = ScheduleConfig(rate, warmup_steps=0, decay=StepDecay(milestones=())).build(steps)
     optimizer = config.build(schedule)
     params, state = PARAMS, optimizer.init(PARAMS)
-    for _ in range(steps):
-        updates, state = optimizer.update(GRADIENTS, state, params)
+    for step in range(steps):
+        updates, state = optimizer.update(GRADIENTS, state, params, step=step)
         params = jax.tree.map(jnp.add, params, updates)
     return params
+
+
+@pytest.mark.parametrize("optimizer", [SGDConfig(momentum=0.0, weight_decay=0.0), AdamWConfig(weight_decay=0.0)])
+def test_the_learning_rate_used_is_the_reported_one_after_skipped_steps(optimizer):
+    """With one gradient throughout, SGD moves by the rate and Adam by close to it, whatever was skipped before."""
+    schedule = ScheduleConfig(0.1, warmup_steps=5, decay=StepDecay(milestones=()))
+    config = tiny_experiment(Path("unused"), optimizer=optimizer, schedule=schedule, max_skipped_steps=2)
+    state = init_state(config, Variables({"net": {"kernel": jnp.zeros(1)}}, {}))
+    apply = jax.jit(lambda state, loss: apply_gradients(config, state, loss, {"net": {"kernel": jnp.ones(1)}}, {}))
+    moved, reported = [], []
+    for loss in (1.0, np.nan, np.nan, 1.0, 1.0):
+        before = state.variables.params["net"]["kernel"]
+        state, measures = apply(state, jnp.float32(loss))
+        moved.append(float((before - state.variables.params["net"]["kernel"])[0]))
+        reported.append(float(measures["learning_rate"]))
+    rates = [float(schedule.build(config.steps)(step)) for step in range(5)]
+    np.testing.assert_allclose(reported, rates, rtol=1e-6)
+    np.testing.assert_allclose(moved, [rates[0], 0, 0, rates[3], rates[4]], rtol=1e-4)
 
 
 def test_sgd_is_pytorchs_and_spares_norms():
