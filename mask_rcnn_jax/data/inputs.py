@@ -1,6 +1,7 @@
 """The images and videos that a person's paths, folders and patterns name, each with a name for what is made of it."""
 
 import glob
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,10 +54,10 @@ def _files(text: str) -> list[tuple[Path, Path]] | str:
         return [(path, Path(path.name))]
     if not glob.has_magic(text):
         return f"{text} does not exist; name an image, a folder or a pattern"
-    matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
-    # Below the folders that the pattern spells out, files of one name may lie in several.
-    fixed = next((parent for parent in path.parents if not glob.has_magic(str(parent))), Path())
-    images = [(match, match.relative_to(fixed)) for match in matches if match.is_file()]
+    # Folders that are there are no pattern, whatever their names hold; below them files of one name may be in several.
+    fixed = next((parent for parent in path.parents if os.path.isdir(parent)), Path())
+    matches = sorted(glob.glob(str(path.relative_to(fixed)), root_dir=fixed, recursive=True))
+    images = [(fixed / match, Path(match)) for match in matches if (fixed / match).is_file()]
     return images or f"{text} matches no file; correct the pattern"
 
 

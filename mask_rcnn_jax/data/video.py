@@ -31,7 +31,7 @@ class VideoReader:
         self.path = Path(path)
         self._av = _library()
         try:
-            self._container = self._av.open(os.fspath(path))
+            self._container = self._av.open(os.path.abspath(path))  # FFmpeg takes a name with a colon for a URL
         except FileNotFoundError:
             raise UserError(f"Video {path} does not exist.") from None
         except self._av.FFmpegError as error:
@@ -112,7 +112,7 @@ class VideoWriter:
 
     def _open(self, height: int, width: int) -> None:
         codec = next(name for name in _CODECS if name in self._av.codecs_available)
-        self._container = self._av.open(os.fspath(self._partial), "w", options={"movflags": "faststart"})
+        self._container = self._av.open(os.path.abspath(self._partial), "w", options={"movflags": "faststart"})
         self._stream = self._container.add_stream(codec, rate=self._rate)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
 

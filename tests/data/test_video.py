@@ -84,3 +84,11 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path):
 def test_an_unwritable_place(tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         write(tmp_path / "missing" / "a.mp4", gradients(1))
+
+
+@pytest.mark.parametrize("name", ["a:b.mp4", "file:a.mp4", "%03d.mp4"])
+def test_a_name_is_no_url(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with VideoReader(write(Path(name), gradients(5))) as reader:
+        assert len(list(reader.frames())) == 5
+    assert [path.name for path in tmp_path.iterdir()] == [name]
