@@ -13,6 +13,7 @@ from mask_rcnn_jax.cli.experiment import load_experiment
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoConfig, DataConfig, load_dataset, verify_images
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.places import refuse_checkpoint
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.visualize import write_augmented
 
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _browse(options: argparse.Namespace) -> None:
+    refuse_checkpoint("--out", options.out)
     if options.num < 1:
         raise UserError(f"--num {options.num} must be at least 1")
     if options.config is None:

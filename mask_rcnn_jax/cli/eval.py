@@ -18,6 +18,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import EvaluationResult, evaluate_model, format_table
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
+from mask_rcnn_jax.places import refuse_checkpoint, run_folder
 from mask_rcnn_jax.training import ExperimentConfig, restore_for_inference
 from mask_rcnn_jax.training.workdir import read_config
 from mask_rcnn_jax.visualize import write_pictures
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         help="change settings, e.g. data.source.root=DIR",
     )
     parser.add_argument("--pictures", type=int, default=8, metavar="N", help="how many images to draw (default: 8)")
-    parser.add_argument("--out", type=Path, help="folder of what is written (default: WORKDIR/eval)")
+    parser.add_argument("--out", type=Path, help="folder of what is written (default: eval in the run's folder)")
     add_process_options(parser)
     return parser
 
@@ -64,6 +65,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     use_compile_cache()
     is_path = _is_path(options.checkpoint)
     source = Path(options.checkpoint) if is_path else options.workdir
+    out = options.out or run_folder(options.workdir or source) / "eval"
+    refuse_checkpoint("--out", out)
     stored, variables, metadata = restore_for_inference(
         source, "best" if is_path else options.checkpoint, options.average
     )
@@ -78,7 +81,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     if not processes.is_first():
         return
     print(format_table(result.metrics))
-    out = options.out or (options.workdir or source) / "eval"
     for path in _write(result, metadata.step, dataset, out, options.pictures):
         print(path)
 

@@ -16,6 +16,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.program import Exportable, ExportSettings
 from mask_rcnn_jax.export.resize import Preprocessing
 from mask_rcnn_jax.export.stablehlo import export_stablehlo
+from mask_rcnn_jax.places import refuse_checkpoint
 
 _STRIDE = 32  # pixels; canvases are whole numbers of the coarsest cells
 
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(options: argparse.Namespace) -> None:
+    refuse_checkpoint("--out", options.out)
     _check_out(options.out)
     batch = _batch(options.batch, options.out)
     model = model_of(options)

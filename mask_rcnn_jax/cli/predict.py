@@ -37,6 +37,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import Detections, ImageLike, Model, Predictor, use_compile_cache
 from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor
 from mask_rcnn_jax.inference.tiling import TiledPredictor, TilingConfig
+from mask_rcnn_jax.places import refuse_checkpoint
 
 
 @runtime_checkable
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(options: argparse.Namespace, failures: list[str]) -> None:
+    refuse_checkpoint("--out", options.out)
     sequences, images, videos = _inputs(options, failures)
     if not (sequences or images or videos):
         return

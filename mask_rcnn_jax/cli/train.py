@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     def command() -> None:
         join_processes(options)
         use_compile_cache()
-        workdir = options.workdir or Path("runs") / (options.config or DEFAULT_CONFIG).stem
+        workdir = options.workdir or Path("runs") / _name(options.config or DEFAULT_CONFIG)
         config = override(_config(options.config, workdir), options.set)
         train(config, workdir, options.profile, options.wandb)
 
@@ -56,6 +56,11 @@ def _profile_steps(text: str) -> ProfileSteps:
         return ProfileSteps.parse(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not START:STOP, for example 100:105") from None
+
+
+def _name(config: Path) -> str:
+    """The run's name: that of the file, or of the folder, which may have a dot in it."""
+    return config.resolve().name if config.is_dir() else config.stem
 
 
 def _config(file: Path | None, workdir: Path) -> ExperimentConfig:

@@ -19,8 +19,8 @@ from mask_rcnn_jax.config import from_json
 from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
+from mask_rcnn_jax.places import FOLDER
 
-FOLDER = "checkpoints"
 DAMAGED = (KeyError, OSError, TypeError, ValueError)  # what reading a broken checkpoint raises
 
 

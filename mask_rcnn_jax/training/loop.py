@@ -1,6 +1,7 @@
 """Training from start to end: data, model, steps, checkpoints, evaluation. One loop, in the order it runs."""
 
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 from mask_rcnn_jax import processes
@@ -25,7 +26,7 @@ from mask_rcnn_jax.training.step import TrainState, init_state, make_mesh, make_
 from mask_rcnn_jax.training.stopping import StopRequests
 from mask_rcnn_jax.training.weights_and_biases import logged_to_wandb
 from mask_rcnn_jax.training.window import Window
-from mask_rcnn_jax.training.workdir import claim, locked
+from mask_rcnn_jax.training.workdir import check_workdir, claim, locked
 
 
 def train(
@@ -37,6 +38,7 @@ def train(
     Several processes train together. Raises `UserError` for what a person can mend, before the first step where it can
     be known then, and `Stopped` where a signal ended the run after a checkpoint.
     """
+    processes.by_first(partial(check_workdir, workdir))
     # Whatever may be wrong with the settings or the data is found before the workdir is touched.
     config = checked(config)
     mesh = make_mesh(config)

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,8 +12,9 @@ from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import differences, from_json, to_json
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import replacing
-from mask_rcnn_jax.training.checkpoint import FOLDER
+from mask_rcnn_jax.places import FOLDER, refuse_checkpoint
 from mask_rcnn_jax.training.config import ExperimentConfig
+from mask_rcnn_jax.training.provenance import METRICS_FILE, STARTS_FILE
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
@@ -60,6 +62,19 @@ def claim(workdir: Path, config: ExperimentConfig) -> None:
         raise UserError(f"--workdir {workdir} cannot be written: {error.strerror or error}") from None
 
 
+def check_workdir(workdir: Path) -> None:
+    """Raises `UserError` where no run can begin or go on in `workdir`, whatever its settings are. Touches nothing."""
+    refuse_checkpoint("--workdir", workdir)
+    folder = workdir / FOLDER
+    checkpoints = [path for path in folder.iterdir() if path.name.isdecimal()] if os.path.isdir(folder) else []
+    began = any((workdir / name).exists() for name in (METRICS_FILE, STARTS_FILE))
+    if checkpoints and not began and not any((path / "optimizer").exists() for path in checkpoints):
+        raise UserError(
+            f"{workdir} holds weights to start from, such as an import's, and no run that could be resumed; to start"
+            f" from them, train in another --workdir with pretrained={workdir}"
+        )
+
+
 @contextmanager
 def locked(workdir: Path) -> Iterator[list[str]]:
     """Keeps other runs out of `workdir`; the system lets go of the lock when the process ends, however it ends.
@@ -90,6 +105,6 @@ def _lock(workdir: Path, stack: ExitStack) -> list[str]:
 
 def _trained(workdir: Path) -> list[str]:
     """What of a run lies in the folder: checkpoints, finished or not, and metrics."""
-    folder, metrics = workdir / FOLDER, workdir / "metrics.jsonl"
+    folder, metrics = workdir / FOLDER, workdir / METRICS_FILE
     found = [FOLDER] if folder.is_dir() and any(folder.iterdir()) else []
-    return [*found, "metrics.jsonl"] if metrics.is_file() and metrics.stat().st_size else found
+    return [*found, METRICS_FILE] if metrics.is_file() and metrics.stat().st_size else found

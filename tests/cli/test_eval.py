@@ -80,10 +80,18 @@ def test_mistakes_are_named(workdir, tmp_path, capsys, arguments, message) -> No
     assert message in error
 
 
-def test_a_checkpoint_is_enough(workdir, tmp_path) -> None:
+def test_a_checkpoint_is_enough_and_nothing_is_written_into_it(workdir) -> None:
     checkpoint = workdir / "checkpoints" / "0"
-    assert main(["--checkpoint", str(checkpoint), "--out", str(tmp_path), "--pictures", "0"]) == 0
-    assert json.loads((tmp_path / "metrics.json").read_text())["step"] == 0
+    before = sorted(checkpoint.rglob("*"))
+    assert main(["--checkpoint", str(checkpoint), "--pictures", "0"]) == 0
+    assert json.loads((workdir / "eval" / "metrics.json").read_text())["step"] == 0
+    assert sorted(checkpoint.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", ["checkpoints/0", "checkpoints/0/eval", "checkpoints/eval"])
+def test_results_among_checkpoints_are_refused(workdir, place, capsys) -> None:
+    assert main(["--workdir", str(workdir), "--out", str(workdir / place)]) == 2
+    assert f"error: --out {workdir / place} lies in {workdir}/checkpoints" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_run_is_named(tmp_path, capsys) -> None:

@@ -112,6 +112,13 @@ def test_it_is_fine_tuned_on_other_classes(published, imported, tmp_path, capsys
         np.testing.assert_array_equal(*trees)
 
 
+def test_training_in_its_own_folder_is_refused_and_touches_nothing(imported, capsys):
+    before = {path: path.stat().st_mtime_ns for path in imported.rglob("*")}
+    assert train.main(["--config", str(imported), "--workdir", str(imported), "--set", "batch_size=8"]) == 2
+    assert f"{imported} holds weights to start from" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in imported.rglob("*")} == before
+
+
 def test_a_dataset_with_a_class_that_the_model_lacks_is_refused(imported, tmp_path, capsys):
     categories = [{"id": 5, "name": "balloon"}, {"id": 9, "name": "person"}]
     write_dataset(tmp_path / "coco", [annotation(category_id=9)], categories=categories)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.training.workdir import claim, locked, read_config
+from mask_rcnn_jax.training.workdir import check_workdir, claim, locked, read_config
 from tests.tiny import tiny_experiment
 
 
@@ -75,3 +75,28 @@ def test_a_second_run_is_kept_out_and_nothing_is_said_of_locks_that_work(tmp_pat
         assert told == []
         with pytest.raises(UserError, match="another run is at work in"), locked(tmp_path / "run"):
             pass
+
+
+def test_weights_to_start_from_are_no_run(tmp_path):
+    """As `import` leaves them; a run's own checkpoints may have lost their optimizer to a copy that was broken off."""
+    claim(tmp_path, tiny_experiment(tmp_path))
+    check_workdir(tmp_path)
+    for item in ("model", "metadata"):
+        (tmp_path / "checkpoints" / "0" / item).mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        check_workdir(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path} holds weights to start from, such as an import's")
+    assert str(error.value).endswith(f"train in another --workdir with pretrained={tmp_path}")
+    (tmp_path / "starts.jsonl").touch()
+    check_workdir(tmp_path)
+    (tmp_path / "starts.jsonl").unlink()
+    (tmp_path / "checkpoints" / "2" / "optimizer").mkdir(parents=True)
+    check_workdir(tmp_path)
+
+
+def test_no_run_begins_inside_a_checkpoint(tmp_path):
+    for item in ("model", "metadata", "optimizer"):
+        (tmp_path / "checkpoints" / "2" / item).mkdir(parents=True)
+    for place in (tmp_path / "checkpoints" / "2", tmp_path / "checkpoints"):
+        with pytest.raises(UserError, match=f"--workdir {place} lies in"):
+            check_workdir(place)

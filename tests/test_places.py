@@ -1,0 +1,54 @@
+"""Checkpoints are known wherever they lie, and only they."""
+
+from pathlib import Path
+
+import pytest
+
+from mask_rcnn_jax.cli import browse, build_tfds, convert, export, import_weights, predict
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.places import refuse_checkpoint, run_folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    for item in ("model", "metadata"):
+        (tmp_path / "run" / "checkpoints" / "5" / item).mkdir(parents=True)
+    return tmp_path / "run" / "checkpoints" / "5"
+
+
+def test_the_run_of_a_checkpoint(checkpoint, tmp_path, monkeypatch):
+    assert run_folder(checkpoint) == run_folder(tmp_path / "run") == tmp_path / "run"
+    copy = checkpoint.rename(tmp_path / "7")
+    assert run_folder(copy) == tmp_path
+    copy.rename(checkpoint)
+    (tmp_path / "link").symlink_to(checkpoint)
+    assert run_folder(tmp_path / "link") == tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    assert run_folder(Path("run/checkpoints/5")) == Path("run")
+    monkeypatch.chdir(checkpoint.parent)
+    assert run_folder(Path("5")) == tmp_path / "run"
+
+
+def test_places_among_checkpoints_are_refused(checkpoint, tmp_path):
+    (tmp_path / "link").symlink_to(checkpoint)
+    for place in (checkpoint, checkpoint / "a" / "b", checkpoint.parent, checkpoint.parent / "eval", tmp_path / "link"):
+        with pytest.raises(UserError, match=f"--out {place} lies in {checkpoint.parent}"):
+            refuse_checkpoint("--out", place)
+    (tmp_path / "checkpoints" / "scans").mkdir(parents=True)  # a folder of that name may hold anything else
+    for place in (tmp_path / "run" / "eval", tmp_path / "new", tmp_path / "checkpoints" / "eval", tmp_path / "5"):
+        refuse_checkpoint("--out", place)
+
+
+def test_every_command_refuses_to_write_there(checkpoint, tmp_path, capsys):
+    out = ["--out", str(checkpoint / "out.onnx")]
+    data = str(tmp_path / "nothing")
+    for command, arguments in (
+        (browse, ["--data", data]),
+        (build_tfds, [data]),
+        (convert, ["labelme", data]),
+        (export, ["--checkpoint", data]),
+        (import_weights, [data]),
+        (predict, [data, "--checkpoint", data]),
+    ):
+        assert command.main([*arguments, *out]) == 2, command
+        assert f"error: --out {checkpoint}/out.onnx lies in {checkpoint}, " in capsys.readouterr().err, command
