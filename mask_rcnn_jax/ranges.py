@@ -8,6 +8,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Annotated, Any
 
 from mask_rcnn_jax.errors import UserError
@@ -25,7 +26,7 @@ class Range:
     below_high: bool = False
     multiple_of: int = 1
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: float | Fraction) -> bool:
         above = value > self.low if self.above_low else value >= self.low
         below = value < self.high if self.below_high else value <= self.high
         return above and below and (self.multiple_of == 1 or value % self.multiple_of == 0)
@@ -35,7 +36,7 @@ class Range:
         if value not in self:
             raise UserError(f"{key} must be {self.describe(value)}, not {shown(value)}")
 
-    def describe(self, value: float = 0) -> str:
+    def describe(self, value: float | Fraction = 0) -> str:
         """Say what `value` should be; the bound that all numbers have is left out where it is not the reason."""
         what = f"a multiple of {self.multiple_of}, " if self.multiple_of > 1 else ""
         low = f"{'above' if self.above_low else 'at least'} {self.low}"
@@ -63,7 +64,14 @@ class AddedLater:
 Positive = Annotated[int, Range(1)]
 NotNegative = Annotated[int, Range(0)]
 Share = Annotated[float, Range(0, 1)]  # and probabilities, scores, IoUs
-Seed = Annotated[int, Range(0, 2**63 - 1)]
+BelowOne = Annotated[float, Range(0, 1, below_high=True)]
+AtLeastZero = Annotated[float, Range(0)]
+AboveZero = Annotated[float, Range(0, above_low=True)]
+SEED = Range(0, 2**32 - 1)  # jax drops higher bits
+Seed = Annotated[int, SEED]
+Channels = Annotated[int, Range(1, 65_536)]
+Layers = Annotated[int, Range(0, 100)]
+BoxWeights = tuple[AboveZero, AboveZero, AboveZero, AboveZero]
 
 
 def check(config: Any) -> None:

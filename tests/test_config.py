@@ -1,13 +1,17 @@
 import json
-from dataclasses import dataclass, field, replace
+import re
+from dataclasses import MISSING, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 
 from mask_rcnn_jax.config import checked, differences, from_json, load_config_file, override, to_json
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.ranges import AddedLater, Items, NotNegative, Positive, Range, check
+from mask_rcnn_jax.inference.augmented import AugmentationConfig
+from mask_rcnn_jax.inference.tiling import TilingConfig
+from mask_rcnn_jax.ranges import AddedLater, Items, NotNegative, Positive, Range, annotations, check, may_be_missing
+from mask_rcnn_jax.training import ExperimentConfig
 
 
 @dataclass(frozen=True)
@@ -326,3 +330,87 @@ def test_load_config_file_checks_ranges(tmp_path: Path) -> None:
     path.write_text("from tests.test_config import Bounded\n\ndef get_config():\n    return Bounded(count=0)\n")
     with pytest.raises(UserError, match=r"get_config\(\) of .*mine\.py: count must be at least 1, not 0"):
         load_config_file(path)
+
+
+def config_classes(cls: Any = ExperimentConfig) -> set[Any]:
+    """A configuration's class, and those of all that it may hold."""
+    found = {cls}
+    for annotation in annotations(cls).values():
+        for part in parts(annotation):
+            if isinstance(part, type) and is_dataclass(part) and part not in found:
+                found |= config_classes(part)
+    return found
+
+
+def parts(annotation: Any) -> list[Any]:
+    """An annotation and all that it is made of."""
+    return [annotation, *(part for argument in get_args(annotation) for part in parts(argument))]
+
+
+def has_bare_number(annotation: Any) -> bool:
+    """Tell whether an annotation takes numbers without a range."""
+    if get_origin(annotation) is Annotated and any(isinstance(mark, Range) for mark in annotation.__metadata__):
+        return False
+    return annotation in (int, float) or any(has_bare_number(argument) for argument in get_args(annotation))
+
+
+@pytest.mark.parametrize("cls", sorted({*config_classes(), TilingConfig, AugmentationConfig}, key=lambda c: c.__name__))
+def test_every_number_of_a_configuration_has_a_range(cls: Any) -> None:
+    assert [name for name, annotation in annotations(cls).items() if has_bare_number(annotation)] == []
+    for name, default in may_be_missing(cls).items():
+        assert default is not MISSING, f"{name} may be missing, so it needs a default"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("data.canvas=100,100", "data.canvas[0] must be a multiple of 32, at least 32 and at most 32768, not 100"),
+        ("data.canvas=0,64", "data.canvas[0] must be a multiple of 32, at least 32 and at most 32768, not 0"),
+        (
+            "data.canvas_eval=64,33",
+            "data.canvas_eval[1] must be a multiple of 32, at least 32 and at most 32768, not 33",
+        ),
+        ("data.canvas=64,32", "data: canvas (64, 32) is portrait; give (height, width) of the landscape canvas"),
+        ("data.num_workers=-1", "data.num_workers must be at least 0 and at most 1024, not -1"),
+        ("data.max_instances=0", "data.max_instances must be at least 1 and at most 100000, not 0"),
+        ("data.mask_crop=0", "data.mask_crop must be at least 1 and at most 1024, not 0"),
+        ("data.short_side=", "data.short_side must have at least 1 item, not 0"),
+        ("data.flip=1.5", "data.flip must be at least 0 and at most 1, not 1.5"),
+        ("data.flip=nan", "data.flip must be at least 0 and at most 1, not nan"),
+        ("seed=-1", "seed must be at least 0 and at most 4294967295, not -1"),
+        (
+            "schedule.learning_rate=1e30",
+            "schedule.learning_rate must be at least 0 and at most 1000000000, not 1e+30",
+        ),
+        ("optimizer.clip_norm=0", "optimizer.clip_norm must be above 0, not 0.0"),
+        ("evaluation.max_detections=10,1", "evaluation: max_detections must be ascending, not (10, 1)"),
+        ("model.box_head.samples=0", "model.box_head.samples must be at least 1, not 0"),
+        (
+            "model.rpn.sizes=((32),(64))",
+            "model.rpn: sizes must be one tuple for each of 5 features, not ((32.0,), (64.0,))",
+        ),
+        ("model.rpn.ratios=0,1", "model.rpn.ratios[0] must be above 0, not 0.0"),
+        ("model.rpn.background_iou=0.9", "model.rpn: background_iou 0.9 must not be above foreground_iou 0.7"),
+        (
+            "model.mask_head.pooler.features=p2,p7",
+            "model: mask_head.pooler.features has p7, but the backbone makes p2, p3, p4, p5, p6",
+        ),
+        ("model.box_head.norm.groups=0", "model.box_head.norm.groups must be at least 1 and at most 65536, not 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_with_key_and_range(assignment: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        override(ExperimentConfig(), [assignment])
+    assert str(caught.value) == message
+
+
+def test_settings_that_depend_on_others_are_refused() -> None:
+    grouped = ["model.mask_head.norm.kind=group_norm", "model.mask_head.norm.groups=7"]
+    for assignments, message in [
+        (grouped, "model.mask_head: channels 256 must be a multiple of norm.groups 7"),
+        (["model.box_head.samples=3"], "samples 3 x foreground_fraction 0.25 leave no room for foreground"),
+        (["model.backbone.bottom_up.groups=3"], "width 64 must be a multiple of groups 3"),
+        (["data.source.min_shape_size=99"], "min_shape_size 99 must not be above max_shape_size 80"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(message)):
+            override(ExperimentConfig(), assignments)

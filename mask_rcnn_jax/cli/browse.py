@@ -10,10 +10,12 @@ from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.experiment import load_experiment
+from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoConfig, DataConfig, load_dataset, verify_images
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.places import refuse_checkpoint
+from mask_rcnn_jax.ranges import SEED, Range
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.visualize import write_augmented
 
@@ -32,8 +34,11 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--config", type=Path, help="Python file with get_config(), or folder of a run")
     source.add_argument("--data", metavar="DIR", help="COCO directory, with the default settings")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of what is written")
-    parser.add_argument("--num", type=int, default=16, metavar="N", help="how many examples (default: 16)")
-    parser.add_argument("--seed", type=int, help="of the run whose first examples are shown (default: the config's)")
+    parser.add_argument(
+        "--num", type=number(int, Range(1)), default=16, metavar="N", help="how many examples (default: 16)"
+    )
+    shown = "of the run whose first examples are shown (default: the config's)"
+    parser.add_argument("--seed", type=number(int, SEED), help=shown)
     parser.add_argument("--split", help="which annotations (default: the config's train split)")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings, as train.py does"
@@ -43,8 +48,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _browse(options: argparse.Namespace) -> None:
     refuse_checkpoint("--out", options.out)
-    if options.num < 1:
-        raise UserError(f"--num {options.num} must be at least 1")
     if options.config is None:
         experiment = ExperimentConfig(data=DataConfig(source=CocoConfig(root=options.data)))
     else:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.data.convert import (
     Case,
     Source,
@@ -24,6 +25,7 @@ from mask_rcnn_jax.data.convert import (
 )
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.places import refuse_checkpoint
+from mask_rcnn_jax.ranges import Range
 
 _SHOWN = 3  # cases of a kind that are printed
 
@@ -125,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         format_.add_argument(
             "--val-share",
-            type=_share,
+            type=number(float, Range(0, 1, above_low=True, below_high=True)),
             metavar="SHARE",
             help="make this share of an input without splits, such as 0.2, the split val",
         )
@@ -146,7 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     masks.add_argument("--class-name", default="object", metavar="NAME", help="of masks without classes (object)")
     masks.add_argument("--classes", metavar="FILE|A,B", help="names of the class masks' values 1, 2, ... (VOC's)")
-    masks.add_argument("--void", type=int, metavar="ID", help="value that is no object (VOC: 255, else none)")
+    masks.add_argument(
+        "--void", type=number(int, Range(0)), metavar="ID", help="value that is no object (VOC: 255, else none)"
+    )
     masks.add_argument("--images-dir", metavar="NAME", help="folder of images in INPUT (PNGImages or images)")
     masks.add_argument("--masks-dir", metavar="NAME", help="folder of masks in INPUT (PedMasks or masks)")
     via = add("via", _via, "VGG Image Annotator 1 and 2: JSON exports and projects")
@@ -162,10 +166,3 @@ def _parser() -> argparse.ArgumentParser:
         "--boxes", choices=("refuse", "rectangle"), default="refuse", help="lines that hold only a box (refuse)"
     )
     return parser
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value

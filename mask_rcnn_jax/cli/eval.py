@@ -12,6 +12,7 @@ from mask_rcnn_jax import processes
 from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.experiment import add_process_options, join_processes, load_experiment
 from mask_rcnn_jax.cli.model import add_average_option
+from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoDataset, load_dataset, verify_images
 from mask_rcnn_jax.errors import UserError
@@ -19,6 +20,7 @@ from mask_rcnn_jax.evaluation import EvaluationResult, evaluate_model, format_ta
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
 from mask_rcnn_jax.places import refuse_checkpoint, run_folder
+from mask_rcnn_jax.ranges import Range
 from mask_rcnn_jax.training import ExperimentConfig, restore_for_inference
 from mask_rcnn_jax.training.workdir import read_config
 from mask_rcnn_jax.visualize import write_pictures
@@ -54,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="change settings, e.g. data.source.root=DIR",
     )
-    parser.add_argument("--pictures", type=int, default=8, metavar="N", help="how many images to draw (default: 8)")
+    parser.add_argument(
+        "--pictures", type=number(int, Range(0)), default=8, metavar="N", help="how many images to draw (default: 8)"
+    )
     parser.add_argument("--out", type=Path, help="folder of what is written (default: eval in the run's folder)")
     add_process_options(parser)
     return parser

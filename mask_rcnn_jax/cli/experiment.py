@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 
 from mask_rcnn_jax import processes
+from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import load_config_file
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.ranges import Range
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.workdir import CONFIG_FILE, read_config
 
@@ -31,8 +33,12 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("several processes", "the same command in each of them")
     group.add_argument("--distributed", action="store_true", help="find the others by the cluster (Slurm, MPI, TPU)")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="find them by an address of the first process")
-    group.add_argument("--processes", type=int, metavar="N", help="how many there are, with --coordinator")
-    group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0, with --coordinator")
+    group.add_argument(
+        "--processes", type=number(int, Range(1)), metavar="N", help="how many there are, with --coordinator"
+    )
+    group.add_argument(
+        "--process", type=number(int, Range(0)), metavar="I", help="which of them this is, from 0, with --coordinator"
+    )
 
 
 def join_processes(options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ loads either.
 
 import argparse
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -121,6 +122,6 @@ def _batch(text: str, out: Path) -> int | None:
         return None
     if text == "any":
         raise UserError("--batch any: an ONNX file takes a fixed number of images a call; give a number")
-    if not text.isdecimal() or int(text) == 0:
+    if not re.fullmatch("0*[1-9][0-9]{0,5}", text):
         raise UserError(f"--batch {text}: give a positive number, or any")
     return int(text)

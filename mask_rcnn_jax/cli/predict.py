@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.model import add_model_options, model_of
+from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.cli.outputs import FORMATS, Writer
 from mask_rcnn_jax.cli.videos import predict_sequences, predict_videos
 from mask_rcnn_jax.data import read_image
@@ -38,6 +39,7 @@ from mask_rcnn_jax.inference import Detections, ImageLike, Model, Predictor, use
 from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor
 from mask_rcnn_jax.inference.tiling import TiledPredictor, TilingConfig
 from mask_rcnn_jax.places import refuse_checkpoint
+from mask_rcnn_jax.ranges import Range
 
 
 @runtime_checkable
@@ -78,16 +80,29 @@ def _parser() -> argparse.ArgumentParser:
         help=f"{', '.join(FORMATS)} (default: overlay)",
     )
     parser.add_argument(
-        "--score-threshold", type=float, default=0.5, metavar="S", help="least score that counts (default: 0.5)"
+        "--score-threshold",
+        type=number(float, Range(0, 1)),
+        default=0.5,
+        metavar="S",
+        help="least score that counts (default: 0.5)",
     )
     parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="images at once (default: 1 on CPU, else 4 a device)"
+        "--batch-size",
+        type=number(int, Range(1)),
+        metavar="N",
+        help="images at once (default: 1 on CPU, else 4 a device)",
     )
     parser.add_argument(
-        "--tile", type=int, metavar="PIXELS", help="look at images through overlapping tiles of this side"
+        "--tile",
+        type=number(int, Range(16)),
+        metavar="PIXELS",
+        help="look at images through overlapping tiles of this side",
     )
     parser.add_argument(
-        "--overlap", type=int, metavar="PIXELS", help="least overlap of tiles (default: a quarter of a tile)"
+        "--overlap",
+        type=number(int, Range(1)),
+        metavar="PIXELS",
+        help="least overlap of tiles (default: a quarter of a tile)",
     )
     parser.add_argument(
         "--augment", action="store_true", help="look at each image at several sizes and mirrored: slower, better"
@@ -95,10 +110,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-flip", action="store_true", help="with --augment: at several sizes, but not mirrored")
     parser.add_argument("--sequence", action="store_true", help="the images of each input are the frames of a video")
     parser.add_argument(
-        "--fps", type=Fraction, default=Fraction(25), metavar="F", help="frames a second of sequences (default: 25)"
+        "--fps",
+        type=number(Fraction, Range(0, 1000, above_low=True)),
+        default=Fraction(25),
+        metavar="F",
+        help="frames a second of sequences (default: 25)",
     )
     parser.add_argument(
-        "--max-pixels", type=int, metavar="N", help="refuse larger images (default: the model's data.max_pixels)"
+        "--max-pixels",
+        type=number(int, Range(1, 10**12)),
+        metavar="N",
+        help="refuse larger images (default: the model's data.max_pixels)",
     )
     return parser
 
@@ -132,8 +154,6 @@ def _inputs(
     options: argparse.Namespace, failures: list[str]
 ) -> tuple[list[tuple[str, list[InputImage]]], list[InputImage], list[InputImage]]:
     """Named sequences of images, single images, and videos; what is none of them is noted in `failures`."""
-    if options.fps <= 0:
-        raise UserError(f"--fps {options.fps} must be positive")
     found, problems = find_images(options.inputs)
     failures += problems
     videos = [image for image in found if image.path.suffix.lower() in VIDEO_SUFFIXES]

@@ -1,9 +1,13 @@
 """What to read and how to shape it: the settings of the `data` layer."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from mask_rcnn_jax.ranges import AboveZero, AtLeastZero, Items, NotNegative, Positive, Range, Seed, Share, check
 
 Resize = Literal["detectron2", "torchvision"]
+CanvasSide = Annotated[int, Range(32, 32_768, multiple_of=32)]  # whole cells of the coarsest features
+Scale = Annotated[float, Range(0, 100, above_low=True)]
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,19 @@ class ShapesConfig:
     """
 
     root: str = "data/shapes"
-    num_train: int = 1500
-    num_val: int = 100
-    image_size: int = 128  # pixels, square
-    min_shape_size: int = 32  # pixels; diameter of a shape's circumscribed circle
-    max_shape_size: int = 80
-    max_shapes: int = 5  # per image; at least one
-    seed: int = 0
+    num_train: NotNegative = 1500
+    num_val: NotNegative = 100
+    image_size: Annotated[int, Range(1, 16_384)] = 128  # pixels, square
+    min_shape_size: Positive = 32  # pixels; diameter of a shape's circumscribed circle
+    max_shape_size: Positive = 80
+    max_shapes: Positive = 5  # per image; at least one
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        if self.min_shape_size > self.max_shape_size:
+            raise ValueError(
+                f"min_shape_size {self.min_shape_size} must not be above max_shape_size {self.max_shape_size}"
+            )
 
     @property
     def train_split(self) -> str:
@@ -80,18 +90,22 @@ class LargeScaleJitterConfig:
     At scale 1 the image just fits the canvas. For LSJ as published the canvas is (1024, 1024); see arXiv 2012.07177.
     """
 
-    min_scale: float = 0.1
-    max_scale: float = 2.0
-    fill: int = 128  # value of the pixels that the image leaves free, before they are normalised
+    min_scale: Scale = 0.1
+    max_scale: Scale = 2.0
+    fill: Annotated[int, Range(0, 255)] = 128  # value of the pixels that the image leaves free, before normalisation
+
+    def __post_init__(self) -> None:
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale {self.min_scale} must not be above max_scale {self.max_scale}")
 
 
 @dataclass(frozen=True)
 class ColorJitterConfig:
     """Random factors, each drawn from [1 - x, 1 + x]."""
 
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
+    brightness: AtLeastZero = 0.4
+    contrast: AtLeastZero = 0.4
+    saturation: AtLeastZero = 0.4
 
 
 @dataclass(frozen=True)
@@ -103,13 +117,12 @@ class MixtureConfig:
     """
 
     sources: tuple[CocoConfig | ShapesConfig | LvisConfig | TfdsConfig, ...] = ()
-    weights: tuple[float, ...] = ()  # positive, one a source; none: every image is drawn as often as any other
+    weights: tuple[AboveZero, ...] = ()  # positive, one a source; none: every image is drawn as often as any other
 
     def __post_init__(self) -> None:
+        check(self)
         if self.weights and len(self.weights) != len(self.sources):
             raise ValueError(f"weights must be one for each of {len(self.sources)} sources, not {self.weights}")
-        if not all(0 < weight < float("inf") for weight in self.weights):
-            raise ValueError(f"weights must be positive, not {self.weights}")
 
     @property
     def train_split(self) -> str:
@@ -128,28 +141,35 @@ class DataConfig:
     """Source, augmentation and fixed shapes of the batches."""
 
     source: Source = field(default_factory=ShapesConfig)
-    short_side: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # pixels; one is drawn per training image
-    short_side_eval: int = 800
-    max_side: int = 1333  # the long side never exceeds this
-    canvas: tuple[int, int] = (832, 1344)  # (height, width) of landscape batches; portrait ones are transposed
-    canvas_eval: tuple[int, int] | None = None  # the same for evaluation; None: `canvas`
+    # Pixels; one is drawn per training image.
+    short_side: Annotated[tuple[Positive, ...], Items(1)] = (640, 672, 704, 736, 768, 800)
+    short_side_eval: Positive = 800
+    max_side: Positive = 1333  # the long side never exceeds this
+    # (height, width) of landscape batches; portrait ones are transposed.
+    canvas: tuple[CanvasSide, CanvasSide] = (832, 1344)
+    canvas_eval: tuple[CanvasSide, CanvasSide] | None = None  # the same for evaluation; None: `canvas`
     resize: Resize = "detectron2"
-    flip: float = 0.5  # probability of a left-right flip
-    vertical_flip: float = 0.0
-    rotate90: float = 0.0  # probability of a random quarter-turn; of a half-turn when the canvas is not square
-    crop: tuple[int, int] | None = None  # largest (height, width) of a random crop, transposed for portrait images
-    max_instances: int = 100  # ground-truth slots; of more instances a random subset is kept
-    mask_crop: int = 56  # side of the grid that holds each ground-truth mask
+    flip: Share = 0.5  # probability of a left-right flip
+    vertical_flip: Share = 0.0
+    rotate90: Share = 0.0  # probability of a random quarter-turn; of a half-turn when the canvas is not square
+    # Largest (height, width) of a random crop, transposed for portrait images.
+    crop: tuple[Positive, Positive] | None = None
+    max_instances: Annotated[int, Range(1, 100_000)] = 100  # ground-truth slots; of more a random subset is kept
+    mask_crop: Annotated[int, Range(1, 1024)] = 56  # side of the grid that holds each ground-truth mask
     keep_empty: bool = False  # train on images without instances
-    min_keypoints: int = 0  # train on images with as many annotated keypoints; Detectron2's keypoint models: 1
-    repeat_threshold: float = 0.0  # images of classes in fewer than this share of images are repeated; LVIS: 0.001
-    num_workers: int = 2  # processes that load training batches; 0 loads in threads
+    min_keypoints: NotNegative = 0  # train on images with as many annotated keypoints; Detectron2's keypoint models: 1
+    repeat_threshold: Share = 0.0  # images of classes in fewer than this share of images are repeated; LVIS: 0.001
+    num_workers: Annotated[int, Range(0, 1024)] = 2  # processes that load training batches; 0 loads in threads
     large_scale_jitter: LargeScaleJitterConfig | None = None  # in training, instead of `short_side` and `crop`
     color_jitter: ColorJitterConfig | None = None
-    copy_paste: float = 0.0  # probability that some instances of another image are pasted on an image
+    copy_paste: Share = 0.0  # probability that some instances of another image are pasted on an image
     broken_images: Literal["fail", "skip"] = "fail"  # "skip" trains on the rest and counts what cannot be read
-    max_pixels: int = 400_000_000  # images whose header asks for more are refused before they are decoded
+    # Images whose header asks for more are refused before they are decoded.
+    max_pixels: Annotated[int, Range(1, 10**12)] = 400_000_000
 
     def __post_init__(self) -> None:
         if self.large_scale_jitter is not None and self.crop is not None:
             raise ValueError("large_scale_jitter cuts images itself; leave crop at none")
+        for name, canvas in (("canvas", self.canvas), ("canvas_eval", self.canvas_eval)):
+            if canvas is not None and canvas[0] > canvas[1]:
+                raise ValueError(f"{name} {canvas} is portrait; give (height, width) of the landscape canvas")

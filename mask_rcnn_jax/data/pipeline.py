@@ -161,8 +161,6 @@ def eval_batches(dataset: CocoDataset, config: DataConfig, batch_size: int) -> B
 
 def check_fits(records: Sequence[Record], config: DataConfig) -> None:
     """Raises `UserError` naming the first image that would not fit on the canvas after resizing and cropping."""
-    if config.canvas[0] > config.canvas[1]:
-        raise UserError(f"data.canvas {config.canvas} is portrait; give (height, width) of the landscape canvas.")
     if config.large_scale_jitter is not None:
         return  # it fills the canvas, whatever the image
     fits: dict[tuple[int, int], bool] = {}

@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +24,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.matching import SparseCOCOeval
 from mask_rcnn_jax.inference import ImageDetections, PasteConvention, as_detections
 from mask_rcnn_jax.inference.detections import coco_box, coco_keypoints
+from mask_rcnn_jax.ranges import AboveZero, Items, Positive, check
 
 Kind = Literal["bbox", "segm", "keypoints"]
 Result = dict[str, Any]  # one detection as COCO's results format has it
@@ -33,17 +34,15 @@ Result = dict[str, Any]  # one detection as COCO's results format has it
 class EvaluationConfig:
     """How models are evaluated."""
 
-    max_detections: tuple[int, ...] = (1, 10, 100)  # an image and class; AP counts up to the last
-    images_per_device: int = 4
-    keypoint_sigmas: tuple[float, ...] | None = None  # spread of each keypoint in OKS; None: those of COCO's 17
+    # Per image and class, ascending; AP counts up to the last.
+    max_detections: Annotated[tuple[Positive, ...], Items(1)] = (1, 10, 100)
+    images_per_device: Positive = 4
+    keypoint_sigmas: tuple[AboveZero, ...] | None = None  # spread of each keypoint in OKS; None: those of COCO's 17
 
     def __post_init__(self) -> None:
-        if not self.max_detections or list(self.max_detections) != sorted({*self.max_detections} - {0}):
-            raise ValueError(f"max_detections must be positive and ascending, not {self.max_detections}")
-        if self.images_per_device < 1:
-            raise ValueError(f"images_per_device must be at least 1, not {self.images_per_device}")
-        if self.keypoint_sigmas is not None and not all(sigma > 0 for sigma in self.keypoint_sigmas):
-            raise ValueError(f"keypoint_sigmas must be positive, not {self.keypoint_sigmas}")
+        check(self)
+        if list(self.max_detections) != sorted({*self.max_detections}):
+            raise ValueError(f"max_detections must be ascending, not {self.max_detections}")
 
 
 def coco_results(

@@ -11,7 +11,7 @@ Shape letters: `A` versions of the image, `V` those of one size (as it is, and m
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
 from mask_rcnn_jax.inference.predictor import OnError, canvases, resized_for
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, networks, rcnn
 from mask_rcnn_jax.ops import decode_keypoints, nms
+from mask_rcnn_jax.ranges import Items, NotNegative, Range, check
 from mask_rcnn_jax.structures import PaddedDetections
 
 # COCO's 17: the nose, then a left and a right one in turn.
@@ -40,14 +41,14 @@ _STRIDE = 32
 class AugmentationConfig:
     """The versions of an image that are looked at."""
 
-    scales: tuple[float, ...] = (0.75, 1.0, 1.25)  # of the size that the model evaluates at
+    # Of the size that the model evaluates at.
+    scales: Annotated[tuple[Annotated[float, Range(0.1, 10)], ...], Items(1)] = (0.75, 1.0, 1.25)
     flip: bool = True  # each of them mirrored left to right, too
     # The keypoint that each becomes in a mirror. None: as COCO's, which a model of 17 keypoints is taken to have.
-    mirrored_keypoints: tuple[int, ...] | None = None
+    mirrored_keypoints: tuple[NotNegative, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
-            raise UserError(f"scales {self.scales} must be one or more factors from 0.1 to 10")
+        check(self)
 
 
 class _Version(NamedTuple):
@@ -68,6 +69,8 @@ class AugmentedPredictor:
         self, model: Model, config: AugmentationConfig = AugmentationConfig(), *, score_threshold: float | None = None
     ):
         """`score_threshold` as for `Predictor`. Raises `UserError` where the mirrored keypoints are not known."""
+        if score_threshold is not None:
+            Range(0, 1).check(score_threshold, "score_threshold")
         head = model.config.box_head
         lowest = head.score_threshold if score_threshold is None else min(score_threshold, head.score_threshold)
         self._threshold = lowest if score_threshold is None else score_threshold

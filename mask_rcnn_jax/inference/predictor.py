@@ -24,6 +24,7 @@ from mask_rcnn_jax.inference.batched import ImageDetections, predict
 from mask_rcnn_jax.inference.checkpoint import Model, load_model
 from mask_rcnn_jax.inference.detections import Detections, as_detections
 from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
+from mask_rcnn_jax.ranges import Range
 
 OnError = Callable[[ImageLike, UserError], None]
 Canvas = tuple[int, int]  # (height, width)
@@ -53,10 +54,10 @@ class Predictor:
         """`score_threshold` is the score above which instances count (the model's own unless given), `batch_size` the
         number of images run at once: one on CPU and four a device elsewhere unless given.
         """
-        if score_threshold is not None and not 0 <= score_threshold <= 1:
-            raise UserError(f"score_threshold {score_threshold} must be between 0 and 1")
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"batch_size {batch_size} must be at least 1")
+        if score_threshold is not None:
+            Range(0, 1).check(score_threshold, "score_threshold")
+        if batch_size is not None:
+            Range(1).check(batch_size, "batch_size")
         head = model.config.box_head
         # A higher threshold only leaves out what was found: the program, which may be in the cache, stays the same.
         lowest = head.score_threshold if score_threshold is None else min(score_threshold, head.score_threshold)

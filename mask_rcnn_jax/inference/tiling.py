@@ -5,7 +5,7 @@ An instance that fits the overlap lies whole in some tile; `stitching` says what
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -17,6 +17,7 @@ from mask_rcnn_jax.inference.detections import Detections
 from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
 from mask_rcnn_jax.inference.predictor import OnError
 from mask_rcnn_jax.inference.stitching import stitch
+from mask_rcnn_jax.ranges import Positive, Range, check
 
 
 @runtime_checkable
@@ -33,13 +34,12 @@ class Streaming(Protocol):
 class TilingConfig:
     """How images are cut. An overlap above the size of most instances is best: they are then never cut."""
 
-    tile: int = 1024  # side, pixels of the image
-    overlap: int | None = None  # least overlap of neighbours, pixels; None: a quarter of a tile
+    tile: Annotated[int, Range(16)] = 1024  # side, pixels of the image
+    overlap: Positive | None = None  # least overlap of neighbours, pixels; None: a quarter of a tile
 
     def __post_init__(self) -> None:
-        if self.tile < 16:
-            raise UserError(f"tiles of {self.tile} pixels are too small; give at least 16")
-        if not 1 <= self.pixels_shared < self.tile:
+        check(self)
+        if self.pixels_shared >= self.tile:
             raise UserError(
                 f"tiles of {self.tile} pixels cannot overlap by {self.overlap}; give from 1 to {self.tile - 1}"
             )
@@ -82,6 +82,7 @@ class TiledPredictor:
         """Detections count above `score_threshold`. That of `predictor` should be the model's own, since scores are
         averaged over tiles. Images of more than `max_pixels` are refused.
         """
+        Range(0, 1).check(score_threshold, "score_threshold")
         self.predictor, self.config = predictor, config
         self.score_threshold, self.max_pixels = score_threshold, max_pixels
 

@@ -22,28 +22,38 @@ from mask_rcnn_jax.ops.matching import Matches, match_boxes
 from mask_rcnn_jax.ops.nms import nms
 from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.ops.sampling import sample
+from mask_rcnn_jax.ranges import AtLeastZero, BoxWeights, Channels, Layers, Positive, Share
 from mask_rcnn_jax.structures import GroundTruth, PaddedDetections
 
 
 @dataclass(frozen=True)
 class BoxHeadConfig:
     pooler: PoolerConfig = PoolerConfig(output_size=7)
-    num_convs: int = 0
-    conv_channels: int = 256
-    num_fcs: int = 2  # 0 averages the features over their cells instead (C4)
-    fc_channels: int = 1024
+    num_convs: Layers = 0
+    conv_channels: Channels = 256
+    num_fcs: Layers = 2  # 0 averages the features over their cells instead (C4)
+    fc_channels: Channels = 1024
     norm: NormConfig = NormConfig(kind="none")  # of the convolutions
     class_agnostic: bool = False  # one set of box deltas a RoI, not one a class
-    foreground_iou: float = 0.5
-    samples: int = 512  # an image
-    foreground_fraction: float = 0.25
-    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
-    smooth_l1_beta: float = 0.0  # torchvision: 1/9
-    score_threshold: float = 0.05
-    nms_iou: float = 0.5
-    max_detections: int = 100
-    min_box_size: float = 0.0  # detections keep sides above it; torchvision: 1e-2
-    max_candidates: int = 4096  # box and class pairs that enter NMS, best first
+    foreground_iou: Share = 0.5
+    samples: Positive = 512  # an image
+    foreground_fraction: Share = 0.25
+    box_weights: BoxWeights = (10.0, 10.0, 5.0, 5.0)
+    smooth_l1_beta: AtLeastZero = 0.0  # torchvision: 1/9
+    score_threshold: Share = 0.05
+    nms_iou: Share = 0.5
+    max_detections: Positive = 100
+    min_box_size: AtLeastZero = 0.0  # detections keep sides above it; torchvision: 1e-2
+    max_candidates: Positive = 4096  # box and class pairs that enter NMS, best first
+
+    def __post_init__(self) -> None:
+        if self.num_convs:
+            self.norm.check_channels("conv_channels", self.conv_channels)
+        if self.foreground_slots < 1:
+            raise ValueError(
+                f"samples {self.samples} x foreground_fraction {self.foreground_fraction} leave no room for foreground;"
+                " the product must be at least 1"
+            )
 
     @property
     def foreground_slots(self) -> int:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mask_rcnn_jax.models.box_head import BoxHead, BoxHeadConfig, SampledRoIs, match_rois
 from mask_rcnn_jax.ops import boxes as box_ops
+from mask_rcnn_jax.ranges import BoxWeights, Share
 from mask_rcnn_jax.structures import GroundTruth
 
 
@@ -20,8 +21,15 @@ from mask_rcnn_jax.structures import GroundTruth
 class CascadeConfig:
     """The stages that follow the box head, which is the first and must be class-agnostic."""
 
-    foreground_ious: tuple[float, ...] = (0.6, 0.7)
-    box_weights: tuple[tuple[float, float, float, float], ...] = ((20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+    foreground_ious: tuple[Share, ...] = (0.6, 0.7)
+    box_weights: tuple[BoxWeights, ...] = ((20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+
+    def __post_init__(self) -> None:
+        if len(self.foreground_ious) != len(self.box_weights):
+            raise ValueError(
+                f"foreground_ious and box_weights must be one for each stage, not {len(self.foreground_ious)} and"
+                f" {len(self.box_weights)}"
+            )
 
     def stages(self, first: BoxHeadConfig) -> tuple[BoxHeadConfig, ...]:
         """The configuration of every stage: the first, and what follows it."""

@@ -10,13 +10,19 @@ from jaxtyping import Array, Float
 
 from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, xavier_init
 from mask_rcnn_jax.models.resnet import STAGES, ResNetConfig
+from mask_rcnn_jax.ranges import Channels
 
 
 @dataclass(frozen=True)
 class FPNConfig:
     bottom_up: ResNetConfig = ResNetConfig()
-    channels: int = 256
+    channels: Channels = 256
     norm: NormConfig = NormConfig(kind="none")
+
+    def __post_init__(self) -> None:
+        self.norm.check_channels("channels", self.channels)
+        if self.bottom_up.out_features != STAGES:
+            raise ValueError(f"bottom_up.out_features must be {', '.join(STAGES)}, not {self.bottom_up.out_features}")
 
     @property
     def out_strides(self) -> dict[str, int]:

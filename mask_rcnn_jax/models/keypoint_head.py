@@ -19,15 +19,16 @@ from mask_rcnn_jax.models.losses import Mean, masked_mean, softmax_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig
 from mask_rcnn_jax.ops.keypoints import keypoint_targets
 from mask_rcnn_jax.ops.precision import at_least_float32
+from mask_rcnn_jax.ranges import Channels, Layers
 from mask_rcnn_jax.structures import GroundTruth
 
 
 @dataclass(frozen=True)
 class KeypointHeadConfig:
     pooler: PoolerConfig = PoolerConfig(output_size=14)
-    num_keypoints: int = 17
-    num_convs: int = 8
-    channels: int = 512
+    num_keypoints: Channels = 17
+    num_convs: Layers = 8
+    channels: Channels = 512
     decode: Literal["detectron2", "torchvision"] = "detectron2"  # the score is relative to the heatmap, or the logit
 
     def build(self, in_channels: int, rngs: nnx.Rngs) -> "KeypointHead":

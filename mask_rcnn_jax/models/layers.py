@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from mask_rcnn_jax.ops._loops import zero_of
 from mask_rcnn_jax.ops.conv import Window, conv2d
 from mask_rcnn_jax.ops.precision import at_least_float32
+from mask_rcnn_jax.ranges import Channels, Share
 
 _CELLS_AT_ONCE = 8 * 14 * 14  # of RoIs; with 16 and 32 RoIs of 14 x 14 a training step takes 4 and 14 % longer
 DATA_AXIS = "data"  # mesh axis over which a batch is sharded, and batch norm synchronised
@@ -135,9 +136,14 @@ class NormConfig:
     """
 
     kind: Literal["frozen_batch_norm", "batch_norm", "group_norm", "none"] = "frozen_batch_norm"
-    epsilon: float = 1e-5
-    momentum: float = 0.9  # of batch norm's running statistics
-    groups: int = 32  # of group norm
+    epsilon: Share = 1e-5
+    momentum: Share = 0.9  # of batch norm's running statistics
+    groups: Channels = 32  # of group norm
+
+    def check_channels(self, name: str, channels: int) -> None:
+        """Raise ValueError where group norm cannot share out the channels that `name` has."""
+        if self.kind == "group_norm" and channels % max(self.groups, 1):
+            raise ValueError(f"{name} {channels} must be a multiple of norm.groups {self.groups}")
 
     def build(self, features: int, rngs: nnx.Rngs) -> nnx.Module | None:
         match self.kind:

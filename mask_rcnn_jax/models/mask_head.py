@@ -23,18 +23,23 @@ from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig
 from mask_rcnn_jax.ops.masks import mask_targets
 from mask_rcnn_jax.ops.precision import at_least_float32
+from mask_rcnn_jax.ranges import Channels, Layers
 from mask_rcnn_jax.structures import GroundTruth
 
 
 @dataclass(frozen=True)
 class MaskHeadConfig:
     pooler: PoolerConfig = PoolerConfig(output_size=14)
-    num_convs: int = 4
-    channels: int = 256
+    num_convs: Layers = 4
+    channels: Channels = 256
     norm: NormConfig = NormConfig(kind="none")
     aligned_targets: bool = True  # False, with soft targets: torchvision
     soft_targets: bool = False
     paste: Literal["detectron2", "torchvision"] = "detectron2"
+
+    def __post_init__(self) -> None:
+        if self.num_convs:
+            self.norm.check_channels("channels", self.channels)
 
     def build(self, in_channels: int, num_classes: int, rngs: nnx.Rngs) -> "MaskHead":
         return MaskHead(self, in_channels, num_classes, rngs=rngs)

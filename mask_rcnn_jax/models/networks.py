@@ -6,7 +6,7 @@ Shape letters: `B` images, `R` RoIs an image, `P` side of the pooled grid, `C` c
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,19 @@ from mask_rcnn_jax.models.mask_head import MaskHeadConfig
 from mask_rcnn_jax.models.pooler import Pool, PoolerConfig, pool
 from mask_rcnn_jax.models.resnet import ResNetConfig
 from mask_rcnn_jax.models.rpn import RPNConfig
+from mask_rcnn_jax.ranges import AboveZero, Positive, Range
 
 Arrays = dict[str, Any]  # nested dicts with arrays at the leaves
+
+
+Pixel = Annotated[float, Range(-1000, 1000)]
 
 
 @dataclass(frozen=True)
 class MaskRCNNConfig:
     """The whole model. Defaults are Detectron2's R50-FPN; without a mask head it is Faster R-CNN."""
 
-    num_classes: int = 80
+    num_classes: Positive = 80
     backbone: FPNConfig | ResNetConfig = FPNConfig()
     rpn: RPNConfig = RPNConfig()
     box_head: BoxHeadConfig = BoxHeadConfig()
@@ -37,8 +41,8 @@ class MaskRCNNConfig:
     mask_head: MaskHeadConfig | None = MaskHeadConfig()
     keypoint_head: KeypointHeadConfig | None = None
     res5_on_rois: bool = False  # C4: the backbone ends at res4, and its res5 is applied to each RoI before the heads
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, of values 0..255
-    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    pixel_mean: tuple[Pixel, Pixel, Pixel] = (123.675, 116.28, 103.53)  # RGB, of values 0..255
+    pixel_std: tuple[AboveZero, AboveZero, AboveZero] = (1.0, 1.0, 1.0)
     channel_order: Literal["bgr", "rgb"] = "bgr"  # in which the backbone was trained; images are RGB always
     # Networks that keep no intermediate values for their gradients and are computed again instead: less memory, about
     # a third more work where it is all of them.
@@ -46,6 +50,12 @@ class MaskRCNNConfig:
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the networks; the rest is never below float32
 
     def __post_init__(self) -> None:
+        heads = {"box_head": self.box_head, "mask_head": self.mask_head, "keypoint_head": self.keypoint_head}
+        used = {f"{name}.pooler": head.pooler.features for name, head in heads.items() if head is not None}
+        for name, features in {"rpn": self.rpn.features, **used}.items():
+            if unknown := [feature for feature in features if feature not in self.backbone.out_strides]:
+                made = ", ".join(self.backbone.out_strides)
+                raise ValueError(f"{name}.features has {', '.join(unknown)}, but the backbone makes {made}")
         if self.cascade is not None and not self.box_head.class_agnostic:
             raise ValueError("a cascade refines one box a RoI: set box_head.class_agnostic")
         if self.res5_on_rois and (isinstance(self.backbone, FPNConfig) or "res5" in self.backbone.out_features):

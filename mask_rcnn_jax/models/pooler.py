@@ -5,22 +5,23 @@ Shape letters: `B` images, `R` RoIs, `P` side of the pooled grid, `C` channels.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxtyping import Array, Float, Int
 
 from mask_rcnn_jax.ops.roi_align import assign_levels, multilevel_roi_align
+from mask_rcnn_jax.ranges import AboveZero, Items, Range
 
 
 @dataclass(frozen=True)
 class PoolerConfig:
-    output_size: int = 7
-    sampling_ratio: int = 0  # samples a bin and axis; 0 is adaptive: ceil(RoI side / bins)
+    output_size: Annotated[int, Range(1, 1024)] = 7
+    sampling_ratio: Annotated[int, Range(0, 1024)] = 0  # samples a bin and axis; 0 is adaptive: ceil(RoI side / bins)
     aligned: bool = True  # half-pixel correct; False is torchvision's (and the first Detectron's)
     reduction: Literal["average", "max"] = "average"
-    features: tuple[str, ...] = ("p2", "p3", "p4", "p5")
-    canonical_size: float = 224.0  # a RoI of this side belongs to `canonical_level`
-    canonical_level: int = 4
+    features: Annotated[tuple[str, ...], Items(1)] = ("p2", "p3", "p4", "p5")
+    canonical_size: AboveZero = 224.0  # a RoI of this side belongs to `canonical_level`
+    canonical_level: Annotated[int, Range(0, 30)] = 4
     level_convention: Literal["detectron2", "torchvision"] = "detectron2"  # where the epsilon stands
 
 

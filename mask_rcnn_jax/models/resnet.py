@@ -6,13 +6,14 @@ Shape letters: `B` images, `H W` height and width.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
 from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, call, freeze, max_pool
+from mask_rcnn_jax.ranges import Channels, Range
 
 STAGES = ("res2", "res3", "res4", "res5")
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -21,15 +22,16 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
 @dataclass(frozen=True)
 class ResNetConfig:
     depth: Literal[18, 34, 50, 101, 152] = 50
-    width: int = 64  # res2 has this many channels in basic blocks and four times as many in bottlenecks; x 2 each stage
-    stem_width: int | None = None  # channels of the stem; None: `width`
-    groups: int = 1  # of the 3x3 convolutions of bottlenecks; ResNeXt has 32
-    width_per_group: int | None = None  # channels of a group in res2; None: `width` in all groups together
+    # res2 has this many channels in basic blocks and four times as many in bottlenecks; x 2 each stage.
+    width: Channels = 64
+    stem_width: Channels | None = None  # channels of the stem; None: `width`
+    groups: Channels = 1  # of the 3x3 convolutions of bottlenecks; ResNeXt has 32
+    width_per_group: Channels | None = None  # channels of a group in res2; None: `width` in all groups together
     norm: NormConfig = NormConfig()
     stride_in_1x1: bool = True  # bottlenecks: True for Detectron2's MSRA weights, False for torchvision's
     res5_dilation: Literal[1, 2] = 1  # 2 keeps res5 at stride 16 (DC5)
     out_features: tuple[str, ...] = STAGES  # nothing beyond the last of them is built
-    freeze_at: int = 2  # 0 trains everything, 1 freezes the stem, 2 also res2, and so on up to 5
+    freeze_at: Annotated[int, Range(0, 5)] = 2  # 0 trains everything, 1 freezes the stem, 2 also res2, and so on
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.out_features if name not in STAGES]
@@ -37,6 +39,13 @@ class ResNetConfig:
             raise ValueError(f"out_features must be some of {', '.join(STAGES)}, not {self.out_features}")
         if not self.is_bottleneck and (self.groups, self.width_per_group, self.res5_dilation) != (1, None, 1):
             raise ValueError(f"a ResNet-{self.depth} has basic blocks, which take no groups and no dilation")
+        if self.is_bottleneck and self.width_per_group is None and self.width % max(self.groups, 1):
+            raise ValueError(f"width {self.width} must be a multiple of groups {self.groups}")
+        self.norm.check_channels("stem_width", self.stem_width or self.width)
+        for name in self.stages:
+            self.norm.check_channels(f"the width of {name}", self.stage_channels(name))
+            if self.is_bottleneck:
+                self.norm.check_channels(f"the width of bottlenecks in {name}", self.bottleneck_channels(name))
 
     @property
     def is_bottleneck(self) -> bool:

@@ -9,7 +9,7 @@ Naming: `pred_` is what the network gives, `gt_` comes from annotations, `object
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,30 +25,42 @@ from mask_rcnn_jax.ops.matching import match_boxes
 from mask_rcnn_jax.ops.nms import nms
 from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.ops.sampling import sample
+from mask_rcnn_jax.ranges import AboveZero, AtLeastZero, BoxWeights, Items, Layers, Positive, Share
 from mask_rcnn_jax.structures import GroundTruth
 
 
 @dataclass(frozen=True)
 class RPNConfig:
-    features: tuple[str, ...] = ("p2", "p3", "p4", "p5", "p6")
-    sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))  # one tuple a level
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
+    features: Annotated[tuple[str, ...], Items(1)] = ("p2", "p3", "p4", "p5", "p6")
+    # One tuple per level, all of the same length.
+    sizes: tuple[Annotated[tuple[AboveZero, ...], Items(1)], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
+    ratios: Annotated[tuple[AboveZero, ...], Items(1)] = (0.5, 1.0, 2.0)  # height / width
     rounded_anchors: bool = False  # torchvision rounds the anchors of a cell
     anchor_stride: Literal["nominal", "grid"] = "nominal"  # torchvision: padded side // grid side
-    num_convs: int = 1
-    background_iou: float = 0.3
-    foreground_iou: float = 0.7
-    samples: int = 256
-    foreground_fraction: float = 0.5
-    box_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
-    smooth_l1_beta: float = 0.0  # torchvision: 1/9
+    num_convs: Layers = 1
+    background_iou: Share = 0.3
+    foreground_iou: Share = 0.7
+    samples: Positive = 256
+    foreground_fraction: Share = 0.5
+    box_weights: BoxWeights = (1.0, 1.0, 1.0, 1.0)
+    smooth_l1_beta: AtLeastZero = 0.0  # torchvision: 1/9
     normalizer: Literal["constant", "sampled"] = "constant"  # losses divided by samples x images, or those drawn
-    pre_nms_train: int = 2000  # a level
-    pre_nms_test: int = 1000
-    post_nms_train: int = 1000  # an image; torchvision: 2000
-    post_nms_test: int = 1000
-    nms_iou: float = 0.7
-    min_box_size: float = 0.0  # proposals keep sides above it; torchvision: 1e-3
+    pre_nms_train: Positive = 2000  # a level
+    pre_nms_test: Positive = 1000
+    post_nms_train: Positive = 1000  # an image; torchvision: 2000
+    post_nms_test: Positive = 1000
+    nms_iou: Share = 0.7
+    min_box_size: AtLeastZero = 0.0  # proposals keep sides above it; torchvision: 1e-3
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) != len(self.features):
+            raise ValueError(f"sizes must be one tuple for each of {len(self.features)} features, not {self.sizes}")
+        if len({len(sizes) for sizes in self.sizes}) > 1:
+            raise ValueError(f"sizes must be as many on each level, not {self.sizes}")
+        if self.background_iou > self.foreground_iou:
+            raise ValueError(
+                f"background_iou {self.background_iou} must not be above foreground_iou {self.foreground_iou}"
+            )
 
     def build(self, in_channels: int, rngs: nnx.Rngs) -> "RPNHead":
         return RPNHead(self, in_channels, rngs=rngs)

@@ -1,33 +1,35 @@
 """Optimizers and learning-rate schedules, assembled from optax."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from mask_rcnn_jax.ranges import AboveZero, AtLeastZero, BelowOne, NotNegative, Range, Share
 
 
 @dataclass(frozen=True)
 class StepDecay:
     """Multiplies the learning rate by `factor` at each of the `milestones`."""
 
-    milestones: tuple[int, ...] = (60_000, 80_000)
-    factor: float = 0.1
+    milestones: tuple[NotNegative, ...] = (60_000, 80_000)
+    factor: AtLeastZero = 0.1
 
 
 @dataclass(frozen=True)
 class CosineDecay:
     """Half a cosine from the base rate at step 0 to `final_factor` times it at the last step."""
 
-    final_factor: float = 0.0
+    final_factor: AtLeastZero = 0.0
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    learning_rate: float = 0.02
-    warmup_steps: int = 1000  # linear, from `warmup_factor` times the scheduled rate
-    warmup_factor: float = 0.001
+    learning_rate: Annotated[float, Range(0, 10**9)] = 0.02
+    warmup_steps: NotNegative = 1000  # linear, from `warmup_factor` times the scheduled rate
+    warmup_factor: AtLeastZero = 0.001
     decay: StepDecay | CosineDecay = StepDecay()
 
     def build(self, total_steps: int) -> optax.Schedule:
@@ -53,11 +55,11 @@ class ScheduleConfig:
 class SGDConfig:
     """SGD with momentum and weight decay inside the gradient, as PyTorch has it."""
 
-    momentum: float = 0.9
+    momentum: Share = 0.9
     nesterov: bool = False
-    weight_decay: float = 1e-4  # of weights and biases
-    weight_decay_norm: float = 0.0  # of a norm's scale and bias
-    clip_norm: float | None = None  # largest global norm of the gradient
+    weight_decay: AtLeastZero = 1e-4  # of weights and biases
+    weight_decay_norm: AtLeastZero = 0.0  # of a norm's scale and bias
+    clip_norm: AboveZero | None = None  # largest global norm of the gradient
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
         """Return the optimizer; its `update` takes the `step` whose learning rate is due."""
@@ -74,12 +76,12 @@ class SGDConfig:
 class AdamWConfig:
     """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101)."""
 
-    b1: float = 0.9
-    b2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.05
-    weight_decay_norm: float = 0.0
-    clip_norm: float | None = None
+    b1: BelowOne = 0.9
+    b2: BelowOne = 0.999
+    epsilon: Annotated[float, Range(0, 1, above_low=True)] = 1e-8
+    weight_decay: AtLeastZero = 0.05
+    weight_decay_norm: AtLeastZero = 0.0
+    clip_norm: AboveZero | None = None
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
         """Return the optimizer; its `update` takes the `step` whose learning rate is due."""

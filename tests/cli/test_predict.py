@@ -165,8 +165,6 @@ def test_nothing_to_do_is_a_failure(checkpoint, tmp_path, capsys) -> None:
         (["--out", "FILE"], "cannot be written"),
         (["--out", "FILE/below"], "cannot be written"),
         (["--checkpoint", "EMPTY"], "holds no checkpoints"),
-        (["--score-threshold", "7"], "between 0 and 1"),
-        (["--batch-size", "0"], "at least 1"),
     ],
 )
 def test_mistakes_on_the_command_line(checkpoint, images, tmp_path, capsys, arguments, part) -> None:

@@ -153,8 +153,8 @@ def test_images_that_do_not_fit_are_named_first(dataset):
         train_batches(dataset, replace(CONFIG, canvas=(32, 48)), 2, 0, 0, 1)
     with pytest.raises(UserError, match="does not fit"):
         eval_batches(dataset, replace(CONFIG, short_side_eval=40), 2)
-    with pytest.raises(UserError, match="is portrait"):
-        train_batches(dataset, replace(CONFIG, canvas=(64, 32)), 2, 0, 0, 1)
+    with pytest.raises(ValueError, match="is portrait"):
+        replace(CONFIG, canvas=(64, 32))
     train_batches(dataset, replace(CONFIG, canvas=(32, 48), crop=(32, 48)), 2, 0, 0, 1).close()
 
 

@@ -81,7 +81,7 @@ def test_a_mixture_trains_on_all_and_validates_on_the_first(tmp_path):
         load_dataset(MixtureConfig(), "train")
     with pytest.raises(ValueError, match="one for each of 2 sources"):
         MixtureConfig(tuple(shapes), (1.0,))
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(UserError, match=r"weights\[1\] must be above 0, not 0\.0"):
         MixtureConfig(tuple(shapes), (1.0, 0.0))
     data = DataConfig(config)
     assert from_json(DataConfig, json.loads(json.dumps(to_json(data)))) == data

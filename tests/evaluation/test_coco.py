@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.data import CocoConfig, CocoDataset, load_coco
+from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import EvaluationConfig, coco_results, evaluate, score_results
 from mask_rcnn_jax.inference import ImageDetections
 from tests.evaluation.scenes import SIDE, dataset_of, detections_in, random_boxes
@@ -187,5 +188,5 @@ def test_nothing_is_printed(capsys) -> None:
 
 @pytest.mark.parametrize("wrong", [(), (0, 10), (10, 1), (1, 1)])
 def test_max_detections_are_checked(wrong) -> None:
-    with pytest.raises(ValueError, match="max_detections"):
+    with pytest.raises((UserError, ValueError), match="max_detections"):
         EvaluationConfig(max_detections=wrong)

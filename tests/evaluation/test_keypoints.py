@@ -161,7 +161,7 @@ def test_other_keypoints_need_their_own_sigmas() -> None:
         evaluate(dataset, found, CONFIG)
     metrics, _ = evaluate(dataset, found, EvaluationConfig(keypoint_sigmas=(0.05, 0.05)))
     assert metrics["keypoints/AP"] == pytest.approx(1)
-    with pytest.raises(ValueError, match="keypoint_sigmas must be positive"):
+    with pytest.raises(UserError, match=r"keypoint_sigmas\[1\] must be above 0"):
         EvaluationConfig(keypoint_sigmas=(0.05, 0.0))
 
 

@@ -258,9 +258,17 @@ def test_tiles_cover_the_image_and_overlap():
         assert len(np.unique(windows, axis=0)) == len(windows)
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(8, 2), (64, 0), (64, 64), (64, -3)])
-def test_impossible_tiles(tile, overlap):
-    with pytest.raises(UserError, match="tiles of"):
+@pytest.mark.parametrize(
+    ("tile", "overlap", "message"),
+    [
+        (8, 2, "tile must be at least 16, not 8"),
+        (64, 0, "overlap must be at least 1, not 0"),
+        (64, -3, "overlap must be at least 1, not -3"),
+        (64, 64, "tiles of 64 pixels cannot overlap by 64; give from 1 to 63"),
+    ],
+)
+def test_impossible_tiles(tile, overlap, message):
+    with pytest.raises(UserError, match=message):
         TilingConfig(tile, overlap)
 
 
