@@ -15,10 +15,11 @@ PACKAGE = ROOT / "mask_rcnn_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Each layer and the others of the package that it may import; docs/architecture.md draws this.
-LEAVES = {"errors", "files", "structures", "processes", "ranges"}
+LEAVES = {"errors", "files", "structures", "processes", "ranges", "places"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "ranges": {"errors"},
+    "places": {"errors"},
     "config": {"errors", "ranges"},
     "files": set(),
     "structures": set(),
