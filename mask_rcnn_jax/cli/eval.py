@@ -84,8 +84,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     result = evaluate_model(config.model, config.data, config.evaluation, variables, dataset, metadata.class_names)
     if not processes.is_first():
         return
-    print(format_table(result.metrics))
-    for path in _write(result, metadata.step, dataset, out, options.pictures):
+    print(format_table(result.metrics), *result.left_out, sep="\n")
+    for path in _write(result, metadata.step, result.dataset, out, options.pictures):
         print(path)
 
 

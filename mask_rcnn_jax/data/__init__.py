@@ -27,7 +27,7 @@ from mask_rcnn_jax.data.shapes import write_shapes
 from mask_rcnn_jax.data.sources import load_dataset
 from mask_rcnn_jax.data.tfds_builder import build_tfds
 from mask_rcnn_jax.data.transforms import read_image, resize, resized_size
-from mask_rcnn_jax.data.verify import verify_images
+from mask_rcnn_jax.data.verify import leave_out, verify_images
 
 __all__ = [
     "BatchIterator",
@@ -48,6 +48,7 @@ __all__ = [
     "eval_batches",
     "fingerprint",
     "image_folder",
+    "leave_out",
     "load_coco",
     "load_dataset",
     "plan_batches",

@@ -163,7 +163,7 @@ class DataConfig:
     large_scale_jitter: LargeScaleJitterConfig | None = None  # in training, instead of `short_side` and `crop`
     color_jitter: ColorJitterConfig | None = None
     copy_paste: Share = 0.0  # probability that some instances of another image are pasted on an image
-    broken_images: Literal["fail", "skip"] = "fail"  # "skip" trains on the rest and counts what cannot be read
+    broken_images: Literal["fail", "skip"] = "fail"  # "skip" leaves out and counts what cannot be read
     # Images whose header asks for more are refused before they are decoded.
     max_pixels: Annotated[int, Range(1, 10**12)] = 400_000_000
 

@@ -139,11 +139,18 @@ def train_batches(
     return _prefetched(load, start_step, num_steps, config.num_workers, batch_bytes)
 
 
-def eval_batches(dataset: CocoDataset, config: DataConfig, batch_size: int) -> BatchIterator:
+def eval_batches(
+    dataset: CocoDataset,
+    config: DataConfig,
+    batch_size: int,
+    on_broken: Callable[[Record, UserError], None] | None = None,
+) -> BatchIterator:
     """Every image of the dataset once, without augmentation, landscape images first; the last batch of an orientation
     is filled up with zero images, `valid` False.
 
     Keys: images [B, H, W, 3], image_sizes [B, 2], original_sizes [B, 2] (height, width), image_ids [B], valid [B].
+    Raises `UserError` with the first batch of an image that turns out unreadable, unless `broken_images` is "skip":
+    then `on_broken` is called, from the thread that loads, and the image is a zero one with `valid` False.
     """
     canvas = config.canvas_eval or config.canvas
     config = replace(config, canvas=canvas, crop=None, large_scale_jitter=None, short_side=(config.short_side_eval,))
@@ -154,7 +161,7 @@ def eval_batches(dataset: CocoDataset, config: DataConfig, batch_size: int) -> B
     for group in (False, True):
         members = np.flatnonzero(orientation == group)
         plan += [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
-    load = partial(_eval_batch, dataset.records, config, plan, batch_size)
+    load = partial(_eval_batch, dataset.records, config, plan, batch_size, on_broken)
     # Pillow decodes and resizes outside the interpreter lock: threads suffice.
     return _prefetched(load, 0, len(plan), num_workers=0)
 
@@ -240,14 +247,28 @@ class TrainingBatches:
 
 
 def _eval_batch(
-    records: Sequence[Record], config: DataConfig, plan: Sequence[np.ndarray], batch_size: int, step: int
+    records: Sequence[Record],
+    config: DataConfig,
+    plan: Sequence[np.ndarray],
+    batch_size: int,
+    on_broken: Callable[[Record, UserError], None] | None,
+    step: int,
 ) -> Arrays:
     chosen = [records[index] for index in plan[step]]
     arrays = _blank_images(chosen[0], config, batch_size)
     arrays["original_sizes"] = np.zeros((batch_size, 2), np.int32)
     arrays["valid"] = np.arange(batch_size) < len(chosen)
     for row, record in enumerate(chosen):
-        _place_image(arrays, row, record, read_resized(record, config.short_side_eval, config))
+        try:
+            image = read_resized(record, config.short_side_eval, config)
+        except UserError as error:
+            if config.broken_images == "fail":
+                raise
+            arrays["valid"][row] = False
+            if on_broken is not None:
+                on_broken(record, error)
+            continue
+        _place_image(arrays, row, record, image)
         arrays["original_sizes"][row] = record.height, record.width
     return arrays
 

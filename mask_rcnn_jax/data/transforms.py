@@ -4,9 +4,9 @@
 covers [0, W] x [0, H]. Keypoints are (x, y, visibility), all zeros where the visibility is 0; `n` instances have `J`.
 """
 
+import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float, Int, Num, UInt8
@@ -26,7 +26,7 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 def open_image(
-    path: str | Path, max_pixels: int = DataConfig.max_pixels, opener: Callable[[], BinaryIO] | None = None
+    path: str | Path, max_pixels: int = DataConfig.max_pixels, opener: Callable[[], io.BufferedIOBase] | None = None
 ) -> Image.Image:
     """The decoded image in RGB, turned as the EXIF orientation says; grey, palette, 16-bit and transparent ones are
     converted: 16-bit values are divided by 257 and transparency is dropped.

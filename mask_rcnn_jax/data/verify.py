@@ -1,6 +1,7 @@
 """Checks a dataset's image files before a run, without decoding those that look whole."""
 
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -34,12 +35,17 @@ def verify_images(dataset: CocoDataset, config: DataConfig = _DEFAULTS) -> CocoD
     if config.broken_images == "fail" or len(found) == len(problems):
         more = f" ({len(found)} images in all: see {dataset.annotation_file})" if len(found) > 1 else ""
         raise UserError(found[0] + more)
-    usable = np.flatnonzero([problem is None for problem in problems])
+    return leave_out(dataset, {index: problem for index, problem in enumerate(problems) if problem})
+
+
+def leave_out(dataset: CocoDataset, problems: Mapping[int, str]) -> CocoDataset:
+    """Return the dataset without the records at the indices `problems`, which are counted among its problems."""
+    usable = [index for index in range(len(dataset.records)) if index not in problems]
     return replace(
         dataset,
-        records=Selection(records, usable),
-        problems=dataset.problems + Counter({_LEFT_OUT: len(found)}),
-        examples=dataset.examples | {_LEFT_OUT: found[0]},
+        records=Selection(dataset.records, np.array(usable, np.int64)),
+        problems=dataset.problems + Counter({_LEFT_OUT: len(problems)}),
+        examples={_LEFT_OUT: next(iter(problems.values()))} | dataset.examples,
     )
 
 

@@ -1,24 +1,29 @@
 """Evaluates a model on a dataset: what training does now and then, and `eval.py` once."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from mask_rcnn_jax.data import CocoDataset, DataConfig, eval_batches
+from mask_rcnn_jax import processes
+from mask_rcnn_jax.data import CocoDataset, DataConfig, eval_batches, leave_out
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.coco import EvaluationConfig
-from mask_rcnn_jax.evaluation.score import evaluate
+from mask_rcnn_jax.evaluation.score import gather_results, score_kinds
 from mask_rcnn_jax.inference import ImageDetections, predict
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
+    """Metrics and detections of a model on a dataset."""
+
     metrics: dict[str, float]  # by name, see `evaluation.coco` and `evaluation.lvis`
     results: list[dict[str, Any]]  # the detections, as in a COCO results file
+    dataset: CocoDataset  # without the images that turned out unreadable
+    left_out: tuple[str, ...] = ()  # a sentence for those, if there are any
 
 
 def evaluate_model(
@@ -32,8 +37,9 @@ def evaluate_model(
     """Detects in every image of `dataset` and compares with its annotations; several processes share the images.
 
     `class_names` are the model's, where they may be more than the dataset's or in another order: classes are then the
-    same by name, and detections of others are left out. Raises UserError when the model lacks some of the dataset's
-    classes, or an image cannot be used.
+    same by name, and detections of others are left out. Images that turn out unreadable are left out with their
+    annotations where `data.broken_images` is "skip": they count neither for the model nor against it. Raises UserError
+    when the model lacks some of the dataset's classes, or an image cannot be used, or none can.
     """
     class_names = dataset.class_names if class_names is None else class_names
     if len(class_names) != model.num_classes:
@@ -47,14 +53,36 @@ def evaluate_model(
     devices = jax.local_device_count()
     # No more images at once than there are: a small dataset would be padded.
     per_device = max(min(evaluation.images_per_device, -(-len(records) // devices)), 1)
-    batches = eval_batches(replace(dataset, records=records), data, per_device * devices)
+    broken: dict[int, str] = {}
+    batches = eval_batches(
+        replace(dataset, records=records),
+        data,
+        per_device * devices,
+        lambda record, error: broken.update({record.image_id: str(error)}),
+    )
     try:
         predictions = _renumbered(predict(model, variables, batches), class_of)
         convention = model.mask_head.paste if model.mask_head else "detectron2"
-        metrics, results = evaluate(dataset, predictions, evaluation, convention)
+        results, kinds = gather_results(dataset, predictions, convention)
     finally:
         batches.close()
-    return EvaluationResult(metrics, results)
+    readable, left_out = _without_broken(dataset, broken)
+    return EvaluationResult(score_kinds(readable, results, kinds, evaluation), results, readable, left_out)
+
+
+def _without_broken(dataset: CocoDataset, broken: Mapping[int, str]) -> tuple[CocoDataset, tuple[str, ...]]:
+    """The dataset without the images, by id, that any process could not read, and what to say of these."""
+    problems = {image_id: problem for part in processes.gather(broken) for image_id, problem in part.items()}
+    if not problems:
+        return dataset, ()
+    ids = {record.image_id: index for index, record in enumerate(dataset.records)}
+    first = min(problems, key=ids.__getitem__)
+    if len(problems) == len(ids):
+        raise UserError(f"{dataset.annotation_file}: none of its images can be read, e.g. {problems[first]}")
+    line = f"{dataset.annotation_file}: {len(problems)} images turned out unreadable and were left out with their"
+    return leave_out(dataset, {ids[image_id]: problem for image_id, problem in problems.items()}), (
+        f"{line} annotations, e.g. {problems[first]}",
+    )
 
 
 def _same_by_name(class_names: Sequence[str], dataset: CocoDataset) -> np.ndarray:

@@ -21,20 +21,36 @@ def evaluate(
     and keypoints are evaluated where all predictions have them, and only where the dataset has them too. Raises
     `UserError` where the number of keypoints differs, or lacks sigmas.
     """
+    results, kinds = gather_results(dataset, predictions, convention)
+    return score_kinds(dataset, results, kinds, config), results
+
+
+def gather_results(
+    dataset: CocoDataset, predictions: Iterable[ImageDetections], convention: PasteConvention = "detectron2"
+) -> tuple[list[Result], list[Kind]]:
+    """Consume predictions one by one and return those of all processes as COCO results, and what they can be scored
+    by: masks and keypoints where all predictions and the dataset have them.
+    """
     results, has_masks, has_keypoints = [], not dataset.boxes_only, bool(dataset.keypoint_names)
     for prediction in predictions:
         results += coco_results(prediction, dataset.categories, convention)
         has_masks = has_masks and prediction.masks is not None
         has_keypoints = has_keypoints and prediction.keypoints is not None
     parts = processes.gather((results, has_masks, has_keypoints))
-    results = [result for part, *_ in parts for result in part]
-    has_masks, has_keypoints = (all(part[index] for part in parts) for index in (1, 2))
-    metrics = score_results(dataset, results, "bbox", config)
-    if has_masks:
-        metrics |= score_results(dataset, results, "segm", config)
-    if has_keypoints:
-        metrics |= score_results(dataset, results, "keypoints", config)
-    return metrics, results
+    kinds: list[Kind] = ["bbox"]
+    kinds += ["segm"] if all(part[1] for part in parts) else []
+    kinds += ["keypoints"] if all(part[2] for part in parts) else []
+    return [result for part in parts for result in part[0]], kinds
+
+
+def score_kinds(
+    dataset: CocoDataset, results: Sequence[Result], kinds: Iterable[Kind], config: EvaluationConfig
+) -> dict[str, float]:
+    """Return the metrics of `score_results` for each of `kinds`."""
+    metrics: dict[str, float] = {}
+    for kind in kinds:
+        metrics |= score_results(dataset, results, kind, config)
+    return metrics
 
 
 def score_results(

@@ -129,9 +129,10 @@ def _evaluate(
     """The metrics of the weights, and under `average/` those of their average where there is one."""
 
     def evaluate(variables: Variables, what: str) -> dict[str, float]:
-        metrics = evaluate_model(config.model, config.data, config.evaluation, variables, dataset).metrics
-        writer.say(f"evaluation at step {step}{what}\n{format_table(metrics)}")
-        return metrics
+        result = evaluate_model(config.model, config.data, config.evaluation, variables, dataset)
+        for line in (f"evaluation at step {step}{what}\n{format_table(result.metrics)}", *result.left_out):
+            writer.say(line)
+        return result.metrics
 
     metrics = evaluate(state.variables, "")
     if state.average is not None:

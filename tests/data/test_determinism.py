@@ -22,6 +22,7 @@ from mask_rcnn_jax.data import (
     ColorJitterConfig,
     DataConfig,
     LargeScaleJitterConfig,
+    eval_batches,
     read_image,
     train_batches,
     verify_images,
@@ -156,6 +157,22 @@ def test_a_replacement_has_the_orientation_of_its_batch(broken):
     for batch in train_batches(broken, config, 2, 0, 0, 12):
         landscape = batch["images"].shape[1] < batch["images"].shape[2]
         assert ((batch["image_sizes"][:, 0] <= batch["image_sizes"][:, 1]) == landscape).all()
+
+
+def test_a_broken_image_is_left_out_of_evaluation_and_said(broken):
+    small = replace(EVERYTHING, short_side_eval=48, max_side=64)
+    with pytest.raises(UserError, match=r"2\.png cannot be read"):
+        list(eval_batches(broken, small, 2))
+    said = {}
+    skip = replace(small, broken_images="skip")
+    batches = list(eval_batches(broken, skip, 2, lambda record, error: said.update({record.image_id: str(error)})))
+    assert list(said) == [2]
+    assert "2.png cannot be read" in said[2]
+    assert sorted(i for batch in batches for i in batch["image_ids"][batch["valid"]].tolist()) == [0, 1, 3, 4]
+    whole = [row for batch in eval_batches(broken, skip, 1) for row in batch["images"][batch["valid"]]]
+    rows = [row for batch in batches for row in batch["images"][batch["valid"]]]
+    for one, two in zip(rows, whole, strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_nothing_but_broken_images_is_an_error(broken):

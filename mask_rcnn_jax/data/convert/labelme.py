@@ -157,7 +157,7 @@ def _bitmap(encoded: str, corners: Polygon, height: int, width: int) -> RLE:
     whole = np.zeros((height, width), np.uint8, order="F")
     whole[y + top : y + top + patch.shape[0], x + left : x + left + patch.shape[1]] = patch
     # An image may have hundreds: only their runs are kept.
-    rle: RLE = coco_mask.encode(whole)
+    rle: Any = coco_mask.encode(whole)
     return rle
 
 

@@ -1,0 +1,64 @@
+"""`evaluate_model` without a model: what is detected comes from a stub."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask_rcnn_jax.data import CocoDataset, DataConfig
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.evaluation import EvaluationConfig, EvaluationResult, evaluate_model, run
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables
+from tests.evaluation.scenes import SIDE, dataset_of, detections_in
+
+DATA = DataConfig(short_side=(32,), short_side_eval=32, max_side=32, canvas=(32, 32), broken_images="skip")
+
+
+@pytest.fixture
+def dataset(tmp_path) -> CocoDataset:
+    """Three images with one object each."""
+    dataset = dataset_of([[[0, 0, 99, 99]]] * 3)
+    for record in dataset.records:
+        Image.new("RGB", (SIDE, SIDE)).save(tmp_path / f"{record.image_id}.png")
+    records = [replace(record, path=str(tmp_path / f"{record.image_id}.png")) for record in dataset.records]
+    return replace(dataset, records=records)
+
+
+def evaluated(dataset: CocoDataset, monkeypatch, data: DataConfig = DATA) -> EvaluationResult:
+    """Of a model that finds everything."""
+    by_id = {record.image_id: record for record in dataset.records}
+
+    def perfect(model: object, variables: object, batches: Iterable[Mapping[str, np.ndarray]]):
+        for batch in batches:
+            for image_id in batch["image_ids"][batch["valid"]].tolist():
+                yield detections_in(by_id[image_id])
+
+    monkeypatch.setattr(run, "predict", perfect)
+    model = MaskRCNNConfig(num_classes=len(dataset.class_names))
+    return evaluate_model(model, data, EvaluationConfig(), Variables({}, {}), dataset)
+
+
+def test_broken_images_count_neither_for_the_model_nor_against_it(dataset, monkeypatch) -> None:
+    whole = evaluated(dataset, monkeypatch)
+    assert whole.metrics["bbox/AP"] == pytest.approx(1)
+    assert (whole.left_out, whole.dataset) == ((), dataset)
+    path = Path(dataset.records[1].path)
+    path.write_bytes(path.read_bytes()[:-40])
+    rest = evaluated(dataset, monkeypatch)
+    assert rest.metrics["bbox/AP"] == pytest.approx(1)
+    assert [record.image_id for record in rest.dataset.records] == [dataset.records[i].image_id for i in (0, 2)]
+    (line,) = rest.left_out
+    assert "1 images turned out unreadable" in line
+    assert str(path) in line
+    with pytest.raises(UserError, match="cannot be read"):
+        evaluated(dataset, monkeypatch, replace(DATA, broken_images="fail"))
+
+
+def test_nothing_but_broken_images_is_an_error(dataset, monkeypatch) -> None:
+    for record in dataset.records:
+        Path(record.path).write_bytes(b"spoilt")
+    with pytest.raises(UserError, match="none of its images can be read"):
+        evaluated(dataset, monkeypatch)
