@@ -7,6 +7,7 @@ stream, and pickles of NumPy arrays (Detectron2's and Detectron1's model zoos) a
 """
 
 import io
+import math
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -39,6 +40,11 @@ _DTYPES["bfloat16"] = np.dtype("uint16")
 
 class Pickled:
     """A tensor as a pickle describes it; whether it can be is found when it becomes an array."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the array will take, which a window without strides may have many more of than its storage."""
+        raise NotImplementedError
 
     def array(self) -> np.ndarray:
         """The tensor, contiguous and in this machine's byte order. Raises where the description makes no sense."""
@@ -90,8 +96,12 @@ def read_stream(file: BinaryIO, name: str) -> Any:
     return tree
 
 
-class _Unpickler(pickle.Unpickler):
-    """Finds nothing but what the table holds."""
+class _Unpickler(pickle._Unpickler):
+    """Finds nothing but what the table holds.
+
+    It is Python's own implementation, since that in C reserves its memo for the highest number that a pickle gives an
+    object: ten bytes may ask for gigabytes.
+    """
 
     def __init__(self, file: BinaryIO, name: str, load: Callable[[Any], "_Storage"]):
         # Detectron1's pickles are Python 2's, whose strings are bytes.
@@ -170,6 +180,11 @@ class _Tensor(Pickled):
     stride: tuple[int, ...]
     dtype: str | None = None  # where the storage is untyped
 
+    @property
+    def nbytes(self) -> int:
+        name = self.dtype or self.storage.dtype
+        return math.prod(self.size) * (4 if name == "bfloat16" else _DTYPES[name].itemsize)
+
     def array(self) -> np.ndarray:
         name = self.dtype or self.storage.dtype
         dtype = _DTYPES[name].newbyteorder(">" if self.storage.order == "big" else "<")
@@ -209,6 +224,10 @@ class _NumpyArray(Pickled):
 
     def __setstate__(self, state: Any) -> None:
         *_, self.shape, self.kind, self.fortran, self.data = state
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data)
 
     def array(self) -> np.ndarray:
         if not isinstance(self.kind, _NumpyDtype):

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
 from argparse import Namespace
 from collections import Counter, OrderedDict
@@ -15,7 +16,7 @@ import pytest
 import safetensors.numpy
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.pretrained import read_tensors
+from mask_rcnn_jax.pretrained import files, read_tensors
 
 TENSORS = {
     "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
@@ -217,6 +218,67 @@ def test_a_window_outside_its_storage_is_refused(torchvision: ModuleType, tmp_pa
                 archive.writestr(name, content.replace(b"K\x04K\x03\x86", forged))
         with pytest.raises(UserError, match="damaged"):
             read_tensors(tmp_path / "b.pth")
+
+
+# --- Small files that would take much memory --------------------------------------------------------------------------
+
+
+def peak_of(path: Path, message: str) -> int:
+    """Bytes that reading took before it was refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=message):
+            read_tensors(path)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def torch_zip(path: Path, size: tuple[int, int], stride: tuple[int, int]) -> Path:
+    """A file of `torch.save` with one tensor, a view of a storage of 1,000 zeros."""
+
+    def pair(numbers: tuple[int, int]) -> bytes:
+        return b"".join(b"J" + number.to_bytes(4, "little") for number in numbers) + b"\x86"
+
+    storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuM\xe8\3tQ"
+    view = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + pair(size) + pair(stride) + b"\x89NtR"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}X\1\0\0\0a" + view + b"s.")
+        archive.writestr("archive/data/0", bytes(4000))
+    return path
+
+
+@pytest.mark.parametrize("stride", [(0, 0), (0, 1)])
+def test_views_that_repeat_their_storage_are_limited(tmp_path, stride):
+    found = read_tensors(torch_zip(tmp_path / "small.pth", (2, 500), stride))
+    assert_same(found, {"a": np.zeros((2, 500), np.float32)})
+    file = torch_zip(tmp_path / "bomb.pth", (1_000_000, 1000), stride)
+    assert peak_of(file, "would take more than") < 1 << 20
+
+
+def test_members_that_unpack_to_too_much_are_limited(tmp_path, monkeypatch):
+    file = tmp_path / "bomb.npz"
+    np.savez_compressed(file, a=np.zeros(1 << 20), b=np.zeros(1 << 20))
+    assert set(read_tensors(file)) == {"a", "b"}
+    monkeypatch.setattr(files, "_MOST_BYTES", 15 << 20)
+    assert peak_of(file, "would take more than") < 1 << 20
+
+
+def test_arrays_are_as_long_as_their_header_says(tmp_path):
+    for shape in [(1 << 40,), (-1,), (3,), (1 << 62, 1 << 62)]:
+        with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive, archive.open("a.npy", "w") as member:
+            np.lib.format.write_array_header_1_0(member, {"shape": shape, "fortran_order": False, "descr": "<f4"})
+            member.write(bytes(16))
+        assert peak_of(tmp_path / "bomb.npz", "damaged") < 1 << 20
+
+
+def test_numbers_of_a_pickles_objects_take_no_memory(tmp_path):
+    """The standard library's implementation in C reserves as many places as the highest number asks for."""
+    bomb = b"\x80\x02Nr" + (0x01FFFFFF).to_bytes(4, "little") + b"."
+    assert peak_of(written(tmp_path / "bomb.pkl", bomb), "no tensors by name") < 1 << 20
+
+
+# --- What is broken ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
