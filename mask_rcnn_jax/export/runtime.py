@@ -86,8 +86,11 @@ def load(path: str | Path) -> ExportedModel:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     metadata, call = (_onnx if path.suffix == ".onnx" else _stablehlo)(path)
-    height, width = metadata["input_size"]
-    return ExportedModel(tuple(metadata["class_names"]), (height, width), metadata["batch"], metadata, call)
+    try:
+        height, width = metadata["input_size"]
+        return ExportedModel(tuple(metadata["class_names"]), (height, width), metadata["batch"], metadata, call)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BrokenFileError(f"{path} does not describe its model ({error!r}); export it again") from error
 
 
 def _stablehlo(path: Path) -> tuple[dict[str, Any], Callable[[np.ndarray, np.ndarray], Arrays]]:
@@ -96,15 +99,21 @@ def _stablehlo(path: Path) -> tuple[dict[str, Any], Callable[[np.ndarray, np.nda
 
     try:
         with zipfile.ZipFile(path) as archive:
+            # Exports are not compressed: one that is might unpack to any size.
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise BrokenFileError(f"{path} is compressed, which no exported model is; export it again")
             metadata = json.loads(archive.read("metadata.json"))
-            if metadata.get("format") != FORMAT:
-                raise BrokenFileError(f"{path} is of format {metadata.get('format')!r}; this reads {FORMAT!r}")
-            exported = export.deserialize(bytearray(archive.read("program.bin")))
+            written_as = metadata.get("format") if isinstance(metadata, dict) else metadata
+            if written_as != FORMAT:
+                raise BrokenFileError(f"{path} is of format {written_as!r}; this reads {FORMAT!r}")
             weights = []
-            for number in range(metadata["weights"]):
+            for number in range(int(metadata["weights"])):
                 with archive.open(f"weights/{number}.npy") as file:
                     weights.append(np.load(file))
-    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, EOFError) as error:
+            exported = export.deserialize(bytearray(archive.read("program.bin")))
+    except BrokenFileError:
+        raise
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError, MemoryError) as error:
         raise BrokenFileError(f"{path} is no exported model, or only a part of one ({error})") from error
     compiled, on_device = jax.jit(exported.call), jax.device_put(weights)
 
@@ -123,12 +132,14 @@ def _onnx(path: Path) -> tuple[dict[str, Any], Callable[[np.ndarray, np.ndarray]
     except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
         raise BrokenFileError(f"{path} is no ONNX model, or only a part of one ({error})") from error
     properties = session.get_modelmeta().custom_metadata_map
-    if METADATA_KEY not in properties:
-        raise BrokenFileError(f"{path} is an ONNX model, but not one of mask-rcnn export")
+    try:
+        metadata = json.loads(properties[METADATA_KEY])
+    except (KeyError, ValueError):
+        raise BrokenFileError(f"{path} is an ONNX model, but not one of mask-rcnn export") from None
     names = [output.name for output in session.get_outputs()]
 
     def call(images: np.ndarray, sizes: np.ndarray) -> Arrays:
         results = session.run(names, {"images": images, "sizes": sizes})
         return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
 
-    return json.loads(properties[METADATA_KEY]), call
+    return metadata, call

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from mask_rcnn_jax.export.runtime import PLATFORMS, BrokenFileError, ExportedModel, load
+from mask_rcnn_jax.export.runtime import FORMAT, PLATFORMS, BrokenFileError, ExportedModel, load
 from mask_rcnn_jax.export.stablehlo import export_stablehlo
 from mask_rcnn_jax.ops import multilevel_roi_align
 from tests.export.models import CLASS_NAMES, INPUT, assert_same, exportable, ordinary, pictures
@@ -135,6 +135,28 @@ def test_files_of_others_are_refused(tmp_path):
         load(tmp_path / "later.stablehlo")
     with pytest.raises(FileNotFoundError, match=r"absent\.onnx does not exist"):
         load(tmp_path / "absent.onnx")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [b"[]", b"null", b"\xff", b"{", {"weights": "many"}, {"weights": None}, {}, {"weights": 1}],
+)
+def test_what_does_not_describe_a_model_is_named(tmp_path, metadata):
+    with zipfile.ZipFile(tmp_path / "broken.stablehlo", "w") as archive:
+        text = metadata if isinstance(metadata, bytes) else json.dumps({"format": FORMAT} | metadata)
+        archive.writestr("metadata.json", text)
+        # An array whose header asks for more than any machine has.
+        with archive.open("weights/0.npy", "w") as member:
+            np.lib.format.write_array_header_1_0(member, {"shape": (1 << 60,), "fortran_order": False, "descr": "<f4"})
+    with pytest.raises(BrokenFileError, match=r"broken\.stablehlo is"):
+        load(tmp_path / "broken.stablehlo")
+
+
+def test_an_export_is_no_larger_than_its_file(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.stablehlo", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("metadata.json", bytes(1 << 20))
+    with pytest.raises(BrokenFileError, match=r"bomb\.stablehlo is compressed"):
+        load(tmp_path / "bomb.stablehlo")
 
 
 def test_images_that_do_not_fit_are_named():
