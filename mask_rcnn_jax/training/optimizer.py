@@ -102,10 +102,8 @@ def _scale_by_rate_of_step(schedule: optax.Schedule) -> optax.GradientTransforma
     """
     by_count = optax.scale_by_learning_rate(schedule)
 
-    def update(
-        updates: Any, state: Any, params: Any = None, *, step: jax.typing.ArrayLike, **_: Any
-    ) -> tuple[Any, Any]:
-        return by_count.update(updates, state._replace(count=jnp.asarray(step, jnp.int32)), params)
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        return by_count.update(updates, state._replace(count=jnp.asarray(extra["step"], jnp.int32)), params)
 
     return optax.GradientTransformationExtraArgs(by_count.init, update)
 
