@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from mask_rcnn_jax.data.config import DataConfig
 from mask_rcnn_jax.errors import UserError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+
+# FFmpeg looks at the content and not at the name: of all that it knows, playlists make it open other files, and URLs.
+_CONTAINERS = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,asf"}
 
 _DEFAULT_RATE = Fraction(25)
 _SPARE = 0.02  # share of its stated length that a whole video may lack: containers round
@@ -23,15 +27,18 @@ _CODECS = ("libx264", "mpeg4")  # the first that this FFmpeg can write
 class VideoReader:
     """The frames of a video's first video stream, decoded one by one.
 
-    Raises `UserError` where the file is missing or no video. `rate` is in frames a second, averaged. After the last
-    frame, `problem` says where the video breaks off before its end; it is None for a whole one.
+    Raises `UserError` where the file is missing, no video, or has frames of more than `max_pixels`. `rate` is in frames
+    a second, averaged. After the last frame, `problem` says where the video breaks off before its end, also where its
+    frames become too large; it is None for a whole one.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, max_pixels: int = DataConfig.max_pixels):
         self.path = Path(path)
+        limit = {"max_pixels": str(min(max_pixels, 2**31 - 1))}
         self._av = _library()
         try:
-            self._container = self._av.open(os.path.abspath(path))  # FFmpeg takes a name with a colon for a URL
+            # Absolute, since FFmpeg takes a name with a colon for a URL.
+            self._container = self._av.open(os.path.abspath(path), options=limit, container_options=_CONTAINERS)
         except FileNotFoundError:
             raise UserError(f"Video {path} does not exist.") from None
         except self._av.FFmpegError as error:
@@ -41,6 +48,14 @@ class VideoReader:
             raise UserError(f"{path} holds no pictures; give a video.")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
+        self._stream.codec_context.options = limit
+        width, height = self._stream.codec_context.width, self._stream.codec_context.height
+        if width * height > max_pixels:
+            self._container.close()
+            raise UserError(
+                f"Video {path} has frames of {width} x {height}, more than data.max_pixels {max_pixels} allows to"
+                " decode; replace the file, or raise the limit if you trust it."
+            )
         self.rate = Fraction(self._stream.average_rate or _DEFAULT_RATE)
         self.problem: str | None = None
 

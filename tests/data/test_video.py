@@ -70,6 +70,33 @@ def test_what_is_no_video(tmp_path):
         VideoReader(path)
 
 
+def test_frames_of_too_many_pixels_are_not_decoded(tmp_path):
+    path = write(tmp_path / "a.mp4", gradients(3))
+    with VideoReader(path, 48 * 64) as reader:
+        assert len(list(reader.frames())) == 3
+    with pytest.raises(UserError, match=r"frames of 64 x 48, more than data\.max_pixels 3071"):
+        VideoReader(path, 48 * 64 - 1)
+
+
+def test_frames_that_become_too_large_are_not_decoded(tmp_path):
+    small, large = write(tmp_path / "small.ts", gradients(20)), write(tmp_path / "large.ts", gradients(9, 480, 640))
+    path = tmp_path / "grows.mpg"
+    path.write_bytes(small.read_bytes() + large.read_bytes())
+    with VideoReader(path, 48 * 64) as reader:
+        assert {frame.shape for frame in reader.frames()} == {(48, 64, 3)}
+        assert reader.problem is not None
+        assert "breaks off after" in reader.problem
+
+
+def test_a_playlist_is_no_video(tmp_path):
+    """FFmpeg would open what it names, wherever that is."""
+    video = write(tmp_path / "a.ts", gradients(3))
+    path = tmp_path / "list.m3u8"
+    path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{video}\n#EXT-X-ENDLIST\n")
+    with pytest.raises(UserError, match="cannot be read"):
+        VideoReader(path)
+
+
 def test_an_interrupted_writer_leaves_nothing(tmp_path):
     def interrupted():
         with VideoWriter(tmp_path / "a.mp4", Fraction(10)) as writer:
