@@ -129,6 +129,9 @@ def _differences(a: Any, b: Any, key: str) -> Iterator[str]:
     if isinstance(a, dict) and isinstance(b, dict) and a[_TYPE] == b[_TYPE]:
         for name in a:
             yield from _differences(a[name], b[name], _join(key, name))
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and all(isinstance(x, dict) for x in a):
+        for i, items in enumerate(zip(a, b, strict=True)):
+            yield from _differences(*items, f"{key}[{i}]")
     elif a != b:
         yield f"{key or 'config'}: {_shown(a)} != {_shown(b)}"
 

@@ -1,4 +1,5 @@
-"""What stands beside a setting in its annotation: the range of its numbers, and whether older files may lack it.
+"""What stands beside a setting in its annotation: the range of its numbers, whether older files may lack it, and
+whether a run may go on with another.
 
 `steps: Annotated[int, Range(1)] = 90_000`, `scales: Annotated[tuple[Annotated[float, Range(0.1, 10)], ...], Items(1)]`.
 Ranges are checked where configurations are loaded, see `config`, and by `check` for one that was made in Python.
@@ -9,9 +10,11 @@ import types
 import typing
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from mask_rcnn_jax.errors import UserError
+
+Config = TypeVar("Config")
 
 _LARGEST = 2**31 - 1  # numbers become int32 or float32 sooner or later
 
@@ -61,6 +64,11 @@ class AddedLater:
     """Marks a setting that older files lack: its default, which must be what the program did then, stands in."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Incidental:
+    """Marks a setting that does not decide a run's result, such as where the data lie: it may differ on resume."""
+
+
 Positive = Annotated[int, Range(1)]
 NotNegative = Annotated[int, Range(0)]
 Share = Annotated[float, Range(0, 1)]  # and probabilities, scores, IoUs
@@ -98,6 +106,20 @@ def may_be_missing(cls: type) -> dict[str, Any]:
     """Return the defaults of the settings that older files lack."""
     added = {name for name, hint in annotations(cls).items() if AddedLater() in getattr(hint, "__metadata__", ())}
     return {field.name: field.default for field in dataclasses.fields(cls) if field.name in added}
+
+
+def with_incidentals_of(config: Config, other: object) -> Config:
+    """Return `config` with the settings of `other` that are marked `Incidental`, wherever the two are of one class."""
+    if isinstance(config, tuple) and isinstance(other, tuple) and len(config) == len(other):
+        return type(config)(with_incidentals_of(*pair) for pair in zip(config, other, strict=True))
+    if not dataclasses.is_dataclass(config) or isinstance(config, type) or type(config) is not type(other):
+        return config
+    values = {}
+    for name, hint in annotations(type(config)).items():
+        mine, others = getattr(config, name), getattr(other, name)
+        incidental = Incidental() in getattr(hint, "__metadata__", ())
+        values[name] = others if incidental else with_incidentals_of(mine, others)
+    return dataclasses.replace(config, **values)
 
 
 def shown(value: Any) -> str:

@@ -3,7 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from mask_rcnn_jax.ranges import AboveZero, AtLeastZero, Items, NotNegative, Positive, Range, Seed, Share, check
+from mask_rcnn_jax.ranges import (
+    AboveZero,
+    AtLeastZero,
+    Incidental,
+    Items,
+    NotNegative,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    check,
+)
 
 Resize = Literal["detectron2", "torchvision"]
 CanvasSide = Annotated[int, Range(32, 32_768, multiple_of=32)]  # whole cells of the coarsest features
@@ -18,7 +29,7 @@ class CocoConfig:
     Splits are free names, such as "train2017". COCO's own keypoints are in "person_keypoints_{split}.json".
     """
 
-    root: str = "data/coco"
+    root: Annotated[str, Incidental()] = "data/coco"
     train_split: str = "train"
     val_split: str = "val"
     annotation_file: str = "instances_{split}.json"
@@ -34,7 +45,7 @@ class LvisConfig:
     give up to 300 detections of a score above 1e-4.
     """
 
-    root: str = "data/coco"
+    root: Annotated[str, Incidental()] = "data/coco"
     train_split: str = "train"
     val_split: str = "val"
     annotation_file: str = "lvis_v1_{split}.json"
@@ -45,7 +56,7 @@ class LvisConfig:
 class TfdsConfig:
     """ArrayRecord shards that `mask-rcnn build-tfds` wrote to `data_dir`, under `name`."""
 
-    data_dir: str = "data/tfds"
+    data_dir: Annotated[str, Incidental()] = "data/tfds"
     name: str = "coco"
     train_split: str = "train"
     val_split: str = "val"
@@ -59,7 +70,7 @@ class ShapesConfig:
     The same settings always give the same files, byte for byte.
     """
 
-    root: str = "data/shapes"
+    root: Annotated[str, Incidental()] = "data/shapes"
     num_train: NotNegative = 1500
     num_val: NotNegative = 100
     image_size: Annotated[int, Range(1, 16_384)] = 128  # pixels, square
@@ -159,13 +170,14 @@ class DataConfig:
     keep_empty: bool = False  # train on images without instances
     min_keypoints: NotNegative = 0  # train on images with as many annotated keypoints; Detectron2's keypoint models: 1
     repeat_threshold: Share = 0.0  # images of classes in fewer than this share of images are repeated; LVIS: 0.001
-    num_workers: Annotated[int, Range(0, 1024)] = 2  # processes that load training batches; 0 loads in threads
+    # Processes that load training batches; 0 loads in threads.
+    num_workers: Annotated[int, Range(0, 1024), Incidental()] = 2
     large_scale_jitter: LargeScaleJitterConfig | None = None  # in training, instead of `short_side` and `crop`
     color_jitter: ColorJitterConfig | None = None
     copy_paste: Share = 0.0  # probability that some instances of another image are pasted on an image
     broken_images: Literal["fail", "skip"] = "fail"  # "skip" leaves out and counts what cannot be read
     # Images whose header asks for more are refused before they are decoded.
-    max_pixels: Annotated[int, Range(1, 10**12)] = 400_000_000
+    max_pixels: Annotated[int, Range(1, 10**12), Incidental()] = 400_000_000
 
     def __post_init__(self) -> None:
         if self.large_scale_jitter is not None and self.crop is not None:

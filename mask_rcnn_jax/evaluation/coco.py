@@ -24,7 +24,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.matching import SparseCOCOeval
 from mask_rcnn_jax.inference import ImageDetections, PasteConvention, as_detections
 from mask_rcnn_jax.inference.detections import coco_box, coco_keypoints
-from mask_rcnn_jax.ranges import AboveZero, Items, Positive, check
+from mask_rcnn_jax.ranges import AboveZero, Incidental, Items, Positive, check
 
 Kind = Literal["bbox", "segm", "keypoints"]
 Result = dict[str, Any]  # one detection as COCO's results format has it
@@ -36,7 +36,7 @@ class EvaluationConfig:
 
     # Per image and class, ascending; AP counts up to the last.
     max_detections: Annotated[tuple[Positive, ...], Items(1)] = (1, 10, 100)
-    images_per_device: Positive = 4
+    images_per_device: Annotated[Positive, Incidental()] = 4
     keypoint_sigmas: tuple[AboveZero, ...] | None = None  # spread of each keypoint in OKS; None: those of COCO's 17
 
     def __post_init__(self) -> None:

@@ -1,11 +1,12 @@
 """The configuration of an experiment: everything that decides its result."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.evaluation import EvaluationConfig
 from mask_rcnn_jax.models import MaskRCNNConfig
-from mask_rcnn_jax.ranges import BelowOne, NotNegative, Positive, Seed
+from mask_rcnn_jax.ranges import BelowOne, Incidental, NotNegative, Positive, Seed
 from mask_rcnn_jax.training.optimizer import AdamWConfig, ScheduleConfig, SGDConfig
 
 
@@ -22,10 +23,11 @@ class ExperimentConfig:
     steps: Positive = 90_000
     batch_size: Positive = 16  # images a step, over all devices
     accumulation_steps: Positive = 1  # parts of the batch that follow one another; each needs a part of the memory
-    images_per_device: Positive | None = None  # at once; None: as many as the batch has for each
+    # At once; None: as many as the batch has for each.
+    images_per_device: Annotated[Positive | None, Incidental()] = None
     max_skipped_steps: NotNegative = 0  # steps in a row that may be skipped because a loss or gradient is not finite
     ema_decay: BelowOne = 0.0  # of an average of the weights, evaluated beside them; 0: none
     seed: Seed = 0
-    log_every: Positive = 20  # steps
+    log_every: Annotated[Positive, Incidental()] = 20  # steps
     eval_every: NotNegative = 5_000  # steps; the last step always evaluates; 0 only then
-    checkpoint_every: Positive = 1_000  # steps; every evaluation saves as well
+    checkpoint_every: Annotated[Positive, Incidental()] = 1_000  # steps; every evaluation saves as well

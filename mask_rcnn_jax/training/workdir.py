@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from mask_rcnn_jax import processes
@@ -13,6 +14,7 @@ from mask_rcnn_jax.config import differences, from_json, to_json
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import replacing
 from mask_rcnn_jax.places import FOLDER, refuse_checkpoint
+from mask_rcnn_jax.ranges import with_incidentals_of
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.provenance import METRICS_FILE, STARTS_FILE
 
@@ -37,36 +39,40 @@ def read_config(workdir: Path) -> ExperimentConfig | None:
         raise UserError(f"{path} does not fit this version: {error}; use another --workdir") from None
 
 
-def claim(workdir: Path, config: ExperimentConfig) -> None:
-    """Makes `workdir` the folder of this run, or checks that it is.
+def claim(workdir: Path, config: ExperimentConfig) -> ExperimentConfig:
+    """Makes `workdir` the folder of this run, or checks that it is, and returns the run's configuration.
 
-    A run that stopped before it trained anything makes way. Raises UserError where a run with another configuration has
-    trained, or where the configuration of what was trained is lost.
+    A run that stopped before it trained anything makes way. One that has trained may go on with other settings that do
+    not decide its result, which are then recorded; where its weights once came from stays. Raises UserError where
+    another setting differs, or where the configuration of what was trained is lost.
     """
     trained = _trained(workdir)
     present = read_config(workdir)
     if trained and present is None:
         raise UserError(f"{workdir} holds {' and '.join(trained)} but no {CONFIG_FILE}; use another --workdir")
-    if trained and present is not None and (different := differences(present, config)):
-        raise UserError(
-            f"{workdir} holds a run with another configuration ({'; '.join(different)}); use another --workdir, or the"
-            " run's own settings to go on with it"
-        )
+    if trained and present is not None:
+        if _checkpoints(workdir):
+            config = replace(config, pretrained=present.pretrained)
+        if different := differences(with_incidentals_of(present, config), config):
+            raise UserError(
+                f"{workdir} holds a run with another configuration ({'; '.join(different)}); use another --workdir, or"
+                " the run's own settings to go on with it"
+            )
     if present == config:
-        return
+        return config
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with replacing(workdir / CONFIG_FILE) as part:
             part.write_text(json.dumps(to_json(config), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written: {error.strerror or error}") from None
+    return config
 
 
 def check_workdir(workdir: Path) -> None:
     """Raises `UserError` where no run can begin or go on in `workdir`, whatever its settings are. Touches nothing."""
     refuse_checkpoint("--workdir", workdir)
-    folder = workdir / FOLDER
-    checkpoints = [path for path in folder.iterdir() if path.name.isdecimal()] if os.path.isdir(folder) else []
+    checkpoints = _checkpoints(workdir)
     began = any((workdir / name).exists() for name in (METRICS_FILE, STARTS_FILE))
     if checkpoints and not began and not any((path / "optimizer").exists() for path in checkpoints):
         raise UserError(
@@ -101,6 +107,12 @@ def _lock(workdir: Path, stack: ExitStack) -> list[str]:
             raise
         return [f"{workdir} is on a file system without locks ({error.strerror}): start no second run there meanwhile"]
     return []
+
+
+def _checkpoints(workdir: Path) -> list[Path]:
+    """List the finished checkpoints."""
+    folder = workdir / FOLDER
+    return [path for path in folder.iterdir() if path.name.isdecimal()] if os.path.isdir(folder) else []
 
 
 def _trained(workdir: Path) -> list[str]:

@@ -7,7 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from mask_rcnn_jax.config import override
+from mask_rcnn_jax.data import CocoConfig, LvisConfig, MixtureConfig, TfdsConfig
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.workdir import check_workdir, claim, locked, read_config
 from tests.tiny import tiny_experiment
 
@@ -42,6 +45,55 @@ def test_what_was_trained_is_kept(tmp_path, leftover):
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"but no config\.json"):
         claim(tmp_path, config)
+
+
+INCIDENTAL = [
+    "data.num_workers=3",
+    "data.max_pixels=1000",
+    "data.source.root=elsewhere",
+    "evaluation.images_per_device=1",
+    "images_per_device=1",
+    "log_every=7",
+    "checkpoint_every=9",
+]
+
+
+@pytest.mark.parametrize("change", INCIDENTAL)
+def test_what_does_not_decide_the_result_may_differ_on_resume(tmp_path, change):
+    config = tiny_experiment(tmp_path)
+    claim(tmp_path, config)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    changed = override(config, [change])
+    assert claim(tmp_path, changed) == changed
+    assert read_config(tmp_path) == changed
+    with pytest.raises(UserError, match=r"another configuration \(seed: 0 != 3\)"):
+        claim(tmp_path, replace(config, seed=3))
+
+
+def test_only_the_root_of_each_source_may_differ(tmp_path):
+    def mixture(root: str, split: str = "train") -> ExperimentConfig:
+        sources = (CocoConfig(root=root), LvisConfig(root=root, train_split=split), TfdsConfig(data_dir=root))
+        return replace(config, data=replace(config.data, source=MixtureConfig(sources)))
+
+    config = tiny_experiment(tmp_path)
+    claim(tmp_path, mixture("a"))
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    assert claim(tmp_path, mixture("b")) == mixture("b")
+    for other in (mixture("b", "other"), replace(config, data=replace(config.data, source=CocoConfig(root="b")))):
+        with pytest.raises(UserError, match=r"another configuration \(data\.source(\.sources\[1\]\.train_split)?: "):
+            claim(tmp_path, other)
+
+
+def test_where_the_weights_came_from_matters_until_there_is_a_checkpoint(tmp_path):
+    config = tiny_experiment(tmp_path, pretrained="weights.pth")
+    claim(tmp_path, config)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"another configuration \(pretrained: "):
+        claim(tmp_path, replace(config, pretrained=None))
+    (tmp_path / "checkpoints" / "1").mkdir()
+    assert claim(tmp_path, replace(config, pretrained=None)) == config
+    assert read_config(tmp_path) == config
 
 
 def test_a_spoilt_configuration_is_named(tmp_path):
