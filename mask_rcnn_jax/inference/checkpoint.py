@@ -1,27 +1,29 @@
 """Reads checkpoints, as `training.checkpoint` writes them: behind Orbax, pure dicts of arrays, and JSON beside them.
 
 A run's checkpoints are the folders `WORKDIR/checkpoints/STEP`. Reading needs two items of each: `model`, and `metadata`
-with the experiment's configuration, the class names and ids, the step, and the metrics of its evaluation.
+with the experiment's configuration, the class names and ids, and the step. Where the step was evaluated, the metrics
+are beside them in `evaluation.json`; older checkpoints have theirs in `metadata`.
 """
 
-import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-import tensorstore
 
 from mask_rcnn_jax.config import from_json
 from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.inference.stored import Damaged, check_readable, disk_error, plainly_named, read_json, stored_shapes
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
 from mask_rcnn_jax.places import FOLDER
 
-DAMAGED = (KeyError, OSError, TypeError, ValueError)  # what reading a broken checkpoint raises
+EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -74,26 +76,68 @@ def load_model(path: str | Path, which: str = "best", average: bool = False) -> 
 def read_checkpoint(path: str | Path, which: str = "best", average: bool = False) -> StoredCheckpoint:
     """The checkpoint that `path`, `which` and `average` name, and its errors, as for `load_model`."""
     path = Path(path)
-    if (path / "metadata").is_dir():
-        folder, step = path.parent, _as_step(path.name, path)
+    with readable(path):
+        if (path / "metadata").is_dir():
+            folder, step = path.parent, _as_step(path.name, path)
+        else:
+            folder, step = path / FOLDER, None
+        if not folder.is_dir():
+            raise UserError(
+                f"{path} holds no checkpoints; name the workdir of a training run, or one of its checkpoints"
+            )
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        with plainly_named(folder) as plain, ocp.CheckpointManager(plain, options=options) as manager:
+            return _read(_Run(folder, plain, manager), which if step is None else str(step), average)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """The checkpoints of a run, to be read."""
+
+    folder: Path  # as messages name it
+    plain: Path  # as Orbax can use it
+    manager: ocp.CheckpointManager
+
+
+def _read(run: _Run, which: str, average: bool) -> StoredCheckpoint:
+    steps = sorted(run.manager.all_steps())
+    if not steps:
+        raise UserError(f"{run.folder} holds no finished checkpoint")
+    step = _choose(run, steps, which)
+    if step not in steps:
+        raise UserError(f"{run.folder} has no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    checkpoint = run.folder / str(step)
+    with whole(checkpoint):
+        stored = _metadata(run.plain / str(step), checkpoint)
+        metrics = stored_metrics(run.plain / str(step))
+    with fitting(checkpoint):
+        config = from_json(MaskRCNNConfig, stored["config"]["model"])
+    with whole(checkpoint):
+        variables = _variables(run, step, config, average)
+    metadata = Metadata(tuple(stored["class_names"]), tuple(stored["category_ids"]), step, metrics)
+    return StoredCheckpoint(checkpoint, stored["config"], config, variables, metadata)
+
+
+def stored_metrics(checkpoint: Path) -> dict[str, float] | None:
+    """The metrics of a checkpoint's evaluation, None where it has not been evaluated.
+
+    Raises `Damaged` where they cannot be decoded, and `OSError` where the disk fails.
+    """
+    if (checkpoint / EVALUATION).exists():
+        metrics = read_json(checkpoint / EVALUATION)
     else:
-        folder, step = path / FOLDER, None
-    if not folder.is_dir():
-        raise UserError(f"{path} holds no checkpoints; name the workdir of a training run, or one of its checkpoints")
-    with ocp.CheckpointManager(folder.resolve(), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        steps = manager.all_steps()
-        if not steps:
-            raise UserError(f"{folder} holds no finished checkpoint")
-        step = _choose(manager, which, folder) if step is None else step
-        if step not in steps:
-            present = ", ".join(map(str, sorted(steps)))
-            raise UserError(f"{folder} has no checkpoint of step {step}; there are {present}")
-        stored = _metadata(manager, folder, step)
-        with fitting(folder / str(step)):
-            config = from_json(MaskRCNNConfig, stored["config"]["model"])
-        variables = _variables(manager, folder, step, config, average)
-    metadata = Metadata(tuple(stored["class_names"]), tuple(stored["category_ids"]), step, stored["metrics"])
-    return StoredCheckpoint(folder / str(step), stored["config"], config, variables, metadata)
+        metadata = read_json(checkpoint / "metadata" / "metadata")
+        metrics = metadata.get("metrics") if isinstance(metadata, dict) else None
+    if metrics is None:
+        return None
+    if not isinstance(metrics, dict) or not all(type(value) in (int, float, NoneType) for value in metrics.values()):
+        raise Damaged("the metrics are not numbers by name")
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
+
+
+def best_step(scores: Mapping[int, float]) -> int:
+    """The step of the highest score, the earliest of equal ones."""
+    return max(sorted(scores), key=lambda step: scores[step])
 
 
 def deciding(metrics: dict[str, float]) -> str:
@@ -123,103 +167,111 @@ def fitting(checkpoint: Path) -> Iterator[None]:
         ) from None
 
 
-def _choose(manager: ocp.CheckpointManager, which: str, folder: Path) -> int:
-    steps = sorted(manager.all_steps())
+@contextmanager
+def whole(checkpoint: Path) -> Iterator[None]:
+    """Says of a checkpoint that cannot be read that it is damaged."""
+    try:
+        yield
+    except Damaged as error:
+        raise damaged(checkpoint, error) from error
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Says of a disk that fails that it does; nothing is known then of what it holds."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # Orbax raises a plain one, with the system's reason in its text
+        if (fault := disk_error(error)) is None:
+            raise
+        raise UserError(f"{path} cannot be read ({fault.strerror}); mend that, and try again") from error
+
+
+def _choose(run: _Run, steps: list[int], which: str) -> int:
     if which == "latest":
         return steps[-1]
     if which != "best":
-        return _as_step(which, folder)
-    metrics = {step: _metadata(manager, folder, step)["metrics"] for step in steps}
-    evaluated = [step for step in steps if metrics[step]]
+        return _as_step(which, run.folder)
+    scores: dict[int, float] = {}
+    for step in steps:
+        with whole(run.folder / str(step)):
+            if metrics := stored_metrics(run.plain / str(step)):
+                scores[step] = score(metrics)
     # A run stopped before its first evaluation has no best; its latest is what there is.
-    return max(evaluated, key=lambda step: score(metrics[step])) if evaluated else steps[-1]
+    return best_step(scores) if scores else steps[-1]
 
 
 def _as_step(name: str, folder: Path) -> int:
-    if not name.isdigit():
+    if not (name.isdecimal() and len(name) < 20):
         raise UserError(f"'{name}' names no checkpoint of {folder}; say best, latest, or a step")
     return int(name)
 
 
-def _metadata(manager: ocp.CheckpointManager, folder: Path, step: int) -> dict[str, Any]:
-    try:
-        stored = manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
-        missing = {"config", "class_names", "category_ids", "metrics"} - stored.keys()
-        missing |= {"model", "data"} - stored["config"].keys() if "config" in stored else set()
-    except DAMAGED as error:
-        raise damaged(folder / str(step), error) from error
+def _metadata(checkpoint: Path, name: Path) -> dict[str, Any]:
+    """The item `metadata` of the checkpoint that messages call `name`."""
+    stored = read_json(checkpoint / "metadata" / "metadata")
+    config = stored.get("config", {}) if isinstance(stored, dict) else None
+    if not isinstance(config, dict):
+        raise Damaged("the metadata are no table")
+    missing = {"config", "class_names", "category_ids"} - stored.keys()
+    missing |= {"model", "data"} - config.keys() if "config" in stored else set()
     if missing:
         raise UserError(
-            f"{folder / str(step)} is of another version (its metadata has no {', '.join(sorted(missing))}); load it"
-            " with the one that wrote it"
+            f"{name} is of another version (its metadata has no {', '.join(sorted(missing))}); load it with the one"
+            " that wrote it"
         )
+    for key, kind in (("class_names", str), ("category_ids", int)):
+        if not isinstance(stored[key], list) or not all(type(value) is kind for value in stored[key]):
+            raise Damaged(f"{key} of the metadata is no list of {kind.__name__}")
     return stored
 
 
-def _variables(
-    manager: ocp.CheckpointManager, folder: Path, step: int, config: MaskRCNNConfig, average: bool
-) -> Variables:
+def _variables(run: _Run, step: int, config: MaskRCNNConfig, average: bool) -> Variables:
     """The arrays that the configuration's model has, on the process's first device."""
-    checkpoint = folder / str(step)
-    if average and not (checkpoint / "average").is_dir():
-        raise UserError(f"{checkpoint} holds no average of the weights; only a run with ema_decay keeps one")
+    if average and not (run.plain / str(step) / "average").is_dir():
+        raise UserError(
+            f"{run.folder / str(step)} holds no average of the weights; only a run with ema_decay keeps one"
+        )
     expected = model_tree(jax.eval_shape(lambda: init(config, jax.random.key(0))))
-    model = _item(manager, checkpoint, "model", expected)
-    params = _item(manager, checkpoint, "average", expected["params"]) if average else model["params"]
+    model = _item(run, step, "model", expected)
+    params = _item(run, step, "average", expected["params"]) if average else model["params"]
     return Variables(params, model["buffers"])
 
 
-def _item(manager: ocp.CheckpointManager, checkpoint: Path, item: str, expected: Any) -> Any:
+def _item(run: _Run, step: int, item: str, expected: Any) -> Any:
     """The arrays of an item of a checkpoint, which must have the shapes of `expected`."""
-    try:
-        check_whole(checkpoint / item)
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), expected)
-        different = _different(_shapes(abstract), _shapes(_stored_arrays(checkpoint / item)))
-        if different is None:
-            arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
-            return manager.restore(int(checkpoint.name), args=arguments)[item]
-    except DAMAGED as error:
-        raise damaged(checkpoint, error) from error
-    raise UserError(f"{checkpoint} is of another version ({different}); load it with the one that wrote it")
+    different = check_item(run.plain / str(step) / item, shapes(expected))
+    if different is not None:
+        raise UserError(
+            f"{run.folder / str(step)} is of another version ({different}); load it with the one that wrote it"
+        )
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), expected)
+    arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
+    return run.manager.restore(step, args=arguments)[item]
 
 
-def _stored_arrays(item: Path) -> Any:
-    """What is known of the arrays without reading them: Orbax finds a wrong one when it has begun to read the rest."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        metadata: Any = checkpointer.metadata(item.resolve())
-    return getattr(metadata, "item_metadata", metadata)
+def check_item(item: Path, expected: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The first array in which what is stored differs from what is expected; if none does, all have been read once.
+
+    Raises `Damaged` where a file is missing or cannot be decoded, and `OSError` where the disk fails: what Orbax raises
+    afterwards is neither.
+    """
+    found = stored_shapes(item)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            return f"{name} is {found.get(name, 'absent')} and not {expected.get(name, 'absent')}"
+    check_readable(item, found)
+    return None
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    tree = getattr(tree, "tree", tree)
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of a tree's arrays by their dotted names, as they are stored."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _different(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> str | None:
-    """The first array in which the configuration's model and the stored one differ."""
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            return f"{name} is {found.get(name, 'absent')} and not {expected.get(name, 'absent')}"
-    return None
-
-
-def check_whole(item: Path) -> None:
-    """Reads what Orbax stored, once: its own answer to a missing file is a plain Exception and pages of state."""
-    for file in [item / "_METADATA", *item.glob("_sharding"), *(item / "array_metadatas").glob("*")]:
-        json.loads(file.read_bytes())
-    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{item.resolve()}/"}).result()
-    keys = store.list().result()
-    if not keys:
-        raise ValueError("no arrays")
-    for key in keys:
-        if not store.read(key).result().value:  # nothing is what is read of a file that is not there
-            raise ValueError(f"no data for {key.decode()}")
-
-
 def damaged(checkpoint: Path, error: Exception) -> UserError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return UserError(
-        f"{checkpoint} is damaged or half copied ({reason[:160]}); copy it again, or take another checkpoint"
-    )
+    return UserError(f"{checkpoint} is damaged or half copied ({error}); copy it again, or take another checkpoint")

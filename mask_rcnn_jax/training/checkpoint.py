@@ -1,57 +1,73 @@
 """Writes the checkpoints of a run, behind Orbax, and goes on from them; `inference.checkpoint` reads them.
 
 A checkpoint `WORKDIR/checkpoints/STEP` has the items `model` (what inference needs), `optimizer` (imported weights have
-none), `average` (of a run with `ema_decay`), and `metadata` (the configuration, the class names and ids, the step, and
-the metrics of its evaluation). The latest two and the best are kept.
+none), `average` (of a run with `ema_decay`), and `metadata` (the configuration, the class names and ids, and the step);
+`evaluation.json` beside them has the metrics, where the step was evaluated. The latest two and the best are kept, and
+until the next one is saved the former best.
 """
 
+import json
 import shutil
-from functools import partial
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import from_json, to_json
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import replacing
 from mask_rcnn_jax.inference.checkpoint import (
-    DAMAGED,
-    FOLDER,
+    EVALUATION,
     Metadata,
-    check_whole,
+    best_step,
+    check_item,
     damaged,
     fitting,
     model_tree,
     read_checkpoint,
+    readable,
     score,
+    shapes,
+    stored_metrics,
 )
+from mask_rcnn_jax.inference.stored import Damaged, plainly_named
 from mask_rcnn_jax.models import Variables
+from mask_rcnn_jax.places import FOLDER
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.step import TrainState
 
-_SCORE = "score"
-
 
 class Checkpoints:
-    """Saves and restores the states of the run in `workdir`. Saving is asynchronous; close it, or leave its `with`."""
+    """Saves and restores the states of the run in `workdir`. Saving is asynchronous; leave its `with` to end it."""
 
     def __init__(self, workdir: Path, config: ExperimentConfig, metadata: Metadata):
         self._config, self._metadata = config, metadata
         self._folder = workdir / FOLDER
-        self._manager = _manager(self._folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            self._plain = stack.enter_context(plainly_named(self._folder))
+            self._kept = _LatestAndBest({})
+            options = ocp.CheckpointManagerOptions(preservation_policy=self._kept)
+            self._manager = ocp.CheckpointManager(self._plain, options=options)
+            stack.callback(self._manager.close)
+            self._kept.scores |= processes.by_first(self._stored_scores)
+            self._opened = stack.pop_all()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        self._opened.close()
 
-    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-        """Writes the state under its step, with its evaluation where there was one; a step already there stays."""
+    def save(self, state: TrainState) -> None:
+        """Writes the state under its step; a step already there stays."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -61,7 +77,7 @@ class Checkpoints:
             "class_names": list(self._metadata.class_names),
             "category_ids": list(self._metadata.category_ids),
             "step": step,
-            "metrics": metrics and {name: value for name, value in metrics.items() if value == value},
+            "metrics": None,  # for the versions that look for them here
         }
         items: dict[str, Any] = {
             "model": ocp.args.StandardSave(model_tree(state.variables)),
@@ -71,7 +87,33 @@ class Checkpoints:
             items["optimizer"] = ocp.args.StandardSave(_optimizer_tree(state))
         if state.average is not None:
             items["average"] = ocp.args.StandardSave(state.average)
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics and {_SCORE: score(metrics)})
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds the metrics of its evaluation to the checkpoint of `step`, which has been saved."""
+        self._manager.wait_until_finished()
+        known = {name: value if value == value else None for name, value in metrics.items()}
+        if processes.is_first():
+            with replacing(self._folder / str(step) / EVALUATION) as part:
+                part.write_text(json.dumps(known) + "\n")
+        self._kept.scores[step] = score(metrics)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Tell whether the checkpoint of `step` has the metrics of its evaluation."""
+        return step in self._kept.scores
+
+    def _stored_scores(self) -> dict[int, float]:
+        """The scores of the checkpoints that were evaluated; a damaged one has none."""
+        scores: dict[int, float] = {}
+        for step in self._manager.all_steps():
+            with readable(self._folder / str(step)):
+                try:
+                    metrics = stored_metrics(self._plain / str(step))
+                except Damaged:
+                    continue
+            if metrics:
+                scores[step] = score(metrics)
+        return scores
 
     def _check_room(self, state: TrainState) -> None:
         """Raises `UserError` where the disk is too full: found out by Orbax, it comes with pages of tracebacks."""
@@ -87,32 +129,50 @@ class Checkpoints:
     def restore(self, state: TrainState) -> tuple[TrainState, list[str]]:
         """The latest state that is whole, with the shardings of `state`, which is of the same configuration.
 
-        Without a checkpoint it is `state` itself. Also what is to be said: damaged checkpoints are moved to
-        `WORKDIR/damaged`, and the one before is taken. Raises `UserError` where all are damaged.
+        Without a checkpoint it is `state` itself. Also what is to be said: checkpoints whose files are missing or
+        cannot be decoded are moved to `WORKDIR/damaged`, and the one before is taken. Raises `UserError`, and moves
+        nothing, where none is whole, where the disk fails, and where one does not fit `state`.
         """
-        steps, told = sorted(self._manager.all_steps(), reverse=True), []
+        steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
-            return state, told
-        for step in steps:
-            # Of several processes the first one judges and moves: the rest would read what is being moved.
-            reason = processes.by_first(partial(self._damage, step, state))
-            if reason is None:
-                return self._restore(step, state), told
-            told.append(f"{reason}; moved to {processes.by_first(partial(self._set_aside, step))}")
+            return state, []
+        expected = {item: shapes(tree) for item, tree in _items(state).items()}
+        # Of several processes the first one judges and moves: the rest would read what is being moved.
+        step, told = processes.by_first(lambda: self._latest_whole(steps, expected))
+        if told:
             self._manager.reload()
-        raise UserError(
-            f"{self._folder} holds no checkpoint that can be read; use another --workdir, or put a whole one there"
-            f" ({'; '.join(told)})"
-        )
+        for later in steps[: steps.index(step)]:
+            self._kept.scores.pop(later, None)
+        with readable(self._folder / str(step)):
+            return self._restore(step, state), told
 
-    def _damage(self, step: int, state: TrainState) -> str | None:
-        """Says what is wrong with the files of a checkpoint."""
-        try:
-            for item in _items(state):
-                check_whole(self._folder / str(step) / item)
-        except DAMAGED as error:
-            return str(damaged(self._folder / str(step), error))
-        return None
+    def _latest_whole(
+        self, steps: Sequence[int], expected: Mapping[str, Mapping[str, tuple[int, ...]]]
+    ) -> tuple[int, list[str]]:
+        """The latest of `steps` that is whole, and what is said of those after it, which are moved away."""
+        broken: dict[int, UserError] = {}
+        for step in steps:
+            checkpoint = self._folder / str(step)
+            try:
+                with readable(checkpoint):
+                    differences = [
+                        f"{item}, {different}"
+                        for item, arrays in expected.items()
+                        if (different := check_item(self._plain / str(step) / item, arrays)) is not None
+                    ]
+            except Damaged as error:
+                broken[step] = damaged(checkpoint, error)
+                continue
+            if differences:
+                raise UserError(
+                    f"{checkpoint} does not fit this run ({differences[0]}); go on with the packages that wrote it,"
+                    " which starts.jsonl names, or use another --workdir"
+                )
+            return step, [f"{reason}; moved to {self._set_aside(later)}" for later, reason in broken.items()]
+        raise UserError(
+            f"{self._folder} holds no checkpoint that can be read, and none was moved; use another --workdir, or put a"
+            f" whole one there ({'; '.join(map(str, broken.values()))})"
+        )
 
     def _restore(self, step: int, state: TrainState) -> TrainState:
         expected = _items(state)
@@ -127,11 +187,26 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> Path:
         """Takes a damaged checkpoint out of the way of the whole one that will have its step."""
-        aside = self._folder.parent / "damaged" / str(step)
-        aside.parent.mkdir(exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        folder = self._folder.parent / "damaged"
+        folder.mkdir(exist_ok=True)
+        names = (folder / (f"{step}-{number}" if number else str(step)) for number in count())
+        aside = next(path for path in names if not path.exists())
         (self._folder / str(step)).rename(aside)
         return aside
+
+
+class _LatestAndBest(PreservationPolicy):
+    """Keeps the latest two checkpoints, and the best of those that have been evaluated."""
+
+    def __init__(self, scores: dict[int, float]):
+        self.scores = scores
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = set(sorted(steps)[-2:])
+        if present := {step: self.scores[step] for step in steps if step in self.scores}:
+            kept.add(best_step(present))
+        return [step in kept for step in steps]
 
 
 def restore_for_inference(
@@ -142,12 +217,6 @@ def restore_for_inference(
     with fitting(stored.folder):
         config = from_json(ExperimentConfig, stored.experiment)
     return config, stored.variables, stored.metadata
-
-
-def _manager(folder: Path) -> ocp.CheckpointManager:
-    best = BestN(get_metric_fn=lambda metrics: metrics[_SCORE], n=1, keep_checkpoints_without_metrics=False)
-    options = ocp.CheckpointManagerOptions(preservation_policy=AnyPreservationPolicy([LatestN(2), best]))
-    return ocp.CheckpointManager(folder.resolve(), options=options)
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoConfig, DataConfig
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import MaskRCNNConfig, init
+from mask_rcnn_jax.places import FOLDER
 from mask_rcnn_jax.pretrained import (
     Classes,
     Report,
@@ -27,7 +28,7 @@ from mask_rcnn_jax.pretrained import (
     published_classes,
     read_tensors,
 )
-from mask_rcnn_jax.training.checkpoint import FOLDER, Checkpoints, Metadata
+from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.step import TrainState
 from mask_rcnn_jax.training.workdir import claim

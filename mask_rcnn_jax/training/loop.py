@@ -51,13 +51,15 @@ def train(
         stop_requests = stack.enter_context(StopRequests())
         stack.enter_context(disk_faults(workdir))
         about_lock = stack.enter_context(locked(workdir))
-        processes.by_first(lambda: claim(workdir, config))
+        config = processes.by_first(partial(claim, workdir, config))
         checkpoints = Checkpoints(workdir, config, Metadata(train_set.class_names, train_set.categories))
         stack.enter_context(checkpoints)
         state, about_state = checkpoints.restore(replicate(state, mesh))
         start_step = int(state.step)
         about_code = record_start(workdir, state, datasets)
-        writer = stack.enter_context(open_writer(workdir, config.steps, start_step))
+        # A step whose evaluation failed, or was cut off, is evaluated again.
+        unevaluated = start_step > 0 and _evaluates(config, start_step) and not checkpoints.is_evaluated(start_step)
+        writer = stack.enter_context(open_writer(workdir, config.steps, start_step, unevaluated))
         if wandb_project is not None and processes.is_first():
             writer = stack.enter_context(logged_to_wandb(writer, wandb_project, workdir, config))
         left_out = describe_left_out(train_set, config.data)
@@ -72,6 +74,13 @@ def train(
             writer.say(line)
         if start_step:
             writer.say(f"goes on from step {start_step} of {config.steps} in {workdir}")
+        metrics: dict[str, float] = {}
+        if start_step == config.steps:
+            writer.say(f"{workdir} has finished its {config.steps} steps already")
+        if unevaluated or start_step == config.steps:
+            metrics = _evaluate(config, state, val_set, writer, start_step)
+            checkpoints.record(start_step, metrics)
+            _draw(workdir, writer)
         batches = train_batches(
             train_set,
             config.data,
@@ -85,37 +94,36 @@ def train(
         traced = profiled(make_train_step(config, mesh), profile, start_step, config.steps, workdir, writer)
         step_fn = stack.enter_context(traced)
         window, watch = Window(config, writer), Watch(config, workdir, writer)
-        metrics: dict[str, float] = {}
         for step in range(start_step + 1, config.steps + 1):
             batch = window.next(batches)
             watch.keep(step, batch)
             state, measures = step_fn(state, shard(Batch.from_arrays(batch), mesh))
-            evaluates = step == config.steps or (config.eval_every > 0 and step % config.eval_every == 0)
+            evaluates = _evaluates(config, step)
             stops = stop_requests.reached(step)
             saves = evaluates or stops or step % config.checkpoint_every == 0
             # Measures are read one step late, so that the devices never wait for the host.
             watch.check(window.add(step, measures), state)
             if saves:
                 watch.check(window.flush(step), state)
-            if evaluates:
-                with window.stopwatch.of("evaluation"):
-                    metrics = _evaluate(config, state, val_set, writer, step)
-                _draw(workdir, writer)
-                window.restart()
-            if saves:
-                # After the evaluation, so that a checkpoint is never without the score it is kept for.
                 with window.stopwatch.of("checkpoint"):
-                    checkpoints.save(state, metrics if evaluates else None)
+                    checkpoints.save(state)
+            if evaluates:
+                # After the checkpoint, which an evaluation that fails must not cost.
+                with window.interrupted_by("evaluation"):
+                    metrics = _evaluate(config, state, val_set, writer, step)
+                    checkpoints.record(step, metrics)
+                    _draw(workdir, writer)
             if stops and step < config.steps:
                 raise Stopped(f"stopped at step {step} by a signal, after a checkpoint; the same command goes on")
         if start_step < config.steps:
             writer.say(window.stopwatch.describe())
-        else:
-            writer.say(f"{workdir} has finished its {config.steps} steps already")
-            metrics = _evaluate(config, state, val_set, writer, config.steps)
         record_result(workdir, state)
         writer.say(f"finished with {deciding(metrics)} {score(metrics):.4f}; the run is in {workdir}")
     return metrics
+
+
+def _evaluates(config: ExperimentConfig, step: int) -> bool:
+    return step == config.steps or (config.eval_every > 0 and step % config.eval_every == 0)
 
 
 def _draw(workdir: Path, writer: Writer) -> None:

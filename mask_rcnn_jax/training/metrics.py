@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import math
+import os
 import string
 import sys
 import threading
@@ -45,12 +46,12 @@ class SilentWriter:
 
 
 @contextmanager
-def open_writer(workdir: Path, total_steps: int, start_step: int) -> Iterator[Writer]:
-    """The writer of this process, for as long as the context lasts."""
+def open_writer(workdir: Path, total_steps: int, start_step: int, evaluates_again: bool = False) -> Iterator[Writer]:
+    """The writer of this process, for as long as the context lasts; arguments as for `MetricsWriter`."""
     if not processes.is_first():
         yield SilentWriter()
         return
-    with MetricsWriter(workdir, total_steps, start_step) as writer:
+    with MetricsWriter(workdir, total_steps, start_step, evaluates_again=evaluates_again) as writer:
         yield writer
 
 
@@ -63,7 +64,8 @@ class MetricsWriter:
     0..1), and the time left: on a terminal in a progress bar, elsewhere as a line. A `write` that has no `loss`, such
     as an evaluation's, leaves the console alone.
 
-    A run that goes on from `start_step` loses what was recorded for later steps, because it will record them again.
+    A run that goes on from `start_step` loses what was recorded for later steps, because it will record them again; one
+    that `evaluates_again` also the evaluation of that step.
     """
 
     def __init__(
@@ -73,17 +75,21 @@ class MetricsWriter:
         start_step: int = 0,
         stream: io.TextIOBase | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        evaluates_again: bool = False,
     ) -> None:
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
-        _drop_lines_after(path, start_step)
+        _drop_lines(path, start_step, evaluates_again)
         self._lines = path.open("a")
         threads = set(threading.enumerate())
         # The suffix keeps a run that goes on within the second from taking the file of the one before. The queue is
         # endless: where it had an end, a run would wait at it forever for a thread that a full disk has ended.
+        # An absolute path, because tensorboardX takes a relative one that begins with "s3:" for a URL.
+        folder = os.path.abspath(workdir / "tensorboard")
         self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1, filename_suffix=f".{start_step}", max_queue=0
+            folder, purge_step=start_step + 1, filename_suffix=f".{start_step}", max_queue=0
         )
         self._tensorboard_threads = set(threading.enumerate()) - threads
         self._stream: Any = stream or sys.stdout
@@ -209,16 +215,18 @@ def _console_text(values: Mapping[str, float], time_left: timedelta) -> str:
     return "  ".join(parts + ([f"({', '.join(losses)})"] if losses else []))
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
+def _drop_lines(path: Path, step: int, evaluates_again: bool) -> None:
     """Keeps the lines of steps up to `step`, and none that was cut off when a run was killed."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+            values = json.loads(line)
         except ValueError:
             continue
+        recorded_again = values["step"] == step and evaluates_again and "loss" not in values
+        if values["step"] <= step and not recorded_again:
+            kept.append(line)
     with replacing(path) as part:
         part.write_text("".join(kept))

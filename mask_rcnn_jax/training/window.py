@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import jax
@@ -30,11 +31,19 @@ class Window:
         self._config, self._writer = config, writer
         self._pending: tuple[int, Mapping[str, jax.Array], np.ndarray] | None = None
         self.stopwatch = Stopwatch()
-        self.restart()
+        self._restart()
 
-    def restart(self) -> None:
+    def _restart(self) -> None:
         self._values: list[dict[str, float]] = []
         self._dropped_and_replaced, self._since = np.zeros(2, int), time.monotonic()
+
+    @contextmanager
+    def interrupted_by(self, what: str) -> Iterator[None]:
+        """Measures what the steps are interrupted by, which does not count as their time."""
+        began = time.monotonic()
+        with self.stopwatch.of(what):
+            yield
+        self._since += time.monotonic() - began
 
     def next(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The next batch, and the time it took to come."""
@@ -83,4 +92,4 @@ class Window:
         means["data_wait"] = times["time/data_wait"] / elapsed
         means["dropped_instances"], means["replaced_images"] = self._dropped_and_replaced.tolist()
         self._writer.write(step, means | times | memory_in_use())
-        self.restart()
+        self._restart()

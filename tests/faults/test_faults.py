@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mask_rcnn_jax.cli.train import main
+from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.training import loop
 from mask_rcnn_jax.training.window import Window
 from mask_rcnn_jax.training.workdir import locked
@@ -88,6 +89,31 @@ def test_sigterm_saves_and_has_a_status_of_its_own(settings, whole, tmp_path, ca
     assert finished_steps(workdir) == [2, 3]
     assert start(settings, workdir) == 0
     assert "goes on from step 3" in capsys.readouterr().out
+    assert_same_end(whole, workdir, STEPS)
+
+
+def test_an_evaluation_that_fails_costs_no_checkpoint(settings, whole, tmp_path, capsys):
+    """It is due in the middle and at the end, and fails both times; the next start makes up for it."""
+    workdir, evaluated, evaluate = tmp_path / "run", [], loop.evaluate_model
+
+    def fails_first(*arguments):
+        evaluated.append(1)
+        if len(evaluated) in (1, 3):
+            raise UserError("an image is broken")
+        return evaluate(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_evaluates", lambda config, step: step in (2, STEPS))
+        patch.setattr(loop, "evaluate_model", fails_first)
+        assert start(settings, workdir) == 2
+        assert finished_steps(workdir) == [2]
+        assert start(settings, workdir) == 2
+        assert finished_steps(workdir) == [2, 4, 6]
+        assert start(settings, workdir) == 0
+    assert f"has finished its {STEPS} steps already" in capsys.readouterr().out
+    lines = metrics(workdir)
+    assert [line["step"] for line in lines if "bbox/AP" in line] == [2, STEPS]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if line != lines[2]))
     assert_same_end(whole, workdir, STEPS)
 
 

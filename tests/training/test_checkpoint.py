@@ -30,9 +30,9 @@ def run(tmp_path_factory):
     with Checkpoints(workdir, config, METADATA) as checkpoints:
         for step, ap in enumerate((0.1, 0.5, 0.3, None, 0.2), 1):
             marked = jax.tree.map(lambda x, step=step: x + step, state.variables)
-            checkpoints.save(
-                replace(at_step(state, step), variables=marked), None if ap is None else {"segm/AP": ap, "bbox/AP": 0.9}
-            )
+            checkpoints.save(replace(at_step(state, step), variables=marked))
+            if ap is not None:
+                checkpoints.record(step, {"segm/AP": ap, "bbox/AP": 0.9, "segm/APl": float("nan")})
     return workdir, config, state
 
 
@@ -91,7 +91,7 @@ def test_of_several_processes_only_the_first_moves_a_damaged_checkpoint(run, tmp
     workdir, config, state = run
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run/checkpoints/5/optimizer/_METADATA").unlink()
-    said_by_first = iter(["5 is damaged", Path("aside"), None])
+    said_by_first = iter([{5: 0.2}, (4, ["5 is damaged; moved to aside"])])
     monkeypatch.setattr(processes, "is_first", lambda: False)
     monkeypatch.setattr(processes, "gather", lambda value: [next(said_by_first), value])
     with Checkpoints(tmp_path / "run", config, METADATA) as checkpoints:

@@ -131,3 +131,21 @@ def test_bins_become_histograms(tmp_path: Path) -> None:
     assert (by_level.num, by_level.sum, by_level.sum_squares) == (8, 2 * 2 + 6 * 3, 2 * 4 + 6 * 9)
     assert list(by_iou.bucket_limit) == pytest.approx([0.1 * i for i in range(1, 11)])
     assert list(by_iou.bucket) == list(range(10))
+
+
+def test_an_evaluation_that_is_repeated_is_recorded_once(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path, 40, stream=io.StringIO()) as writer:
+        for step in (10, 20):
+            writer.write(step, {"loss": float(step)})
+            writer.write(step, {"segm/AP": 0.5})
+    with MetricsWriter(tmp_path, 40, 20, stream=io.StringIO(), evaluates_again=True) as writer:
+        writer.write(20, {"segm/AP": 0.5})
+    assert [tuple(line) for line in read_lines(tmp_path)] == [("step", "loss"), ("step", "segm/AP")] * 2
+
+
+@pytest.mark.parametrize("name", ["s3:run", "gs:run"])
+def test_a_folder_is_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with MetricsWriter(name, 10, stream=io.StringIO()) as writer:
+        writer.write(1, {"loss": 0.5})
+    assert read_events(tmp_path / name)

@@ -1,0 +1,127 @@
+"""Looks into what Orbax stores, without Orbax, to tell what is broken from everything else that may fail.
+
+An item of a checkpoint is a folder with an OCDBT database, in which each array is a Zarr array, and JSON files beside
+it. Orbax raises a plain Exception for a file that is missing, for a disk that fails, and for arrays that were not
+asked for.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tensorstore
+
+from mask_rcnn_jax.errors import UserError
+
+# tensorstore's statuses of bytes that are missing or wrong; an invalid one, of bytes that make no sense, is not named.
+_BROKEN = {None, "DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION"}
+
+
+class Damaged(Exception):
+    """A file of a finished checkpoint is missing, or its bytes cannot be decoded; the message says which."""
+
+
+def read_json(file: Path) -> Any:
+    """Return what a JSON file of a checkpoint holds. Raises `Damaged`, and `OSError` where the disk fails."""
+    with _told_apart(file):
+        return json.loads(file.read_bytes())
+
+
+def stored_shapes(item: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each array of an item by its dotted name, without reading the arrays.
+
+    Raises `Damaged` where a file is missing or cannot be decoded, and `OSError` where the disk fails.
+    """
+    with _told_apart(item):
+        listed: set[str] = set()
+        for name in sorted(os.listdir(item / "array_metadatas")):
+            arrays = read_json(item / "array_metadatas" / name)["array_metadatas"]
+            listed |= {array["array_metadata"]["param_name"] for array in arrays}
+        named = {
+            ".".join(str(key["key"]) for key in entry["key_metadata"])
+            for entry in read_json(item / "_METADATA")["tree_metadata"].values()
+            if entry["value_metadata"]["value_type"] not in ("Dict", "None")
+        }
+        if "_sharding" in os.listdir(item):
+            read_json(item / "_sharding")
+        keys = [key.decode() for key in tensorstore.KvStore.open(_store(item)).result().list().result()]
+        stored = {key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray")}
+        if not stored or listed != stored or named != stored:
+            first = min((listed | named) ^ stored, default="arrays")
+            raise Damaged(f"no {first} in the database")
+        return {name: tuple(_open(item, name).shape) for name in sorted(stored)}
+
+
+def check_readable(item: Path, names: Mapping[str, object]) -> None:
+    """Read the arrays of an item, one after the other. Raises as `stored_shapes` does."""
+    for name in names:
+        with _told_apart(item):
+            _open(item, name).read().result()
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """Return the system's own error where one is what went wrong; tensorstore and Orbax only quote it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+@contextmanager
+def plainly_named(folder: Path) -> Iterator[Path]:
+    """Give a path to `folder` that Orbax and tensorstore can use.
+
+    They take some names for patterns or URLs, and none that is not Unicode: those are reached by a link in the
+    temporary folder. Raises `UserError` where there can be none.
+    """
+    folder = folder.resolve()
+    if _is_plain(folder):
+        yield folder
+        return
+    what = f"the name of {folder} holds characters that need a link to it in the temporary folder"
+    try:
+        holder = tempfile.TemporaryDirectory(prefix="mask-rcnn-")
+    except OSError as error:
+        raise UserError(f"{what}, which cannot be written ({error.strerror or error}); rename the folder") from None
+    with holder as temporary:
+        link = Path(temporary).resolve() / "link"
+        if not _is_plain(link):
+            raise UserError(f"{what}, but that of {temporary} holds such as well; set TMPDIR to another")
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
+def _is_plain(path: Path) -> bool:
+    return re.fullmatch(r"[\w/. +,=@#%-]+", str(path)) is not None
+
+
+def _store(item: Path) -> dict[str, Any]:
+    return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{item}/"}}
+
+
+def _open(item: Path, name: str) -> Any:
+    spec = {"driver": "zarr", "kvstore": {**_store(item), "path": f"{name}/"}, "fill_missing_data_reads": False}
+    return tensorstore.open(spec, open=True).result()
+
+
+@contextmanager
+def _told_apart(path: Path) -> Iterator[None]:
+    """Turns what is raised of bytes that are missing or wrong into `Damaged`, and leaves the rest."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise Damaged(f"{os.path.basename(error.filename or path)}: {error.strerror}") from error
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:  # of JSON that is another
+        raise Damaged(f"{path.name} holds something else ({type(error).__name__})") from error
+    except ValueError as error:
+        if (fault := disk_error(error)) is not None:
+            raise OSError(fault.errno, fault.strerror, str(path)) from error
+        status = re.match(r"([A-Z]+(?:_[A-Z]+)*): ", str(error))
+        if (status and status[1]) not in _BROKEN:
+            raise
+        raise Damaged(f"{path.name}: {next(iter(str(error).splitlines()), 'not readable')[:160]}") from error

@@ -1,0 +1,208 @@
+"""Checkpoints when something is wrong: only what is broken is moved, and the best one survives every resume."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.inference.checkpoint import Metadata, stored_metrics
+from mask_rcnn_jax.models import Variables
+from mask_rcnn_jax.training.checkpoint import Checkpoints
+from mask_rcnn_jax.training.config import ExperimentConfig
+from mask_rcnn_jax.training.step import TrainState
+
+
+def opened(workdir: Path) -> Checkpoints:
+    return Checkpoints(workdir, ExperimentConfig(), Metadata(("a",), (1,)))
+
+
+def state(step: int, size: int = 3, name: str = "momentum") -> TrainState:
+    """A state with one parameter, which is its step."""
+    weight = jnp.full(size, float(step))
+    return TrainState(jnp.int32(step), Variables({"layer": {"kernel": weight}}, {}), {name: weight})
+
+
+def steps(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def saved(workdir: Path, scores: dict[int, float | None]) -> Path:
+    with opened(workdir) as checkpoints:
+        for step, score in scores.items():
+            checkpoints.save(state(step))
+            if score is not None:
+                checkpoints.record(step, {"bbox/AP": score})
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    return saved(tmp_path_factory.mktemp("written") / "run", {1: None, 2: None})
+
+
+@pytest.fixture
+def run(written, tmp_path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "run"))
+
+
+def files(workdir: Path) -> dict[str, bytes]:
+    found = [path for path in workdir.rglob("*") if path.is_file() and not path.is_symlink()]
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in found}
+
+
+def test_the_best_stays_after_every_resume(tmp_path):
+    saved(tmp_path, {1: 0.2, 2: 0.8, 3: 0.1})
+    saved(tmp_path, {4: 0.3, 5: None})
+    assert steps(tmp_path) == [2, 4, 5]
+    saved(tmp_path, {6: 0.9, 7: 0.4, 8: 0.5})
+    assert steps(tmp_path) == [6, 7, 8]
+
+
+def test_scores_of_older_checkpoints_count(tmp_path):
+    """They have their metrics in the item `metadata`."""
+    saved(tmp_path, {1: 0.8, 2: 0.1})
+    for step, score in ((1, 0.8), (2, 0.1)):
+        checkpoint = tmp_path / "checkpoints" / str(step)
+        (checkpoint / "evaluation.json").unlink()
+        file = checkpoint / "metadata" / "metadata"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": {"bbox/AP": score}}))
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.is_evaluated(2)
+    saved(tmp_path, {3: 0.5, 4: None, 5: None})
+    assert steps(tmp_path) == [1, 4, 5]
+
+
+def test_an_evaluation_is_added_to_its_checkpoint(tmp_path):
+    metrics = {"bbox/AP": 0.25, "bbox/APl": float("nan")}
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(state(1))
+        assert not checkpoints.is_evaluated(1)
+        checkpoints.record(1, metrics)
+        assert checkpoints.is_evaluated(1)
+    np.testing.assert_equal(stored_metrics(tmp_path / "checkpoints" / "1"), metrics)
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.is_evaluated(1)
+
+
+def gone(checkpoint: Path) -> None:
+    for file in (checkpoint / "optimizer").rglob("d/*"):
+        file.unlink()
+
+
+def cut(checkpoint: Path) -> None:
+    os.truncate(checkpoint / "model" / "manifest.ocdbt", 20)
+
+
+def no_json(checkpoint: Path) -> None:
+    (checkpoint / "model" / "_METADATA").write_text("{")
+
+
+def other_json(checkpoint: Path) -> None:
+    (checkpoint / "model" / "array_metadatas" / "process_0").write_text('["a"]')
+
+
+def other_checksum(checkpoint: Path) -> None:
+    file = checkpoint / "model" / "manifest.ocdbt"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [gone, cut, no_json, other_json, other_checksum])
+def test_what_is_broken_is_moved_and_kept(run, damage):
+    (run / "damaged" / "2").mkdir(parents=True)  # of an earlier damage
+    damage(run / "checkpoints" / "2")
+    with opened(run) as checkpoints:
+        restored, (told,) = checkpoints.restore(state(0))
+    assert int(restored.step) == 1
+    assert "checkpoints/2 is damaged or half copied" in told
+    assert told.endswith(f"moved to {run / 'damaged' / '2-1'}")
+    assert steps(run) == [1]
+    assert (run / "damaged" / "2-1" / "metadata").is_dir()
+
+
+def test_nothing_is_moved_where_nothing_else_can_be_read(run):
+    for step in ("1", "2"):
+        gone(run / "checkpoints" / step)
+    before = files(run)
+    with opened(run) as checkpoints, pytest.raises(UserError, match="can be read, and none was moved"):
+        checkpoints.restore(state(0))
+    assert files(run) == before
+
+
+def test_a_disk_that_fails_is_no_damage(run):
+    """A link to itself fails to open, for tensorstore and for Python, whoever runs this."""
+    for pattern in ("model/**/d/*", "model/_METADATA", "optimizer/manifest.ocdbt"):
+        contents = {path: path.read_bytes() for path in (run / "checkpoints" / "2").glob(pattern)}
+        for path in contents:
+            path.unlink()
+            path.symlink_to(path.name)
+        before = files(run)
+        with (
+            opened(run) as checkpoints,
+            pytest.raises(UserError, match=rf"checkpoints/2 cannot be read \({os.strerror(errno.ELOOP)}\)"),
+        ):
+            checkpoints.restore(state(0))
+        assert files(run) == before
+        for path, content in contents.items():
+            path.unlink()
+            path.write_bytes(content)
+
+
+def test_what_orbax_then_raises_is_no_damage(run):
+    """Files that were whole a moment ago cannot be read any more."""
+
+    def fails(*_: object, **__: object) -> Any:
+        raise Exception("Failed to restore [os_error_code='116']")
+
+    before = files(run)
+    with opened(run) as checkpoints:
+        checkpoints._manager.restore = fails
+        with pytest.raises(UserError, match=rf"checkpoints/2 cannot be read \({os.strerror(116)}\)"):
+            checkpoints.restore(state(0))
+    assert files(run) == before
+
+
+@pytest.mark.parametrize(
+    ("other", "different"),
+    [
+        (state(0, size=4), r"model, params\.layer\.kernel is \(3,\) and not \(4,\)"),
+        (state(0, name="velocity"), r"optimizer, state\.\['momentum'\] is \(3,\) and not absent"),
+    ],
+)
+def test_arrays_of_another_version_are_named_and_left(run, other, different):
+    before = files(run)
+    with opened(run) as checkpoints, pytest.raises(UserError, match=rf"2 does not fit this run \({different}\)"):
+        checkpoints.restore(other)
+    assert files(run) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["a#b", "a?b", "100%", "%20", "[1]", "a*", "back\\slash", "gs:", "file:", "é ü", "\udcff"]
+)
+def test_a_folder_may_have_any_name(tmp_path, name):
+    workdir = tmp_path / name / "run"
+    saved(workdir, {1: 0.5})
+    (tmp_path / "axb").mkdir()
+    with opened(workdir) as checkpoints:
+        restored, told = checkpoints.restore(state(0))
+        assert (int(restored.step), told) == (1, [])
+        np.testing.assert_array_equal(restored.variables.params["layer"]["kernel"], np.ones(3))
+    assert steps(workdir) == [1]
+
+
+def test_a_name_that_cannot_be_reached_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "[tmp]").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "[tmp]"))
+    with pytest.raises(UserError, match=r"\[1\].* but that of .*\[tmp\].* set TMPDIR"):
+        opened(tmp_path / "[1]")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"cannot be written .*rename the folder"):
+        opened(tmp_path / "[1]")
