@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from mask_rcnn_jax.ranges import (
     AboveZero,
+    AddedLater,
     AtLeastZero,
     Incidental,
     Items,
@@ -167,6 +168,8 @@ class DataConfig:
     crop: tuple[Positive, Positive] | None = None
     max_instances: Annotated[int, Range(1, 100_000)] = 100  # ground-truth slots; of more a random subset is kept
     mask_crop: Annotated[int, Range(1, 1024)] = 56  # side of the grid that holds each ground-truth mask
+    # Pairs of keypoints that change places in a flip; none: those whose names say left and right.
+    keypoint_flips: Annotated[tuple[tuple[str, str], ...] | None, AddedLater()] = None
     keep_empty: bool = False  # train on images without instances
     min_keypoints: NotNegative = 0  # train on images with as many annotated keypoints; Detectron2's keypoint models: 1
     repeat_threshold: Share = 0.0  # images of classes in fewer than this share of images are repeated; LVIS: 0.001

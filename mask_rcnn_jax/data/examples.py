@@ -15,7 +15,7 @@ from PIL import Image
 
 from mask_rcnn_jax.data import augment, transforms
 from mask_rcnn_jax.data.config import DataConfig
-from mask_rcnn_jax.data.keypoints import mirrored
+from mask_rcnn_jax.data.keypoint_flips import mirrored
 from mask_rcnn_jax.data.records import Record
 from mask_rcnn_jax.data.samples import Sample
 from mask_rcnn_jax.data.verify import size_mismatch
@@ -63,7 +63,7 @@ def training_example(
     records from which copy-paste draws. Raises `UserError` when an image cannot be read.
     """
     limit: Step = partial(augment.limit_instances, config=config)
-    flip: Step = partial(augment.flip_and_turn, config=config, mirrored=mirrored(keypoint_names))
+    flip: Step = partial(augment.flip_and_turn, config=config, mirrored=mirrored(keypoint_names, config.keypoint_flips))
     steps = [limit, flip]
     if config.copy_paste > 0 and donors:
 

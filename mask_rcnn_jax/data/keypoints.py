@@ -1,22 +1,18 @@
-"""Keypoints of instances: what a dataset calls them, which mirror each other, and how annotations hold them.
+"""Keypoints of instances: what a dataset calls them, and how annotations hold them.
 
 A keypoint is (x, y, visibility) in continuous coordinates, COCO's pixel index plus 0.5. Visibility is 0 where it is not
 annotated (then x and y are 0), 1 where it is hidden, 2 where it is seen. `J` keypoints of an instance, 0-based.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from mask_rcnn_jax.errors import UserError
-
-_OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT", "right": "left", "Right": "Left", "RIGHT": "LEFT"}
-_SIDE = re.compile(rf"(?<![A-Za-z])({'|'.join(_OTHER_SIDE)})(?![A-Za-z])")  # as a word: not in "bright"
 
 
 def category_keypoints(
@@ -66,10 +62,3 @@ def read_keypoints(flat: Any, num_keypoints: int) -> Float[np.ndarray, "J 3"]:
         raise ValueError("a visibility is not 0, 1 or 2")
     keypoints[:, :2] += 0.5
     return np.where(keypoints[:, 2:] > 0, keypoints, 0).astype(np.float32)
-
-
-def mirrored(names: Sequence[str]) -> Int[np.ndarray, " J"]:
-    """The keypoint that each becomes in a mirror: "left_X" and "right_X" change places, others stay."""
-    position = {name: i for i, name in enumerate(names)}
-    images = [_SIDE.sub(lambda side: _OTHER_SIDE[side[0]], name) for name in names]
-    return np.array([position.get(image, i) for i, image in enumerate(images)], np.int64)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, Num
 from PIL import Image
 
 from mask_rcnn_jax.data import DataConfig, resized_size
+from mask_rcnn_jax.data.keypoint_flips import mirrored
 from mask_rcnn_jax.data.transforms import mirror
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.batched import by_image
@@ -32,8 +33,6 @@ from mask_rcnn_jax.ops import decode_keypoints, nms
 from mask_rcnn_jax.ranges import Items, NotNegative, Range, check
 from mask_rcnn_jax.structures import PaddedDetections
 
-# COCO's 17: the nose, then a left and a right one in turn.
-_COCO_MIRRORED = (0, *(i + 1 if i % 2 else i - 1 for i in range(1, 17)))
 _STRIDE = 32
 
 
@@ -44,7 +43,7 @@ class AugmentationConfig:
     # Of the size that the model evaluates at.
     scales: Annotated[tuple[Annotated[float, Range(0.1, 10)], ...], Items(1)] = (0.75, 1.0, 1.25)
     flip: bool = True  # each of them mirrored left to right, too
-    # The keypoint that each becomes in a mirror. None: as COCO's, which a model of 17 keypoints is taken to have.
+    # The keypoint, from 0, that each becomes in a mirror; None: as in training.
     mirrored_keypoints: tuple[NotNegative, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -77,7 +76,7 @@ class AugmentedPredictor:
         self._config = replace(model.config, box_head=replace(head, score_threshold=lowest))
         self._model = model
         self._flips = (False, True) if config.flip else (False,)
-        self._mirrored = _mirrored_keypoints(model.config, config)
+        self._mirrored = _mirrored_keypoints(model, config)
         self._data = [_scaled(model.data, scale) for scale in config.scales]
         self._shapes: set[tuple[int, int, int]] = set()
 
@@ -148,17 +147,19 @@ def _scaled(data: DataConfig, scale: float) -> DataConfig:
     )
 
 
-def _mirrored_keypoints(model: MaskRCNNConfig, config: AugmentationConfig) -> tuple[int, ...]:
-    if model.keypoint_head is None or not config.flip:
+def _mirrored_keypoints(model: Model, config: AugmentationConfig) -> tuple[int, ...]:
+    if model.config.keypoint_head is None or not config.flip:
         return ()
-    count = model.keypoint_head.num_keypoints
-    mirrored = config.mirrored_keypoints or (_COCO_MIRRORED if count == 17 else ())
-    if sorted(mirrored) != list(range(count)):
+    count = model.config.keypoint_head.num_keypoints
+    places = config.mirrored_keypoints
+    if places is None and model.keypoint_names:
+        places = tuple(mirrored(model.keypoint_names, model.data.keypoint_flips).tolist())
+    if places is None or sorted(places) != list(range(count)):
         raise UserError(
             f"which of the model's {count} keypoints mirror each other is not known; do not mirror (--no-flip, or "
             "flip=False), or set mirrored_keypoints to the number, from 0, that each becomes in a mirror"
         )
-    return mirrored
+    return places
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from mask_rcnn_jax.config import from_json
 from mask_rcnn_jax.data import DataConfig
+from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.stored import Damaged, check_readable, disk_error, plainly_named, read_json, stored_shapes
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
@@ -34,6 +35,7 @@ class Metadata:
     category_ids: tuple[int, ...]  # the dataset's own id of each class
     step: int = 0
     metrics: dict[str, float] | None = None
+    keypoint_names: tuple[str, ...] = ()  # the dataset's; none where it has none, and in older checkpoints
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,7 @@ class Model:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]  # the dataset's own id of each class
     step: int
+    keypoint_names: tuple[str, ...] = ()  # none where they are not known
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +73,10 @@ def load_model(path: str | Path, which: str = "best", average: bool = False) -> 
     with fitting(stored.folder):
         data = from_json(DataConfig, stored.experiment["data"])
     metadata = stored.metadata
-    return Model(stored.model, data, stored.variables, metadata.class_names, metadata.category_ids, metadata.step)
+    names = metadata.keypoint_names or _older_keypoint_names(stored.model, data)
+    return Model(
+        stored.model, data, stored.variables, metadata.class_names, metadata.category_ids, metadata.step, names
+    )
 
 
 def read_checkpoint(path: str | Path, which: str = "best", average: bool = False) -> StoredCheckpoint:
@@ -114,7 +120,8 @@ def _read(run: _Run, which: str, average: bool) -> StoredCheckpoint:
         config = from_json(MaskRCNNConfig, stored["config"]["model"])
     with whole(checkpoint):
         variables = _variables(run, step, config, average)
-    metadata = Metadata(tuple(stored["class_names"]), tuple(stored["category_ids"]), step, metrics)
+    names, ids, keypoint_names = (tuple(stored[key]) for key in ("class_names", "category_ids", "keypoint_names"))
+    metadata = Metadata(names, ids, step, metrics, keypoint_names)
     return StoredCheckpoint(checkpoint, stored["config"], config, variables, metadata)
 
 
@@ -138,6 +145,17 @@ def stored_metrics(checkpoint: Path) -> dict[str, float] | None:
 def best_step(scores: Mapping[int, float]) -> int:
     """The step of the highest score, the earliest of equal ones."""
     return max(sorted(scores), key=lambda step: scores[step])
+
+
+def _older_keypoint_names(model: MaskRCNNConfig, data: DataConfig) -> tuple[str, ...]:
+    """Return the names of keypoints for a checkpoint that has none: COCO's, where it was trained on COCO's own files.
+
+    Imported weights name those files, too. That there are 17 is not enough: other datasets have as many.
+    """
+    of_coco = getattr(data.source, "annotation_file", "").startswith("person_keypoints_")
+    if of_coco and model.keypoint_head is not None and model.keypoint_head.num_keypoints == len(COCO_KEYPOINTS):
+        return COCO_KEYPOINTS
+    return ()
 
 
 def deciding(metrics: dict[str, float]) -> str:
@@ -222,7 +240,8 @@ def _metadata(checkpoint: Path, name: Path) -> dict[str, Any]:
             f"{name} is of another version (its metadata has no {', '.join(sorted(missing))}); load it with the one"
             " that wrote it"
         )
-    for key, kind in (("class_names", str), ("category_ids", int)):
+    stored = {"keypoint_names": []} | stored
+    for key, kind in (("class_names", str), ("category_ids", int), ("keypoint_names", str)):
         if not isinstance(stored[key], list) or not all(type(value) is kind for value in stored[key]):
             raise Damaged(f"{key} of the metadata is no list of {kind.__name__}")
     return stored

@@ -76,6 +76,7 @@ class Checkpoints:
             "config": to_json(self._config),
             "class_names": list(self._metadata.class_names),
             "category_ids": list(self._metadata.category_ids),
+            "keypoint_names": list(self._metadata.keypoint_names),
             "step": step,
             "metrics": None,  # for the versions that look for them here
         }

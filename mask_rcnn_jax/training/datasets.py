@@ -1,6 +1,7 @@
 """The data of a run, checked before the first step for everything that can be."""
 
 from mask_rcnn_jax.data import CocoDataset, eval_batches, load_dataset, trainable_records, verify_images
+from mask_rcnn_jax.data.keypoint_flips import describe_flips, mirrored
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import keypoint_sigmas
 from mask_rcnn_jax.training.config import ExperimentConfig
@@ -30,6 +31,7 @@ def load_datasets(config: ExperimentConfig) -> dict[str, CocoDataset]:
 
 
 def _check_keypoints(config: ExperimentConfig, train_set: CocoDataset, val_set: CocoDataset) -> None:
+    mirrored(train_set.keypoint_names, config.data.keypoint_flips)  # raises where a pair names no keypoint
     if config.model.keypoint_head is None:
         return
     if train_set.keypoint_names != val_set.keypoint_names:
@@ -48,3 +50,10 @@ def describe(dataset: CocoDataset) -> str:
     instances = sum(len(record.boxes) for record in dataset.records)
     count = f"{len(dataset.records)} images, {instances} instances, {len(dataset.class_names)} classes"
     return "\n".join([f"{dataset.annotation_file}: {count}", *dataset.describe_problems()])
+
+
+def describe_keypoints(dataset: CocoDataset, config: ExperimentConfig) -> list[str]:
+    """Say which keypoints change places when an image is flipped, for a model that finds them."""
+    if config.model.keypoint_head is None:
+        return []
+    return describe_flips(dataset.keypoint_names, config.data.keypoint_flips)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoConfig, DataConfig
+from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import MaskRCNNConfig, init
 from mask_rcnn_jax.places import FOLDER
@@ -68,9 +69,12 @@ def import_weights(
     with _naming(path):
         variables, report = convert(tensors, config.model, source, variables)
     claim(out, config)
-    with Checkpoints(out, config, Metadata(named.names, named.ids)) as checkpoints:
+    keypoint_names = _published_keypoints(config.model)
+    with Checkpoints(out, config, Metadata(named.names, named.ids, keypoint_names=keypoint_names)) as checkpoints:
         checkpoints.save(TrainState(jnp.int32(0), variables, None))
-    assumed = assumptions(config.model, source) if experiment is None else ()
+    assumed = assumptions(config.model, source) if experiment is None else []
+    if keypoint_names:
+        assumed = [*assumed, f"keypoints are COCO's, {keypoint_names[0]} to {keypoint_names[-1]}"]
     return _told(path, out, config, named, report, assumed=assumed, unnamed=not (classes or known))
 
 
@@ -111,6 +115,12 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _published_keypoints(model: MaskRCNNConfig) -> tuple[str, ...]:
+    """The names of the keypoints of published weights, which are COCO's; none where there are more or fewer."""
+    published = model.keypoint_head is not None and model.keypoint_head.num_keypoints == len(COCO_KEYPOINTS)
+    return COCO_KEYPOINTS if published else ()
 
 
 def _published(model: MaskRCNNConfig, source: Source) -> ExperimentConfig:

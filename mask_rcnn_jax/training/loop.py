@@ -15,7 +15,7 @@ from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training.checkpoint import Checkpoints
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.curves import draw_curves
-from mask_rcnn_jax.training.datasets import describe, load_datasets
+from mask_rcnn_jax.training.datasets import describe, describe_keypoints, load_datasets
 from mask_rcnn_jax.training.disk import disk_faults
 from mask_rcnn_jax.training.divergence import Watch
 from mask_rcnn_jax.training.metrics import Writer, open_writer
@@ -52,7 +52,8 @@ def train(
         stack.enter_context(disk_faults(workdir))
         about_lock = stack.enter_context(locked(workdir))
         config = processes.by_first(partial(claim, workdir, config))
-        checkpoints = Checkpoints(workdir, config, Metadata(train_set.class_names, train_set.categories))
+        metadata = Metadata(train_set.class_names, train_set.categories, keypoint_names=train_set.keypoint_names)
+        checkpoints = Checkpoints(workdir, config, metadata)
         stack.enter_context(checkpoints)
         state, about_state = checkpoints.restore(replicate(state, mesh))
         start_step = int(state.step)
@@ -67,6 +68,7 @@ def train(
             *about_lock,
             *map(describe, datasets.values()),
             *left_out,
+            *describe_keypoints(train_set, config),
             *about_weights,
             *about_state,
             *about_code,

@@ -17,7 +17,7 @@ from mask_rcnn_jax.data import (
     transforms,
 )
 from mask_rcnn_jax.data.examples import training_example
-from mask_rcnn_jax.data.keypoints import mirrored
+from mask_rcnn_jax.data.keypoint_flips import mirrored
 from mask_rcnn_jax.errors import UserError
 from tests.data.coco_files import annotation, write_dataset
 
@@ -103,21 +103,6 @@ def test_the_annotation_file_can_be_named(tmp_path):
     assert dataset.annotation_file.name == "person_keypoints_train.json"
     with pytest.raises(UserError, match=r"instances_train\.json does not exist"):
         load_coco(config, "train")
-
-
-def test_left_and_right_change_places():
-    names = ["nose", "left_eye", "right_eye", "Left ear", "Right ear", "left_only", "bright_left", "leftover"]
-    np.testing.assert_array_equal(mirrored(names), [0, 2, 1, 4, 3, 5, 6, 7])
-    assert mirrored([]).shape == (0,)
-
-
-def test_mirrored_joints_of_coco_are_detectron2s(shared):
-    dataset = load_coco(CocoConfig(str(shared / "data" / "coco_person_kp")), "val")
-    # detectron2 0.6, builtin_meta.COCO_PERSON_KEYPOINT_FLIP_MAP: ("left_eye", "right_eye"), ("left_ear", ...), ...
-    np.testing.assert_array_equal(
-        mirrored(dataset.keypoint_names), [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
-    )
-    assert len(dataset.skeleton) == 19
 
 
 def test_flips_and_turns_undo_each_other():

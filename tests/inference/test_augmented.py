@@ -144,6 +144,22 @@ def test_images_that_cannot_be_read_are_left_out(model, tmp_path):
         predictor(tmp_path / "broken.png")
 
 
+def test_mirrors_are_known_by_name(model):
+    def places(model: Model, given: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        return AugmentedPredictor(model, AugmentationConfig(mirrored_keypoints=given))._mirrored
+
+    named = replace(model, keypoint_names=("leftEye", "rightEye", "nose"))
+    assert places(named) == (1, 0, 2)
+    assert places(named, MIRRORED) == MIRRORED
+    told = replace(named, data=replace(named.data, keypoint_flips=(("rightEye", "nose"),)))
+    assert places(told) == (0, 2, 1)
+    seventeen = replace(model.config, keypoint_head=replace(model.config.keypoint_head, num_keypoints=17))
+    with pytest.raises(UserError, match="17 keypoints mirror each other is not known"):
+        places(replace(model, config=seventeen))
+    with pytest.raises(UserError, match="17 keypoints mirror each other is not known"):
+        places(replace(named, config=seventeen))
+
+
 def test_unknown_mirrors_and_scales(model):
     with pytest.raises(
         UserError, match=r"which of the model's 3 keypoints mirror each other is not known; .*--no-flip"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -9,20 +10,25 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax import load_model
+from mask_rcnn_jax.data import CocoConfig, DataConfig, ShapesConfig
+from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.inference.checkpoint import Metadata
+from mask_rcnn_jax.inference.checkpoint import Metadata, _older_keypoint_names
+from mask_rcnn_jax.models import MaskRCNNConfig
+from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
 from mask_rcnn_jax.training.checkpoint import Checkpoints
 from mask_rcnn_jax.training.step import init_state
 from tests.tiny import tiny_experiment
 
 NAMES, IDS = tuple("abcdef"), (3, 1, 4, 15, 9, 2)
+JOINTS = ("left_eye", "right_eye")
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("run")
     config = tiny_experiment(Path("unused"))
-    with Checkpoints(workdir, config, Metadata(NAMES, IDS)) as checkpoints:
+    with Checkpoints(workdir, config, Metadata(NAMES, IDS, keypoint_names=JOINTS)) as checkpoints:
         checkpoints.save(init_state(config))
     return workdir
 
@@ -40,8 +46,32 @@ def test_a_model_is_what_training_saved(written, copied) -> None:
     for path in (written, written / "checkpoints" / "0", copied, copied.parents[1]):
         model = load_model(path)
         assert (model.config, model.data, model.step) == (config.model, config.data, 0)
-        assert (model.class_names, model.category_ids) == (NAMES, IDS)
+        assert (model.class_names, model.category_ids, model.keypoint_names) == (NAMES, IDS, JOINTS)
     jax.tree.map(np.testing.assert_array_equal, model.variables, init_state(config).variables)
+
+
+def test_an_older_checkpoint_has_no_names_of_keypoints(copied) -> None:
+    (file,) = (copied / "metadata").glob("metadata")
+    content = json.loads(file.read_text())
+    assert content.pop("keypoint_names") == list(JOINTS)
+    file.write_text(json.dumps(content))
+    assert load_model(copied).keypoint_names == ()
+
+
+@pytest.mark.parametrize(
+    ("file", "count", "names"),
+    [
+        ("person_keypoints_{split}.json", 17, COCO_KEYPOINTS),
+        ("person_keypoints_{split}.json", 16, ()),
+        ("instances_{split}.json", 17, ()),
+    ],
+)
+def test_older_checkpoints_have_cocos_keypoints_only_of_cocos_files(file, count, names) -> None:
+    data = DataConfig(CocoConfig(annotation_file=file))
+    model = MaskRCNNConfig(keypoint_head=KeypointHeadConfig(num_keypoints=count))
+    assert _older_keypoint_names(model, data) == names
+    assert _older_keypoint_names(replace(model, keypoint_head=None), data) == ()
+    assert _older_keypoint_names(model, DataConfig(ShapesConfig())) == ()
 
 
 def refused(folder: Path) -> str:

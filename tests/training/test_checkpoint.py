@@ -14,7 +14,7 @@ from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata, restore_for
 from mask_rcnn_jax.training.step import TrainState, init_state
 from tests.tiny import tiny_experiment
 
-METADATA = Metadata(class_names=("a", "b"), category_ids=(3, 7))
+METADATA = Metadata(class_names=("a", "b"), category_ids=(3, 7), keypoint_names=("left", "right"))
 
 
 def at_step(state: TrainState, step: int) -> TrainState:
@@ -131,6 +131,7 @@ def test_inference_takes_the_named_checkpoint(run, which, step):
     assert found == config
     assert metadata.step == step
     assert (metadata.class_names, metadata.category_ids) == (("a", "b"), (3, 7))
+    assert metadata.keypoint_names == ("left", "right")
     np.testing.assert_array_equal(jax.tree.leaves(variables)[0], jax.tree.leaves(state.variables)[0] + step)
 
 
