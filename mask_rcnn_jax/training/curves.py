@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,8 @@ def draw_curves(workdir: Path) -> str | None:
         if not curves:
             return None
         figure = draw(curves, workdir.resolve().name)
-        with replacing(workdir / FILE) as part:
+        with replacing(workdir / FILE) as part, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")  # in the run's name; boxes stand in
             figure.savefig(part, format="png", dpi=100)
     except OSError as error:
         return f"{workdir / FILE} cannot be written ({error.strerror or error})"
@@ -62,8 +64,9 @@ def draw(curves: Curves, title: str) -> Figure:
     """Six panels: losses, AP, gradient norms, learning rate, what was matched, speed."""
     figure = Figure(figsize=(15, 8.5), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}, step {max(steps[-1] for steps, _ in curves.values())}")
     end = max(steps[-1] for steps, _ in curves.values())
+    printable = "".join(letter if letter.isprintable() else "?" for letter in title)
+    figure.suptitle(f"{printable}, step {end}", parse_math=False)
     for panel, axes in zip(_PANELS, figure.subplots(2, 3).flat, strict=True):
         shown = {label: curve for name, curve in curves.items() if (label := panel.label(name)) is not None}
         _draw_panel(axes, panel, shown)

@@ -61,3 +61,11 @@ def test_a_picture_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
     write(tmp_path, LINES)
     (tmp_path / "curves.png.part").mkdir()
     assert "curves.png cannot be written (Is a directory)" in str(draw_curves(tmp_path))
+
+
+def test_a_run_may_have_any_name(tmp_path: Path) -> None:
+    run = tmp_path / "$\\frac$ \udcff \u65e5\n"
+    run.mkdir()
+    write(run, LINES)
+    assert draw_curves(run) is None
+    assert (run / "curves.png").is_file()
