@@ -2,13 +2,12 @@
 
 A list of records is millions of small objects, and every worker would get its own copy. Here the annotations of all
 images lie end to end in one array a field, and a record is cut out of them when it is asked for. Sent to another
-process, the arrays go to a temporary file that all processes map, so that they share its pages.
+process, the arrays go to a file without a name that all processes map, so that they share its pages.
 
 `N` instances in all, `J` keypoints. A segmentation has parts: its polygons, or one RLE.
 """
 
 import os
-import shutil
 import tempfile
 import threading
 import weakref
@@ -36,6 +35,7 @@ _INSTANCE = {"boxes": "f", "classes": "i", "iscrowd": "B", "areas": "d", "annota
 _OF_PART = {"coordinates": "d", "counts": "B"}  # a part has one of them
 _ALIGNMENT = 64  # bytes, of every array in the file
 _MOVING = threading.Lock()
+_NAMELESS = os.path.isdir("/proc/self/fd")
 
 
 class _CutSequence(Sequence[Item]):
@@ -114,7 +114,8 @@ def pack(records: Iterable[Record]) -> "PackedRecords":
 class PackedRecords(_CutSequence[Record]):
     """Records made by `pack`; each is cut out anew when it is asked for, and its arrays are read-only.
 
-    What `pickle` makes of them names a temporary file, which is there as long as the object that was pickled.
+    What `pickle` makes of them refers to an open file of this process: other processes of the machine can read it as
+    long as the object that was pickled exists.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], shards: tuple[tuple[str, str], ...]):
@@ -169,15 +170,18 @@ class PackedRecords(_CutSequence[Record]):
 
     def _move_to_file(self) -> None:
         """Writes the arrays to a file that goes with this object, and maps them from there."""
-        folder = tempfile.mkdtemp(prefix="mask_rcnn_jax-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        path, layout, offset = Path(folder) / "records", {}, 0
-        with path.open("wb") as file:
-            for name, values in self._arrays.items():
-                layout[name] = (values.dtype.str, values.shape, offset)
-                file.write(values.tobytes())
-                offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
-                file.write(bytes(offset - file.tell()))
+        # Without a name nothing is left of it, however the process ends; only Linux can open such a file again.
+        open_file: Any = tempfile.TemporaryFile if _NAMELESS else tempfile.NamedTemporaryFile
+        file = open_file(prefix="mask_rcnn_jax-")
+        path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}" if _NAMELESS else file.name)
+        weakref.finalize(self, file.close)
+        layout, offset = {}, 0
+        for name, values in self._arrays.items():
+            layout[name] = (values.dtype.str, values.shape, offset)
+            file.write(values.tobytes())
+            offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
+            file.write(bytes(offset - file.tell()))
+        file.flush()
         self._file = path, layout
         self._arrays = _mapped_arrays(path, layout)
 

@@ -27,6 +27,7 @@ from mask_rcnn_jax.data.packed import Selection
 from mask_rcnn_jax.data.plan import plan_batches, repeat_factors
 from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.data.transforms import resized_size
+from mask_rcnn_jax.data.workers import end_with_parent, interrupts_blocked
 from mask_rcnn_jax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
@@ -41,7 +42,10 @@ class BatchIterator(Iterator[Arrays]):
 
     def __init__(self, iterator: grain.DatasetIterator[Arrays], from_workers: bool):
         self._iterator, self._from_workers = iterator, from_workers
-        self._iterator.start_prefetch()
+        with interrupts_blocked():
+            # Without being asked for its state, Grain makes the workers with the first batch: none would start here.
+            self._iterator.get_state()
+            self._iterator.start_prefetch()
 
     def __next__(self) -> Arrays:
         try:
@@ -144,9 +148,11 @@ def eval_batches(
     config: DataConfig,
     batch_size: int,
     on_broken: Callable[[Record, UserError], None] | None = None,
+    multiple: int = 1,
 ) -> BatchIterator:
     """Every image of the dataset once, without augmentation, landscape images first; the last batch of an orientation
-    is filled up with zero images, `valid` False.
+    is filled up with zero images, `valid` False. Where one batch holds them all, it has the fewest rows that do, in a
+    `multiple`.
 
     Keys: images [B, H, W, 3], image_sizes [B, 2], original_sizes [B, 2] (height, width), image_ids [B], valid [B].
     Raises `UserError` with the first batch of an image that turns out unreadable, unless `broken_images` is "skip":
@@ -157,11 +163,12 @@ def eval_batches(
     check_fits(dataset.records, config)
     square = config.canvas[0] == config.canvas[1]
     orientation = np.array([is_portrait(record) and not square for record in dataset.records], bool)
-    plan = []
+    plan: list[tuple[np.ndarray, int]] = []
     for group in (False, True):
         members = np.flatnonzero(orientation == group)
-        plan += [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
-    load = partial(_eval_batch, dataset.records, config, plan, batch_size, on_broken)
+        rows = min(batch_size, -(-len(members) // multiple) * multiple)
+        plan += [(members[start : start + rows], rows) for start in range(0, len(members), max(rows, 1))]
+    load = partial(_eval_batch, dataset.records, config, plan, on_broken)
     # Pillow decodes and resizes outside the interpreter lock: threads suffice.
     return _prefetched(load, 0, len(plan), num_workers=0)
 
@@ -249,12 +256,12 @@ class TrainingBatches:
 def _eval_batch(
     records: Sequence[Record],
     config: DataConfig,
-    plan: Sequence[np.ndarray],
-    batch_size: int,
+    plan: Sequence[tuple[np.ndarray, int]],
     on_broken: Callable[[Record, UserError], None] | None,
     step: int,
 ) -> Arrays:
-    chosen = [records[index] for index in plan[step]]
+    indices, batch_size = plan[step]
+    chosen = [records[index] for index in indices]
     arrays = _blank_images(chosen[0], config, batch_size)
     arrays["original_sizes"] = np.zeros((batch_size, 2), np.int32)
     arrays["valid"] = np.arange(batch_size) < len(chosen)
@@ -308,7 +315,7 @@ def _prefetched(
     sharing = grain.experimental.DatasetOptions(min_shm_size=_least_shared_bytes(ahead * batch_bytes))
     workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_BATCHES_AHEAD)
     batches = grain.experimental.WithOptionsIterDataset(steps.to_iter_dataset(read), sharing)
-    return BatchIterator(iter(batches.mp_prefetch(workers)), from_workers=True)
+    return BatchIterator(iter(batches.mp_prefetch(workers, end_with_parent)), from_workers=True)
 
 
 def _least_shared_bytes(needed: int) -> int:

@@ -51,14 +51,13 @@ def evaluate_model(
     # Each process detects on its own devices in its share of the images.
     records = dataset.records[jax.process_index() :: jax.process_count()]
     devices = jax.local_device_count()
-    # No more images at once than there are: a small dataset would be padded.
-    per_device = max(min(evaluation.images_per_device, -(-len(records) // devices)), 1)
     broken: dict[int, str] = {}
     batches = eval_batches(
         replace(dataset, records=records),
         data,
-        per_device * devices,
+        evaluation.images_per_device * devices,
         lambda record, error: broken.update({record.image_id: str(error)}),
+        multiple=devices,
     )
     try:
         predictions = _renumbered(predict(model, variables, batches), class_of)

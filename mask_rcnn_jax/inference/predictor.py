@@ -4,9 +4,10 @@ Images are resized as in evaluation and padded to one of a few canvases, so that
 own, its transpose for portrait images, and longer ones where an image asks for them.
 """
 
+import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +53,8 @@ class Predictor:
 
     def __init__(self, model: Model, *, score_threshold: float | None = None, batch_size: int | None = None):
         """`score_threshold` is the score above which instances count (the model's own unless given), `batch_size` the
-        number of images run at once: one on CPU and four a device elsewhere unless given.
+        number of images run at once: one on CPU and four a device elsewhere unless given, and fewer where a call has
+        no more images than fewer hold.
         """
         if score_threshold is not None:
             Range(0, 1).check(score_threshold, "score_threshold")
@@ -64,7 +66,9 @@ class Predictor:
         self._config = replace(model.config, box_head=replace(head, score_threshold=lowest))
         self._threshold = lowest if score_threshold is None else score_threshold
         self._model = model
-        self._batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 4 * jax.device_count())
+        devices = jax.local_device_count()
+        sizes = (1,) if jax.default_backend() == "cpu" else (1, devices, 4 * devices)
+        self._batch_sizes = sizes if batch_size is None else (batch_size,)
         self._canvases = canvases(model.data)
         self._shapes: set[tuple[int, int, int]] = set()
 
@@ -114,12 +118,17 @@ class Predictor:
         paths: dict[int, str | None] = {}
         done: dict[int, Detections] = {}
         due = 0
-        batches = self._batches(self._prepared(images, on_error), paths)
+        batches = self._batches(self._prepared(images, on_error), paths, self._batch_size(images))
         for found in predict(self._config, self._model.variables, batches):
             done[found.image_id] = self._finished(found, paths.pop(found.image_id))
             while due in done:
                 yield done.pop(due)
                 due += 1
+
+    def _batch_size(self, images: Iterable[ImageLike]) -> int:
+        """Return the number for a call, which keeps it: programs of other sizes may differ in their last bits."""
+        count = len(images) if isinstance(images, Sized) else math.inf
+        return next((size for size in self._batch_sizes if size >= count), self._batch_sizes[-1])
 
     def _finished(self, found: ImageDetections, path: str | None) -> Detections:
         head = self._config.mask_head
@@ -156,8 +165,10 @@ class Predictor:
         canvas, pixels = resized_for(picture, data, self._canvases)
         return _Prepared(canvas, pixels, (picture.height, picture.width), path_of(image))
 
-    def _batches(self, images: Iterable[_Prepared], paths: dict[int, str | None]) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of images of one canvas, as `predict` takes them; `image_ids` number the images from 0.
+    def _batches(
+        self, images: Iterable[_Prepared], paths: dict[int, str | None], size: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of `size` images of one canvas, as `predict` takes them; `image_ids` number the images from 0.
 
         One that is alone on its canvas is run when `_PATIENCE` batches could have been filled since.
         """
@@ -167,13 +178,12 @@ class Predictor:
             waiting.setdefault(image.canvas, []).append((index, image))
             for canvas, members in list(waiting.items()):
                 first = members[0][0]
-                if len(members) == self._batch_size or index - first >= _PATIENCE * self._batch_size:
-                    yield self._batch(canvas, waiting.pop(canvas))
+                if len(members) == size or index - first >= _PATIENCE * size:
+                    yield self._batch(canvas, waiting.pop(canvas), size)
         for canvas, members in waiting.items():
-            yield self._batch(canvas, members)
+            yield self._batch(canvas, members, size)
 
-    def _batch(self, canvas: Canvas, members: Sequence[tuple[int, _Prepared]]) -> dict[str, np.ndarray]:
-        size = self._batch_size
+    def _batch(self, canvas: Canvas, members: Sequence[tuple[int, _Prepared]], size: int) -> dict[str, np.ndarray]:
         self._shapes.add((size, *canvas))
         batch = {
             "images": np.zeros((size, *canvas, 3), members[0][1].pixels.dtype),

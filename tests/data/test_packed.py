@@ -5,14 +5,18 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mask_rcnn_jax.data import packed as packed_module
 from mask_rcnn_jax.data.packed import Selection, pack
 from mask_rcnn_jax.data.records import Federated, Record
 from mask_rcnn_jax.data.shards import ShardImage
 from tests.data.same_records import assert_same_records
+
+LINUX = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc, of Linux")
 
 
 def made_up_records(count=20, keypoints=0):
@@ -86,14 +90,28 @@ def test_other_processes_map_the_same_file():
     assert len(message) < 10_000 < sum(record.boxes.nbytes for record in records)
     assert_same_records(packed, records, ignore={"image"})  # after the move to the file as before
     assert_same_records(pickle.loads(message), records, ignore={"image"})
-    folder = packed._file[0].parent
-    assert folder.is_dir()
+    path = packed._file[0]
+    assert path.exists()
     assert len(pickle.dumps({"inside": [Selection(packed, np.arange(5))]})) < 10_000
     code = f"import pickle; print(sum(float(r.boxes.sum()) for r in pickle.loads({message!r})))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert float(printed) == sum(float(record.boxes.sum()) for record in records)
     del packed
-    assert not folder.exists()
+    with pytest.raises(FileNotFoundError):
+        pickle.loads(message)
+
+
+@pytest.mark.parametrize("nameless", [False, pytest.param(True, marks=LINUX)])
+def test_the_file_goes_with_the_records(nameless, monkeypatch, tmp_path):
+    monkeypatch.setattr(packed_module, "_NAMELESS", nameless)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    records = made_up_records()
+    packed = pack(records)
+    message = pickle.dumps(packed)
+    assert any(tmp_path.iterdir()) != nameless  # what has no name survives no kill either
+    assert_same_records(pickle.loads(message), records, ignore={"image"})
+    del packed
+    assert not any(tmp_path.iterdir())
 
 
 def test_threads_that_send_the_records_share_one_file():

@@ -135,10 +135,10 @@ def test_evaluation_shows_every_image_once(dataset):
     batches = list(eval_batches(dataset, CONFIG, 3))
     shown = np.concatenate([batch["image_ids"][batch["valid"]] for batch in batches])
     assert sorted(shown) == list(range(8))
-    assert [batch["images"].shape for batch in batches] == [(3, 32, 64, 3)] * 2 + [(3, 64, 32, 3)]
+    assert [batch["images"].shape for batch in batches] == [(3, 32, 64, 3)] * 2 + [(2, 64, 32, 3)]
     for batch in batches:
         assert batch["valid"].dtype == bool
-        for row in range(3):
+        for row in range(len(batch["valid"])):
             if batch["valid"][row]:
                 record = dataset.records[batch["image_ids"][row]]
                 np.testing.assert_array_equal(batch["original_sizes"][row], [record.height, record.width])
@@ -146,6 +146,14 @@ def test_evaluation_shows_every_image_once(dataset):
             else:
                 assert not batch["images"][row].any()
     assert_same(batches[0], next(eval_batches(dataset, CONFIG, 3)))
+
+
+def test_few_images_make_a_batch_of_few_rows(dataset):
+    """Six images of one orientation and two of the other: all rows beyond them cost as much as an image."""
+    for batch_size, multiple, expected in ((32, 8, [8, 8]), (32, 4, [8, 4]), (4, 4, [4, 4, 4]), (32, 1, [6, 2])):
+        batches = list(eval_batches(dataset, CONFIG, batch_size, multiple=multiple))
+        assert [len(batch["valid"]) for batch in batches] == expected
+        assert sum(batch["valid"].sum() for batch in batches) == 8
 
 
 def test_images_that_do_not_fit_are_named_first(dataset):

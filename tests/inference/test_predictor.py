@@ -123,6 +123,15 @@ def test_images_of_mixed_canvases_come_back_in_order(traced, batch_size) -> None
     assert predictor([]) == []
 
 
+def test_no_more_rows_are_run_than_a_call_needs(traced, monkeypatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    predictor, image, devices = Predictor(small_model()), marked(50, 70, 200), jax.local_device_count()
+    sizes = {1: [image], devices: [image, image], 4 * devices: iter([image])}  # the last is of unknown length
+    for number, images in enumerate(sizes.values(), 1):
+        assert len(list(predictor.stream(images))) <= 2
+        assert [size for size, *_ in predictor.shapes] == list(sizes)[:number]
+
+
 def test_a_stream_is_read_as_it_is_used(traced) -> None:
     read = []
 
