@@ -16,7 +16,7 @@ from mask_rcnn_jax.errors import UserError
 
 Config = TypeVar("Config")
 
-_LARGEST = 2**31 - 1  # numbers become int32 or float32 sooner or later
+LARGEST = 2**31 - 1  # numbers become int32 or float32 sooner or later
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Range:
     """The numbers from `low` to `high`, or between them; nan and infinities belong to none."""
 
     low: float
-    high: float = _LARGEST
+    high: float = LARGEST
     above_low: bool = False  # `low` itself is excluded
     below_high: bool = False
     multiple_of: int = 1
@@ -44,7 +44,7 @@ class Range:
         what = f"a multiple of {self.multiple_of}, " if self.multiple_of > 1 else ""
         low = f"{'above' if self.above_low else 'at least'} {self.low}"
         high = f"{'below' if self.below_high else 'at most'} {self.high}"
-        return what + (low if self.high == _LARGEST and value <= self.high else f"{low} and {high}")
+        return what + (low if self.high == LARGEST and value <= self.high else f"{low} and {high}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -410,6 +410,7 @@ def test_settings_that_depend_on_others_are_refused() -> None:
         (grouped, "model.mask_head: channels 256 must be a multiple of norm.groups 7"),
         (["model.box_head.samples=3"], "samples 3 x foreground_fraction 0.25 leave no room for foreground"),
         (["model.backbone.bottom_up.groups=3"], "width 64 must be a multiple of groups 3"),
+        (["steps=1000000000"], "steps 1000000000 x batch_size 16 must be at most 2147483647"),
         (["data.source.min_shape_size=99"], "min_shape_size 99 must not be above max_shape_size 80"),
     ]:
         with pytest.raises(UserError, match=re.escape(message)):

@@ -64,26 +64,31 @@ def find_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def describe_flips(names: Sequence[str], pairs: Pairs | None = None) -> list[str]:
-    """Say which keypoints change places in a flip; a line more for each of what looks like a pair and is none."""
+    """Say which keypoints change places in a flip, and warn of what looks like a pair and is none."""
     found = find_pairs(names) if pairs is None else pairs
     told = ", ".join(f"{a} and {b}" for a, b in found) or "none"
-    lines = [f"keypoints that change places in a flip: {told}; {len(names) - 2 * len(found)} stay in place"]
-    if pairs is not None:
-        return lines
-    left = [name for name in names if name not in {*chain(*found)}]
-    alike = _alike(left)
-    for a, b in alike:
-        lines.append(
-            f"warning: keypoints '{a}' and '{b}' stay in place in a flip; if they are a left and a right one, name the"
-            " pairs in data.keypoint_flips"
-        )
-    lines += [
-        f"warning: keypoint '{name}' stays in place in a flip, as none is its counterpart on the other side; name the"
-        " pairs in data.keypoint_flips if one is"
-        for name in left
-        if name not in {*chain(*alike)} and _names_side(name)
+    warnings = unpaired(names) if pairs is None else []
+    return [
+        f"keypoints that change places in a flip: {told}; {len(names) - 2 * len(found)} stay in place",
+        *(f"warning: {warning}" for warning in warnings),
     ]
-    return lines
+
+
+def unpaired(names: Sequence[str]) -> list[str]:
+    """Name keypoints that look like a left and a right one, or one of them, and are not found as a pair."""
+    paired = {*chain(*find_pairs(names))}
+    left = [name for name in names if name not in paired]
+    alike = _alike(left)
+    alone = [name for name in left if name not in {*chain(*alike)} and _names_side(name)]
+    return [
+        f"keypoints '{a}' and '{b}' stay in place in a flip; if they are a left and a right one, name the pairs in"
+        " data.keypoint_flips"
+        for a, b in alike
+    ] + [
+        f"keypoint '{name}' stays in place in a flip, as none is its counterpart on the other side; if one is, name the"
+        " pairs in data.keypoint_flips"
+        for name in alone
+    ]
 
 
 def _words(name: str) -> tuple[str, ...]:

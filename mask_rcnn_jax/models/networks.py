@@ -21,7 +21,7 @@ from mask_rcnn_jax.models.mask_head import MaskHeadConfig
 from mask_rcnn_jax.models.pooler import Pool, PoolerConfig, pool
 from mask_rcnn_jax.models.resnet import ResNetConfig
 from mask_rcnn_jax.models.rpn import RPNConfig
-from mask_rcnn_jax.ranges import AboveZero, Positive, Range
+from mask_rcnn_jax.ranges import AboveZero, Range
 
 Arrays = dict[str, Any]  # nested dicts with arrays at the leaves
 
@@ -33,7 +33,7 @@ Pixel = Annotated[float, Range(-1000, 1000)]
 class MaskRCNNConfig:
     """The whole model. Defaults are Detectron2's R50-FPN; without a mask head it is Faster R-CNN."""
 
-    num_classes: Positive = 80
+    num_classes: Annotated[int, Range(1, 100_000)] = 80
     backbone: FPNConfig | ResNetConfig = FPNConfig()
     rpn: RPNConfig = RPNConfig()
     box_head: BoxHeadConfig = BoxHeadConfig()

@@ -6,7 +6,7 @@ from typing import Annotated
 from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.evaluation import EvaluationConfig
 from mask_rcnn_jax.models import MaskRCNNConfig
-from mask_rcnn_jax.ranges import BelowOne, Incidental, NotNegative, Positive, Seed
+from mask_rcnn_jax.ranges import LARGEST, BelowOne, Incidental, NotNegative, Positive, Seed
 from mask_rcnn_jax.training.optimizer import AdamWConfig, ScheduleConfig, SGDConfig
 
 
@@ -31,3 +31,10 @@ class ExperimentConfig:
     log_every: Annotated[Positive, Incidental()] = 20  # steps
     eval_every: NotNegative = 5_000  # steps; the last step always evaluates; 0 only then
     checkpoint_every: Annotated[Positive, Incidental()] = 1_000  # steps; every evaluation saves as well
+
+    def __post_init__(self) -> None:
+        if self.steps * self.batch_size > LARGEST:
+            raise ValueError(
+                f"steps {self.steps} x batch_size {self.batch_size} must be at most {LARGEST}: examples are numbered"
+                " by 32 bits"
+            )

@@ -80,7 +80,7 @@ def import_weights(
 
 def read_classes(text: str) -> Classes:
     """The classes that `--classes` names: a number, a file with a name on each line, or COCO annotations."""
-    if text.isdigit() and int(text) > 0:
+    if text.isdecimal() and len(text) <= 6 and int(text) > 0:
         return numbered_classes(int(text))
     path = Path(text)
     try:

@@ -238,6 +238,10 @@ def test_faults_of_entries(dataset):
     check(category(id=3), finding("category-entry", train, category_id=3))
     keypoints = {"keypoints": ["nose", "nose"]}
     check(lambda c: c["categories"][0].update(keypoints), finding("category-entry", train))
+    keypoints = {"keypoints": ["nose", "eye links", "eye rechts"]}
+    check(lambda c: c["categories"][0].update(keypoints), finding("keypoint-flips", train))
+    keypoints = {"keypoints": ["nose", "l_eye", "r_eye"]}
+    check(lambda c: c["categories"][0].update(keypoints))
 
 
 def test_faults_of_categories(dataset):

@@ -68,6 +68,12 @@ def test_checkpoints_without_settings_are_left_alone(finished, tmp_path):
         train(config, tmp_path)
 
 
+def test_a_number_out_of_range_is_refused_before_the_workdir_is_touched(tmp_path):
+    with pytest.raises(UserError, match=r"^batch_size must be at least 1, not 0$"):
+        train(tiny_experiment(tmp_path / "data", batch_size=0), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_classes_of_the_model_and_the_data_must_agree(finished, tmp_path):
     config, _, _ = finished
     with pytest.raises(UserError, match=r"has 6 categories but .* is 3; add --set model\.num_classes=6"):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mask_rcnn_jax.data.keypoint_flips import unpaired
 from mask_rcnn_jax.data.keypoints import category_keypoints, read_keypoints
 from mask_rcnn_jax.data.lint.counts import SplitCounts, count_split
 from mask_rcnn_jax.data.lint.findings import Finding
@@ -85,10 +86,13 @@ def _check_categories(split: Split, entries: list[Any]) -> None:
 def _keypoint_number(split: Split, entries: list[Any]) -> int:
     usable = [entry for entry in entries if isinstance(entry, dict) and entry.get("name")]
     try:
-        return len(category_keypoints(Path(split.annotation_file), usable)[0])
+        names = category_keypoints(Path(split.annotation_file), usable)[0]
     except UserError as error:
         split.add("category-entry", str(error))
         return 0
+    for message in unpaired(names):
+        split.add("keypoint-flips", message)
+    return len(names)
 
 
 def _check_images(split: Split, entries: list[Any]) -> dict[Any, dict[str, Any] | None]:

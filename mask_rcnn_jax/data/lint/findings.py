@@ -54,6 +54,7 @@ CHECKS = {
     "mask-thin": Check("warning", "masks less than 2 pixels wide or high"),
     "crowd-polygon": Check("warning", "crowds given as polygons, where COCO has RLE"),
     "keypoints-broken": Check("warning", "keypoints that cannot be used"),
+    "keypoint-flips": Check("warning", "keypoints that may be left or right, and stay in place in flips"),
     "annotation-copied": Check("warning", "annotations that repeat another one's mask"),
     "image-unlisted": Check("warning", "image files that no entry lists"),
     "image-copied": Check("warning", "images of the same pixels as another one"),
