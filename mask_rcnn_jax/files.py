@@ -1,16 +1,32 @@
-"""Files that are there whole or not at all, also when the process is killed while it writes."""
+"""Files that are there whole or not at all, and text that holds any name a file system allows."""
 
+import codecs
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+ANY_TEXT = "mask_rcnn_jax.any_text"  # the `errors` of text files and streams; see `_encoded`
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` at the end of the `with`, and is removed where that fails."""
-    part = path.with_name(path.name + ".part")
+    # A hidden name that nobody else has, as short as any: the longest names allow no suffix.
+    part = path.with_name(f".{hashlib.sha256(path.name.encode(errors=ANY_TEXT)).hexdigest()[:24]}.part")
     try:
         yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _encoded(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return the very bytes of a file name that is no text in the encoding, an escape for any other character."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+codecs.register_error(ANY_TEXT, _encoded)

@@ -1,38 +1,57 @@
 """What `mask-rcnn predict` writes: a writer for each `--format`."""
 
-import csv
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from types import TracebackType
+from typing import Protocol, TextIO, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from mask_rcnn_jax.cli.tables import open_table
+from mask_rcnn_jax.data.inputs import InputImage
+from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import Detections
 from mask_rcnn_jax.inference.outputs import COLUMNS, cutouts, label_image, mask_windows, table_rows, to_geojson
+from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.visualize import draw_instances
 
 ReadImage = Callable[[], UInt8[np.ndarray, "H W 3"]]
 
 _DRAWN_KEYPOINT = 0.05  # score of a keypoint that is drawn
+_JPEG = (".jpg", ".jpeg")
+_LABEL_LENGTH = 60  # characters of a class in a file's name, which file systems limit to 255 bytes
 
 
 @runtime_checkable
 class Writer(Protocol):
-    """Writes what was found in one image after another. Raises OSError where a file cannot be written."""
+    """Writes what was found in one image after another, in a `with`, whose end completes the files of several images.
 
-    def __init__(self, out: Path, category_ids: Sequence[int]) -> None: ...
+    Leaving it by an exception, such as an OSError of `write`, leaves those out.
+    """
+
+    def __init__(self, outputs: OutputFolder, category_ids: Sequence[int]) -> None: ...
+
+    @staticmethod
+    def files(out: Path, image: InputImage) -> Iterable[Path]:
+        """The files in the folder `out` that may be written for the image."""
+        ...
 
     def write(self, name: str, found: Detections, image: ReadImage) -> None:
-        """`name` is a relative path without suffix, unique to the image; `image` reads it."""
+        """`name` is a relative path without suffix, unique to the image; `image` reads it.
+
+        Raises UserError where this image's file alone cannot be written.
+        """
         ...
 
-    def close(self) -> None:
-        """Completes the files that hold more than one image."""
-        ...
+    def __enter__(self) -> object: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     @property
     def place(self) -> Path:
@@ -44,17 +63,28 @@ class _OneFileEach:
     """A writer of files of their own for each image."""
 
     folder = ""
+    suffix = ""
 
-    def __init__(self, out: Path, category_ids: Sequence[int]) -> None:
-        self.place = out / self.folder
-        self.place.mkdir(parents=True, exist_ok=True)
+    def __init__(self, outputs: OutputFolder, category_ids: Sequence[int]) -> None:
+        self.place = outputs.root / self.folder
+        self._outputs = outputs
 
-    def file(self, name: str, suffix: str) -> Path:
-        path = self.place / f"{name}{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+    @classmethod
+    def files(cls, out: Path, image: InputImage) -> Iterable[Path]:
+        return [out / cls.folder / f"{image.name}{cls.suffix}"]
 
-    def close(self) -> None:
+    def save(self, name: str, write: Callable[[Path], object]) -> None:
+        """Has `write` write the file `name` below `place`."""
+        try:
+            with self._outputs.replacing(self.place / name) as part:
+                write(part)
+        except OSError as error:
+            raise UserError(f"{self.place / name}: {error.strerror or error}") from None
+
+    def __enter__(self) -> object:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         pass
 
 
@@ -63,29 +93,36 @@ class OverlayWriter(_OneFileEach):
 
     folder = "overlays"
 
+    @classmethod
+    def files(cls, out: Path, image: InputImage) -> Iterable[Path]:
+        return [out / cls.folder / f"{image.name}{'.jpg' if image.path.suffix.lower() in _JPEG else '.png'}"]
+
     def write(self, name: str, found: Detections, image: ReadImage) -> None:
-        jpeg = found.path is not None and Path(found.path).suffix.lower() in (".jpg", ".jpeg")
         drawn = Image.fromarray(draw_detections(image(), found))
-        if jpeg:
-            drawn.save(self.file(name, ".jpg"), quality=92)
+        if found.path is not None and Path(found.path).suffix.lower() in _JPEG:
+            self.save(f"{name}.jpg", lambda part: drawn.save(part, "JPEG", quality=92))
         else:
-            drawn.save(self.file(name, ".png"))
+            self.save(f"{name}.png", lambda part: drawn.save(part, "PNG"))
 
 
 class LabelWriter(_OneFileEach):
     """16-bit PNG files: the number of the instance at each pixel, the same as in the table."""
 
     folder = "labels"
+    suffix = ".png"
 
     def write(self, name: str, found: Detections, image: ReadImage) -> None:
-        Image.fromarray(label_image(found)).save(self.file(name, ".png"))
+        labels = Image.fromarray(label_image(found))
+        self.save(f"{name}.png", lambda part: labels.save(part, "PNG"))
 
 
 class GeoJsonWriter(_OneFileEach):
     folder = "polygons"
+    suffix = ".geojson"
 
     def write(self, name: str, found: Detections, image: ReadImage) -> None:
-        self.file(name, ".geojson").write_text(json.dumps(to_geojson(found)) + "\n")
+        text = json.dumps(to_geojson(found)) + "\n"
+        self.save(f"{name}.geojson", lambda part: part.write_text(text))
 
 
 class CutoutWriter(_OneFileEach):
@@ -93,48 +130,86 @@ class CutoutWriter(_OneFileEach):
 
     folder = "cutouts"
 
+    @classmethod
+    def files(cls, out: Path, image: InputImage) -> Iterable[Path]:
+        # How many there will be is not known, but what there is may be in their way.
+        return (out / cls.folder / image.name).glob("[0-9]*_*.png")
+
     def write(self, name: str, found: Detections, image: ReadImage) -> None:
         if not len(found):
             return
         for i, cut in cutouts(image(), found):
-            label = re.sub(r"[^\w-]+", "_", found.names[i])
-            Image.fromarray(cut).save(self.file(f"{name}/{i + 1:04}_{label}", ".png"))
+            label = re.sub(r"[^\w-]+", "_", found.names[i])[:_LABEL_LENGTH]
+            picture = Image.fromarray(cut)
+            self.save(f"{name}/{i + 1:04}_{label}.png", lambda part, picture=picture: picture.save(part, "PNG"))
 
 
-class TableWriter:
+class _OneFile:
+    """A writer of one file for all images, which is there when it is whole."""
+
+    file = ""
+
+    def __init__(self, outputs: OutputFolder, category_ids: Sequence[int]) -> None:
+        self.place = outputs.root / self.file
+        self._outputs, self._ids, self._stack = outputs, category_ids, ExitStack()
+
+    @classmethod
+    def files(cls, out: Path, image: InputImage) -> Iterable[Path]:
+        return [out / cls.file]
+
+    def __enter__(self) -> object:
+        self._open(self._stack.enter_context(self._outputs.replacing(self.place)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stack:
+            if error is not None:
+                raise error
+            self._complete()
+
+    def _open(self, part: Path) -> None:
+        raise NotImplementedError
+
+    def _complete(self) -> None:
+        raise NotImplementedError
+
+
+class TableWriter(_OneFile):
     """One CSV file, a row for each instance."""
 
-    def __init__(self, out: Path, category_ids: Sequence[int]) -> None:
-        self.place = out / "detections.csv"
-        self._file = open(self.place, "w", newline="")  # noqa: SIM115  closed by `close`
-        self._table = csv.writer(self._file)
-        self._begun = False
+    file = "detections.csv"
 
     def write(self, name: str, found: Detections, image: ReadImage) -> None:
         self._begin(0 if found.keypoints is None else found.keypoints.shape[1])
-        self._table.writerows(table_rows(found))
+        for row in table_rows(found):
+            self._append(row)
 
-    def close(self) -> None:
+    def _open(self, part: Path) -> None:
+        self._append = self._stack.enter_context(open_table(part))
+        self._begun = False
+
+    def _complete(self) -> None:
         self._begin(0)
-        self._file.close()
 
     def _begin(self, num_keypoints: int) -> None:
         if not self._begun:
             points = [f"keypoint{k}_{part}" for k in range(1, num_keypoints + 1) for part in ("x", "y", "score")]
-            self._table.writerow([*COLUMNS, *points])
+            self._append([*COLUMNS, *points])
         self._begun = True
 
 
-class CocoWriter:
+class CocoWriter(_OneFile):
     """One file with COCO's images, categories and annotations, which have scores; also what COCO's tools load."""
 
-    def __init__(self, out: Path, category_ids: Sequence[int]) -> None:
-        self.place = out / "coco.json"
-        self._ids = category_ids
+    file = "coco.json"
+
+    def _open(self, part: Path) -> None:
         self._images: list[dict[str, object]] = []
         self._categories: list[dict[str, object]] = []
         self._count = 0
-        self._file = open(self.place, "w")  # noqa: SIM115  closed by `close`
+        self._file: TextIO = self._stack.enter_context(part.open("w"))
         self._file.write('{"annotations": [')
 
     def write(self, name: str, found: Detections, image: ReadImage) -> None:
@@ -148,10 +223,9 @@ class CocoWriter:
             self._count += 1
             self._file.write(json.dumps({"id": self._count} | result | {"area": int(mask.sum()), "iscrowd": 0}))
 
-    def close(self) -> None:
+    def _complete(self) -> None:
         rest = json.dumps({"images": self._images, "categories": self._categories})
         self._file.write(f"\n],\n{rest[1:]}\n")
-        self._file.close()
 
 
 FORMATS: dict[str, type[Writer]] = {

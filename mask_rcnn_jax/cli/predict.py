@@ -18,7 +18,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -30,7 +30,7 @@ from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.model import add_model_options, model_of
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.cli.outputs import FORMATS, Writer
-from mask_rcnn_jax.cli.videos import predict_sequences, predict_videos
+from mask_rcnn_jax.cli.videos import predict_sequences, predict_videos, video_files
 from mask_rcnn_jax.data import read_image
 from mask_rcnn_jax.data.inputs import InputImage, find_images, frame_count
 from mask_rcnn_jax.data.video import VIDEO_SUFFIXES
@@ -38,8 +38,11 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import Detections, ImageLike, Model, Predictor, use_compile_cache
 from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor
 from mask_rcnn_jax.inference.tiling import TiledPredictor, TilingConfig
+from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.places import refuse_checkpoint
 from mask_rcnn_jax.ranges import Range
+
+Sequences = list[tuple[str, list[InputImage]]]  # names, and the frames of each
 
 
 @runtime_checkable
@@ -71,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder, or pattern")
     add_model_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of what is written")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files in DIR that no earlier predict has written, too"
+    )
     parser.add_argument(
         "--format",
         nargs="+",
@@ -130,6 +136,10 @@ def _predict(options: argparse.Namespace, failures: list[str]) -> None:
     sequences, images, videos = _inputs(options, failures)
     if not (sequences or images or videos):
         return
+    of_sequences = [image for _, frames in sequences for image in frames]
+    inputs = [image.path for image in (*images, *videos, *of_sequences)]
+    outputs = OutputFolder(options.out, inputs, options.overwrite)
+    outputs.check(_files(options, sequences, images, videos))
     use_compile_cache()
     model = model_of(options)
     if options.max_pixels is not None:
@@ -138,21 +148,19 @@ def _predict(options: argparse.Namespace, failures: list[str]) -> None:
     began = time.monotonic()
     places = []
     if images:
-        count, places = _predict_images(predictor, model, images, options, failures)
+        count, places = _predict_images(predictor, model, images, options.format, outputs, failures)
         print(f"{count} instances in {len(images)} images", end=", ")
     if sequences or videos:
         with _writing(options.out):
-            frames, count = predict_videos(predictor, videos, options.out, failures)
-            more = predict_sequences(predictor, sequences, options.fps, model.data.max_pixels, options.out, failures)
+            frames, count = predict_videos(predictor, videos, outputs, failures)
+            more = predict_sequences(predictor, sequences, options.fps, model.data.max_pixels, outputs, failures)
         print(f"{count + more[1]} instances in {frames + more[0]} frames", end=", ")
         places.append(options.out / "videos")
     shapes = ", ".join(" x ".join(map(str, shape)) for shape in predictor.shapes)
     print(f"{time.monotonic() - began:.1f} s; programs: {shapes or 'none'}", *places, sep="\n")
 
 
-def _inputs(
-    options: argparse.Namespace, failures: list[str]
-) -> tuple[list[tuple[str, list[InputImage]]], list[InputImage], list[InputImage]]:
+def _inputs(options: argparse.Namespace, failures: list[str]) -> tuple[Sequences, list[InputImage], list[InputImage]]:
     """Named sequences of images, single images, and videos; what is none of them is noted in `failures`."""
     found, problems = find_images(options.inputs)
     failures += problems
@@ -160,13 +168,24 @@ def _inputs(
     images = [image for image in found if image not in videos]
     if not options.sequence:
         return [], images, videos
-    sequences: list[tuple[str, list[InputImage]]] = []
+    sequences: Sequences = []
     for text in options.inputs:
         paths = {image.path for image in find_images([text])[0]}
         if frames := [image for image in images if image.path in paths]:
             taken = [video.name for video in videos] + [name for name, _ in sequences]
             sequences.append((_sequence_name(text, taken), frames))
     return sequences, [], videos
+
+
+def _files(
+    options: argparse.Namespace, sequences: Sequences, images: list[InputImage], videos: list[InputImage]
+) -> Iterator[Path]:
+    """What may be written."""
+    for name in dict.fromkeys(options.format):
+        for image in images:
+            yield from FORMATS[name].files(options.out, image)
+    for name in (*(video.name for video in videos), *(name for name, _ in sequences)):
+        yield from video_files(options.out, name)
 
 
 def _sequence_name(text: str, taken: Sequence[str]) -> str:
@@ -197,17 +216,19 @@ def _predictor(options: argparse.Namespace, model: Model) -> Stream:
 
 
 def _predict_images(
-    predictor: Stream, model: Model, images: Sequence[InputImage], options: argparse.Namespace, failures: list[str]
+    predictor: Stream,
+    model: Model,
+    images: Sequence[InputImage],
+    formats: Sequence[str],
+    outputs: OutputFolder,
+    failures: list[str],
 ) -> tuple[int, list[Path]]:
     """Writes what is found in images; returns the number of instances, and where things were written."""
-    with _writing(options.out):
-        writers = [FORMATS[name](options.out, model.category_ids) for name in dict.fromkeys(options.format)]
-    try:
+    writers = [FORMATS[name](outputs, model.category_ids) for name in dict.fromkeys(formats)]
+    with _writing(outputs.root), ExitStack() as stack:
+        for writer in writers:
+            stack.enter_context(writer)
         count = _write_all(predictor, model, images, writers, failures)
-    finally:
-        with _writing(options.out):
-            for writer in writers:
-                writer.close()
     return count, [writer.place for writer in writers]
 
 
@@ -235,11 +256,11 @@ def _write_all(
         for found in predictor.stream([image.path for image in images], failed):
             assert found.path is not None
             read = functools.cache(functools.partial(read_image, found.path, model.data.max_pixels))
-            try:
-                for writer in writers:
+            for writer in writers:
+                try:
                     writer.write(names[found.path], found, read)
-            except (OSError, UserError) as error:
-                failures.append(f"What was found in {found.path} cannot be written: {error}")
+                except UserError as error:
+                    failures.append(f"What was found in {found.path} cannot be written: {error}")
             if (frames := frame_count(Path(found.path))) > 1:
                 bar.write(f"{found.path} has {frames} frames; the first one is used", file=sys.stderr)
             count += len(found)

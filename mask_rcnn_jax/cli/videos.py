@@ -1,6 +1,5 @@
 """Videos and image sequences for `mask-rcnn predict`: a video with coloured tracks, and a table, of each."""
 
-import csv
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,12 +13,14 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from mask_rcnn_jax.cli.outputs import draw_detections
+from mask_rcnn_jax.cli.tables import open_table
 from mask_rcnn_jax.data import read_image
 from mask_rcnn_jax.data.inputs import InputImage
 from mask_rcnn_jax.data.video import VideoReader, VideoWriter
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import Detections
 from mask_rcnn_jax.inference.tracking import Tracker
+from mask_rcnn_jax.output_folder import OutputFolder
 
 Frame = UInt8[np.ndarray, "H W 3"]
 _COLUMNS = ("frame", "track", "class", "score", "x1", "y1", "x2", "y2")
@@ -74,13 +75,13 @@ class ImageSequence:
 
 
 def predict_videos(
-    predictor: FrameStream, videos: Sequence[InputImage], out: Path, failures: list[str]
+    predictor: FrameStream, videos: Sequence[InputImage], outputs: OutputFolder, failures: list[str]
 ) -> tuple[int, int]:
     """Writes each video, and notes in `failures` what fails; returns the numbers of frames and of instances."""
 
     def of_file(video: InputImage) -> tuple[int, int]:
         with VideoReader(video.path) as reader:
-            return predict_clip(predictor, reader, video.name, out, failures)
+            return predict_clip(predictor, reader, video.name, outputs, failures)
 
     return _sums(of_file, videos, failures)
 
@@ -90,22 +91,31 @@ def predict_sequences(
     sequences: Sequence[tuple[str, Sequence[InputImage]]],
     rate: Fraction,
     max_pixels: int,
-    out: Path,
+    outputs: OutputFolder,
     failures: list[str],
 ) -> tuple[int, int]:
     """Writes a video of each sequence, (name, images); otherwise as `predict_videos`."""
 
     def of_images(sequence: tuple[str, Sequence[InputImage]]) -> tuple[int, int]:
         clip = ImageSequence(sequence[1], rate, max_pixels)
-        return predict_clip(predictor, clip, sequence[0], out, failures)
+        return predict_clip(predictor, clip, sequence[0], outputs, failures)
 
     return _sums(of_images, sequences, failures)
 
 
-def predict_clip(predictor: FrameStream, clip: Clip, name: str, out: Path, failures: list[str]) -> tuple[int, int]:
-    """Writes OUT/videos/NAME.mp4, with what was found drawn in the colour of its track, and NAME.csv beside it."""
-    place = out / "videos" / f"{name}.mp4"
-    place.parent.mkdir(parents=True, exist_ok=True)
+def video_files(out: Path, name: str) -> tuple[Path, Path]:
+    """The video and the table that `predict_clip` writes into the folder `out`."""
+    return out / "videos" / f"{name}.mp4", out / "videos" / f"{name}.csv"
+
+
+def predict_clip(
+    predictor: FrameStream, clip: Clip, name: str, outputs: OutputFolder, failures: list[str]
+) -> tuple[int, int]:
+    """Writes videos/NAME.mp4, with what was found drawn in the colour of its track, and NAME.csv beside it.
+
+    Raises UserError where there is no frame.
+    """
+    video, table = video_files(outputs.root, name)
     tracker, waiting, frames, instances = Tracker(), deque[Frame](), 0, 0
 
     def shown() -> Iterator[Frame]:
@@ -115,18 +125,20 @@ def predict_clip(predictor: FrameStream, clip: Clip, name: str, out: Path, failu
 
     with (
         tqdm(total=clip.stated_frames, unit="frame", desc=name, disable=None) as bar,
-        VideoWriter(place, clip.rate) as writer,
-        open(place.with_suffix(".csv"), "w", newline="") as file,
+        VideoWriter(video, clip.rate, outputs.replacing) as writer,
+        outputs.replacing(table) as part,
+        open_table(part) as append,
     ):
-        table = csv.writer(file)
-        table.writerow(_COLUMNS)
+        append(_COLUMNS)
         for found in predictor.stream(shown()):
             tracks = tracker.update(found)
             writer.write(draw_detections(waiting.popleft(), found, tracks))
             for track, label, score, box in zip(tracks, found.names, found.scores, found.boxes, strict=True):
-                table.writerow([frames, track, label, round(float(score), 4), *(round(float(x), 2) for x in box)])
+                append([frames, track, label, round(float(score), 4), *(round(float(x), 2) for x in box)])
             frames, instances = frames + 1, instances + len(found)
             bar.update()
+        if not frames:
+            raise UserError(clip.problem or f"{name} has no frame; give another video")
     if clip.problem:
         failures.append(clip.problem)
     return frames, instances

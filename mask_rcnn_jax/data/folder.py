@@ -9,13 +9,14 @@ from mask_rcnn_jax.data.image_files import UNREADABLE, displayed_size, list_imag
 from mask_rcnn_jax.data.packed import pack
 from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.output_folder import without_outputs
 
 
 def image_folder(path: str | Path) -> CocoDataset:
     """The images of `path` and the folders in it, or the one image that `path` is, sorted, with ids from 1.
 
-    There are no classes. Only headers are read; files that are no images by theirs are left out and counted. Raises
-    `UserError` where there is no image.
+    What a command wrote as its output is left out. There are no classes. Only headers are read; files that are no
+    images by theirs are left out and counted. Raises `UserError` where there is no image.
     """
     path = Path(path)
     if not path.exists():
@@ -24,7 +25,7 @@ def image_folder(path: str | Path) -> CocoDataset:
     problems: Counter[str] = Counter()
     examples: dict[str, str] = {}
     what = "images that cannot be read, left out"
-    for file in list_images(path) if path.is_dir() else [path]:
+    for file in without_outputs(list_images(path), path) if path.is_dir() else [path]:
         try:
             with opened_image(file) as image:
                 height, width = displayed_size(image)

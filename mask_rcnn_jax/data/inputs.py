@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mask_rcnn_jax.data.image_files import IMAGE_SUFFIXES, UNREADABLE, count_frames, list_images, opened_image
 from mask_rcnn_jax.data.video import VIDEO_SUFFIXES
+from mask_rcnn_jax.output_folder import without_outputs
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class InputImage:
 def find_images(inputs: Sequence[str]) -> tuple[list[InputImage], list[str]]:
     """The images and videos that `inputs` name, each once, in their order; and a sentence for each input without any.
 
-    An input is a file, whatever its suffix, a folder, with the folders in it, or a pattern such as "set/**/*.png".
+    An input is a file, whatever its suffix, a folder, with the folders in it, or a pattern such as "set/**/*.png". What
+    an earlier command wrote into folders there is no input, unless it is named itself.
     """
     found: dict[Path, tuple[Path, Path]] = {}
     problems = []
@@ -48,7 +50,8 @@ def _files(text: str) -> list[tuple[Path, Path]] | str:
     """Files, each with its path relative to what names the outputs; or what is wrong."""
     path = Path(text)
     if path.is_dir():
-        images = [(image, image.relative_to(path)) for image in list_images(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES)]
+        files = without_outputs(list_images(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES), path)
+        images = [(image, image.relative_to(path)) for image in files]
         return images or f"{text} holds no image; name a folder of images or videos"
     if path.exists():
         return [(path, Path(path.name))]
@@ -57,7 +60,8 @@ def _files(text: str) -> list[tuple[Path, Path]] | str:
     # Folders that are there are no pattern, whatever their names hold; below them files of one name may be in several.
     fixed = next((parent for parent in path.parents if os.path.isdir(parent)), Path())
     matches = sorted(glob.glob(str(path.relative_to(fixed)), root_dir=fixed, recursive=True))
-    images = [(fixed / match, Path(match)) for match in matches if (fixed / match).is_file()]
+    files = without_outputs([fixed / match for match in matches if (fixed / match).is_file()], fixed)
+    images = [(file, file.relative_to(fixed)) for file in files]
     return images or f"{text} matches no file; correct the pattern"
 
 

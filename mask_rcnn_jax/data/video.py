@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -13,6 +14,7 @@ from jaxtyping import UInt8
 
 from mask_rcnn_jax.data.config import DataConfig
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import replacing
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 
@@ -102,13 +104,17 @@ class VideoWriter:
     """Writes RGB frames of one size as a video that browsers play; nothing is at `path` before it is whole.
 
     An odd last row or column is repeated, since the format wants even sides. Leaving the `with` block by an exception
-    writes nothing. Raises `UserError` where the file cannot be written.
+    writes nothing. Raises `UserError` where the file cannot be written. `replace` says where it is written until then.
     """
 
-    def __init__(self, path: str | Path, rate: Fraction):
+    def __init__(
+        self,
+        path: str | Path,
+        rate: Fraction,
+        replace: Callable[[Path], AbstractContextManager[Path]] = replacing,
+    ):
         self.path = Path(path)
-        self._av, self._rate = _library(), rate
-        self._partial = self.path.with_name(f".{self.path.stem}.partial{self.path.suffix}")
+        self._av, self._rate, self._replace, self._stack = _library(), rate, replace, ExitStack()
         self._container: Any = None
         self._stream: Any = None
 
@@ -127,7 +133,8 @@ class VideoWriter:
 
     def _open(self, height: int, width: int) -> None:
         codec = next(name for name in _CODECS if name in self._av.codecs_available)
-        self._container = self._av.open(os.path.abspath(self._partial), "w", options={"movflags": "faststart"})
+        part = self._stack.enter_context(self._replace(self.path))
+        self._container = self._av.open(os.path.abspath(part), "w", format="mp4", options={"movflags": "faststart"})
         self._stream = self._container.add_stream(codec, rate=self._rate)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
 
@@ -137,18 +144,18 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._container is None:
-            return
         try:
-            if kind is None:
-                self._container.mux(self._stream.encode())
-            self._container.close()
-            if kind is None:
-                os.replace(self._partial, self.path)
+            with self._stack:
+                if self._container is not None:
+                    if kind is None:
+                        self._container.mux(self._stream.encode())
+                    self._container.close()
+                if error is not None:
+                    raise error
         except OSError as failure:
+            if failure is error:
+                raise
             raise self._unwritable(failure) from None
-        finally:
-            self._partial.unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"Video {self.path} cannot be written: {error.strerror or error}")

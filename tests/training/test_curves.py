@@ -59,7 +59,7 @@ def test_a_long_run_is_averaged_to_what_a_picture_shows(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
     write(tmp_path, LINES)
-    (tmp_path / "curves.png.part").mkdir()
+    (tmp_path / "curves.png").mkdir()
     assert "curves.png cannot be written (Is a directory)" in str(draw_curves(tmp_path))
 
 
