@@ -23,6 +23,7 @@ LAYERS: dict[str, set[str]] = {
     "config": {"errors", "ranges"},
     "files": set(),
     "output_folder": {"errors", "files"},
+    "places": {"errors"},
     "structures": set(),
     "processes": {"errors"},
     "ops": LEAVES,
