@@ -23,7 +23,6 @@ LAYERS: dict[str, set[str]] = {
     "config": {"errors", "ranges"},
     "files": set(),
     "output_folder": {"errors", "files"},
-    "places": {"errors"},
     "structures": set(),
     "processes": {"errors"},
     "ops": LEAVES,

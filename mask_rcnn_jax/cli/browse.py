@@ -14,6 +14,7 @@ from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoConfig, DataConfig, load_dataset, verify_images
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.places import refuse_checkpoint
 from mask_rcnn_jax.ranges import SEED, Range
 from mask_rcnn_jax.training import ExperimentConfig
@@ -34,6 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--config", type=Path, help="Python file with get_config(), or folder of a run")
     source.add_argument("--data", metavar="DIR", help="COCO directory, with the default settings")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of what is written")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files in DIR that no earlier browse has written, too"
+    )
     parser.add_argument(
         "--num", type=number(int, Range(1)), default=16, metavar="N", help="how many examples (default: 16)"
     )
@@ -57,8 +61,9 @@ def _browse(options: argparse.Namespace) -> None:
     dataset = verify_images(load_dataset(data.source, options.split or data.source.train_split), data)
     for line in dataset.describe_problems():
         print(line)
+    outputs = OutputFolder(options.out, (record.path for record in dataset.records), options.overwrite)
     try:
-        paths = write_augmented(dataset, data, options.out, options.num, seed)
+        paths = write_augmented(dataset, data, outputs, options.num, seed)
     except OSError as error:
         raise UserError(f"--out {options.out} cannot be written: {error.strerror or error}") from None
     for path in paths[:2]:

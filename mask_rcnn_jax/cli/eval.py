@@ -14,16 +14,17 @@ from mask_rcnn_jax.cli.experiment import add_process_options, join_processes, lo
 from mask_rcnn_jax.cli.model import add_average_option
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import override
-from mask_rcnn_jax.data import CocoDataset, load_dataset, verify_images
+from mask_rcnn_jax.data import load_dataset, verify_images
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import EvaluationResult, evaluate_model, format_table
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
+from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.places import refuse_checkpoint, run_folder
 from mask_rcnn_jax.ranges import Range
 from mask_rcnn_jax.training import ExperimentConfig, restore_for_inference
 from mask_rcnn_jax.training.workdir import read_config
-from mask_rcnn_jax.visualize import write_pictures
+from mask_rcnn_jax.visualize import picture_files, write_pictures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         "--pictures", type=number(int, Range(0)), default=8, metavar="N", help="how many images to draw (default: 8)"
     )
     parser.add_argument("--out", type=Path, help="folder of what is written (default: eval in the run's folder)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files there that no earlier evaluation has written, too"
+    )
     add_process_options(parser)
     return parser
 
@@ -78,6 +82,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     _check_fits(config.model, variables)
     dataset = load_dataset(config.data.source, options.split or config.data.source.val_split)
     dataset = verify_images(dataset, config.data)
+    outputs = OutputFolder(out, [dataset.annotation_file, *(r.path for r in dataset.records)], options.overwrite)
+    outputs.check([*_files(out), *picture_files(dataset, out, options.pictures)])
     images = f"{len(dataset.records)} images of {dataset.annotation_file}"
     if processes.is_first():
         print(*dataset.describe_problems(), f"evaluating step {metadata.step} of {source} on {images}", sep="\n")
@@ -85,8 +91,13 @@ def _evaluate(options: argparse.Namespace) -> None:
     if not processes.is_first():
         return
     print(format_table(result.metrics), *result.left_out, sep="\n")
-    for path in _write(result, metadata.step, result.dataset, out, options.pictures):
-        print(path)
+    shown, limit = result.dataset, config.data.max_pixels
+    try:
+        _write(result, metadata.step, outputs)
+        pictures = write_pictures(shown, result.results, outputs, options.pictures, max_pixels=limit)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
+    print(*_files(out), *pictures, sep="\n")
 
 
 def _is_path(checkpoint: str) -> bool:
@@ -116,14 +127,14 @@ def _shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
 
 
-def _write(result: EvaluationResult, step: int, dataset: CocoDataset, out: Path, num_pictures: int) -> list[Path]:
-    """Writes metrics, detections and pictures into `out` and returns the files."""
+def _files(out: Path) -> list[Path]:
+    """The files of the metrics and of the detections."""
+    return [out / "metrics.json", out / "detections.json"]
+
+
+def _write(result: EvaluationResult, step: int, outputs: OutputFolder) -> None:
     metrics = {name: value if math.isfinite(value) else None for name, value in result.metrics.items()}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "metrics.json").write_text(json.dumps({"step": step} | metrics, indent=2) + "\n")
-        (out / "detections.json").write_text(json.dumps(result.results) + "\n")
-        pictures = write_pictures(dataset, result.results, out / "pictures", num_pictures)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
-    return [out / "metrics.json", out / "detections.json", *pictures]
+    texts = json.dumps({"step": step} | metrics, indent=2), json.dumps(result.results)
+    for file, text in zip(_files(outputs.root), texts, strict=True):
+        with outputs.replacing(file) as part:
+            part.write_text(text + "\n")

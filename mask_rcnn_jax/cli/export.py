@@ -17,6 +17,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.program import Exportable, ExportSettings
 from mask_rcnn_jax.export.resize import Preprocessing
 from mask_rcnn_jax.export.stablehlo import export_stablehlo
+from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.places import refuse_checkpoint
 
 _STRIDE = 32  # pixels; canvases are whole numbers of the coarsest cells
@@ -34,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_model_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write: .stablehlo or .onnx")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE where no earlier export has written it")
     parser.add_argument(
         "--input",
         type=int,
@@ -60,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
 def _export(options: argparse.Namespace) -> None:
     refuse_checkpoint("--out", options.out)
     _check_out(options.out)
+    outputs = OutputFolder(options.out.parent, overwrite=options.overwrite)
+    outputs.check([options.out])
     batch = _batch(options.batch, options.out)
     model = model_of(options)
     settings = export_settings(model.data, options.input, options.canvas, batch, options.paste_masks)
@@ -67,12 +71,13 @@ def _export(options: argparse.Namespace) -> None:
         raise UserError("--paste-masks: the model has no masks; leave it away")
     exportable = Exportable(model.config, model.variables, model.class_names, settings)
     try:
-        if options.out.suffix == ".onnx":
-            from mask_rcnn_jax.export.to_onnx import export_onnx
+        with outputs.replacing(options.out) as part:
+            if options.out.suffix == ".onnx":
+                from mask_rcnn_jax.export.to_onnx import export_onnx
 
-            export_onnx(exportable, options.out)
-        else:
-            export_stablehlo(exportable, options.out)
+                export_onnx(exportable, part)
+            else:
+                export_stablehlo(exportable, part)
     except OSError as error:
         raise UserError(
             f"--out {options.out} cannot be written: {error.strerror or error}; name another file"

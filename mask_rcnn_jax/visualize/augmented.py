@@ -11,6 +11,7 @@ from PIL import Image
 
 from mask_rcnn_jax.data import CocoDataset, DataConfig, train_batches
 from mask_rcnn_jax.data.image_files import opened_image
+from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.visualize.draw import draw_instances
 
 _THUMBNAIL = 320  # pixels, longest side on the contact sheet
@@ -18,25 +19,29 @@ _COLUMNS = 4
 
 
 def write_augmented(
-    dataset: CocoDataset, config: DataConfig, directory: str | Path, count: int = 16, seed: int = 0
+    dataset: CocoDataset, config: DataConfig, outputs: OutputFolder, count: int = 16, seed: int = 0
 ) -> list[Path]:
     """Writes the first `count` examples of a run with `seed` and one image a step, a contact sheet, and `index.html`.
 
-    Masks are pasted from their grids, so a picture shows what is left of an annotation. Returns the files.
+    Masks are pasted from their grids, so a picture shows what is left of an annotation. Returns the files. Raises
+    UserError for files of other origin in the way, before any is written.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = outputs.root
+    sheet, index = directory / "contact_sheet.png", directory / "index.html"
+    outputs.check([sheet, index, *directory.glob("[0-9]*_*.png")])
     paths, captions = [], []
     batches = train_batches(dataset, replace(config, num_workers=0), 1, seed, 0, count)
     for step, batch in enumerate(batches):
         example = {key: values[0] for key, values in batch.items()}
         path = directory / f"{step:04}_{example['image_ids']}.png"
-        Image.fromarray(_draw(example, dataset)).save(path)
+        with outputs.replacing(path) as part:
+            Image.fromarray(_draw(example, dataset)).save(part, "PNG")
         paths.append(path)
         captions.append(_caption(example))
-    sheet, index = directory / "contact_sheet.png", directory / "index.html"
-    _contact_sheet(paths).save(sheet)
-    index.write_text(_page(paths, captions))
+    with outputs.replacing(sheet) as part:
+        _contact_sheet(paths).save(part, "PNG")
+    with outputs.replacing(index) as part:
+        part.write_text(_page(paths, captions))
     return [index, sheet, *paths]
 
 

@@ -9,42 +9,55 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from mask_rcnn_jax.data import CocoDataset, Record, read_image
+from mask_rcnn_jax.data import CocoDataset, DataConfig, Record
+from mask_rcnn_jax.data.transforms import open_image
+from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.visualize.draw import draw_instances, side_by_side
+
+_NAME_LENGTH = 60  # characters of an image's name in that of its picture
+
+
+def picture_files(dataset: CocoDataset, root: Path, count: int) -> dict[Path, Record]:
+    """The files that `write_pictures` writes below `root`, and the image of each."""
+    chosen = np.unique(np.linspace(0, len(dataset.records) - 1, min(count, len(dataset.records))).round().astype(int))
+    records = [dataset.records[i] for i in chosen.tolist()]
+    # The id as well: images in different folders may share a name.
+    return {
+        root / "pictures" / f"{record.image_id}_{Path(record.path).stem[:_NAME_LENGTH]}.png": record
+        for record in records
+    }
 
 
 def write_pictures(
     dataset: CocoDataset,
     results: Sequence[dict[str, Any]],
-    directory: str | Path,
+    outputs: OutputFolder,
     count: int = 8,
     min_score: float = 0.5,
     min_keypoint_score: float = 0.05,
+    max_pixels: int = DataConfig.max_pixels,
 ) -> list[Path]:
-    """Writes `count` images, spread evenly over the dataset, with their ground truth beside their detections.
+    """Writes `count` images, spread evenly over the dataset, with their ground truth beside their detections, into the
+    folder `pictures` of `outputs`.
 
     `results` are COCO results with or without masks and keypoints; those that score less than `min_score`, and single
-    keypoints of less than `min_keypoint_score`, are not drawn. Returns the files, named after the images.
+    keypoints of less than `min_keypoint_score`, are not drawn. Returns the files, named after the images. Raises
+    UserError for an image that cannot be read or has more than `max_pixels`, and as `outputs` does.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         by_image[result["image_id"]].append(result)
-    chosen = np.unique(np.linspace(0, len(dataset.records) - 1, min(count, len(dataset.records))).round().astype(int))
-    paths = []
-    for record in (dataset.records[i] for i in chosen.tolist()):
-        # The id as well: images in different folders may share a name.
-        path = directory / f"{record.image_id}_{Path(record.path).stem}.png"
+    files = picture_files(dataset, outputs.root, count)
+    for path, record in files.items():
         shown = [result for result in by_image[record.image_id] if result["score"] >= min_score]
         shown.sort(key=lambda result: -result["score"])
-        image = read_image(record.path)
+        image = np.asarray(open_image(record.path, max_pixels, record.open))
         truth = _draw_truth(image, dataset, record)
         found = _draw_results(image, dataset, shown, min_keypoint_score)
         captions = f"ground truth: {len(record.boxes)}", f"detected with score {min_score:g} or more: {len(shown)}"
-        Image.fromarray(side_by_side((truth, found), captions)).save(path)
-        paths.append(path)
-    return paths
+        with outputs.replacing(path) as part:
+            Image.fromarray(side_by_side((truth, found), captions)).save(part, "PNG")
+    return list(files)
 
 
 def _draw_truth(

@@ -9,6 +9,7 @@ from mask_rcnn_jax.cli.export import export_settings
 from mask_rcnn_jax.cli.main import main
 from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.export.runtime import load
+from mask_rcnn_jax.output_folder import RECORD
 from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata
 from mask_rcnn_jax.training.step import init_state
 from tests.tiny import tiny_experiment
@@ -36,7 +37,7 @@ def test_a_checkpoint_becomes_onnx(checkpoint, tmp_path, capsys):
     assert (model.class_names, model.input_size, model.batch) == (NAMES, (40, 90), 1)
     (found,) = model.detect([np.zeros((30, 20, 3), np.uint8)])
     assert found["masks"].shape == (len(found["boxes"]), 30, 20)
-    assert list(tmp_path.iterdir()) == [out]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [RECORD, out.name]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from mask_rcnn_jax.data.inputs import InputImage, find_images
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import Detections
 from mask_rcnn_jax.output_folder import RECORD, OutputFolder
+from tests.data.coco_files import annotation, write_dataset
 from tests.inference.test_detections import HEIGHT, WIDTH, some
 
 IDS = (1, 2, 3)
@@ -158,3 +159,19 @@ def test_names_of_inputs_need_be_no_text(tmp_path) -> None:
     ((image,), problems) = find_images([str(tmp_path)])
     assert image.name == Path(ODD).stem
     assert not problems
+
+
+def test_export_and_browse_replace_what_they_wrote_alone(tmp_path, capsys) -> None:
+    model, pictures = tmp_path / "model.stablehlo", tmp_path / "out"
+    pictures.mkdir()
+    data = write_dataset(tmp_path / "data", [annotation()])
+    export = ["export", "--checkpoint", str(tmp_path / "none"), "--out", str(model)]
+    browse = ["browse", "--data", data.root, "--out", str(pictures), "--num", "1"]
+    for command, file in ((export, model), (browse, pictures / "index.html"), (browse, pictures / "0007_3.png")):
+        file.write_text("precious")
+        before = files(tmp_path)
+        assert main(command) == 2
+        assert f"{file} is there already" in capsys.readouterr().err
+        assert files(tmp_path) == before
+        file.unlink()
+    assert main(browse) == main(browse) == 0

@@ -22,6 +22,8 @@ from mask_rcnn_jax.data import (
     verify_images,
 )
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.output_folder import OutputFolder
+from mask_rcnn_jax.visualize import write_pictures
 from tests.data.coco_files import annotation, write_dataset
 from tests.data.same_records import assert_same_records
 
@@ -175,3 +177,15 @@ def test_the_command(tmp_path, capsys):
     assert_round_trip(source, tmp_path / "out", "my_data", "train")
     assert main(arguments) == 2
     assert "my_data exists" in capsys.readouterr().err
+
+
+def test_pictures_are_read_from_shards(shapes, tmp_path):
+    source, data_dir = shapes
+    drawn = []
+    for name, config in (("files", source), ("shards", TfdsConfig(str(data_dir), "shapes"))):
+        outputs = OutputFolder(tmp_path / name)
+        drawn.append([path.read_bytes() for path in write_pictures(load_dataset(config, "val"), [], outputs, 2)])
+        with pytest.raises(UserError, match=r"more than data\.max_pixels 4095"):
+            write_pictures(load_dataset(config, "val"), [], outputs, 1, max_pixels=64 * 64 - 1)
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 2

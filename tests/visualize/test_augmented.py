@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from mask_rcnn_jax.data import DataConfig, LargeScaleJitterConfig, ShapesConfig, load_coco, train_batches
+from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.visualize import write_augmented
 
 
@@ -14,7 +15,9 @@ def test_pictures_of_examples(tmp_path) -> None:
     source = ShapesConfig(root=str(tmp_path / "shapes"), num_train=4, num_val=1, image_size=64)
     dataset = load_coco(source, "train")
     config = DataConfig(source, canvas=(480, 480), max_instances=2, large_scale_jitter=LargeScaleJitterConfig())
-    index, sheet, *pictures = write_augmented(dataset, replace(config, copy_paste=1.0), tmp_path / "out", 6, seed=3)
+    index, sheet, *pictures = write_augmented(
+        dataset, replace(config, copy_paste=1.0), OutputFolder(tmp_path / "out"), 6, seed=3
+    )
     assert len(pictures) == 6
     page = index.read_text()
     assert all(f'src="{path.name}"' in page for path in pictures)

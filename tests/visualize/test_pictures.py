@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from mask_rcnn_jax.data import CocoConfig, ShapesConfig, load_coco
+from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.visualize import write_pictures
 
 
@@ -15,7 +16,7 @@ def test_pictures_of_a_dataset(tmp_path) -> None:
             sides = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             entry = {"image_id": record.image_id, "category_id": dataset.categories[label], "bbox": sides}
             results += [entry | {"score": 0.9}, entry | {"score": 0.3}]
-    paths = write_pictures(dataset, results, tmp_path / "pictures", count=3)
+    paths = write_pictures(dataset, results, OutputFolder(tmp_path), count=3)
     ends = dataset.records[0], dataset.records[-1]
     assert len(set(paths)) == 3
     assert [paths[0].name.split("_")[0], paths[-1].name.split("_")[0]] == [str(record.image_id) for record in ends]
@@ -27,7 +28,7 @@ def test_pictures_of_a_dataset(tmp_path) -> None:
     # What scores too little is not drawn.
     drawn = [path.read_bytes() for path in paths]
     certain = [result for result in results if result["score"] > 0.5]
-    assert drawn == [p.read_bytes() for p in write_pictures(dataset, certain, tmp_path / "pictures", count=3)]
+    assert drawn == [p.read_bytes() for p in write_pictures(dataset, certain, OutputFolder(tmp_path), count=3)]
 
 
 def test_pictures_of_keypoints(shared, tmp_path) -> None:
@@ -42,7 +43,7 @@ def test_pictures_of_keypoints(shared, tmp_path) -> None:
         if score is not None:
             for result, keypoints in zip(results, record.keypoints, strict=True):
                 result["keypoints"] = (keypoints * [1, 1, 0] + [-0.5, -0.5, score]).ravel().tolist()
-        (path,) = write_pictures(dataset, results, tmp_path)
+        (path,) = write_pictures(dataset, results, OutputFolder(tmp_path))
         drawn.append(np.asarray(Image.open(path)).astype(int))
     without, unsure, sure = drawn
     np.testing.assert_array_equal(without, unsure)
@@ -53,11 +54,11 @@ def test_pictures_of_keypoints(shared, tmp_path) -> None:
     assert not changed[:, : record.width].any()  # the ground truth is what it was
     # An annotation file of other keypoints has no say in what is joined.
     others = replace(dataset, keypoint_names=("a",), skeleton=((0, 0),))
-    (path,) = write_pictures(others, results, tmp_path)
+    (path,) = write_pictures(others, results, OutputFolder(tmp_path))
     assert (np.asarray(Image.open(path))[:, right:] != sure[:, right:]).any()
 
 
 def test_more_pictures_than_images_and_none(tmp_path) -> None:
     dataset = load_coco(ShapesConfig(root=str(tmp_path / "shapes"), num_train=1, num_val=2, image_size=64), "val")
-    assert len(write_pictures(dataset, [], tmp_path / "all", count=9)) == 2
-    assert write_pictures(dataset, [], tmp_path / "none", count=0) == []
+    assert len(write_pictures(dataset, [], OutputFolder(tmp_path / "all"), count=9)) == 2
+    assert write_pictures(dataset, [], OutputFolder(tmp_path / "none"), count=0) == []
