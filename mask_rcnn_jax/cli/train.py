@@ -6,6 +6,7 @@ from pathlib import Path
 from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.experiment import add_process_options, join_processes, load_experiment
 from mask_rcnn_jax.config import override
+from mask_rcnn_jax.data import check_prepared
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.training import ExperimentConfig, train
 from mask_rcnn_jax.training.profiling import ProfileSteps
@@ -22,7 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
         join_processes(options)
         use_compile_cache()
         workdir = options.workdir or Path("runs") / _name(options.config or DEFAULT_CONFIG)
-        config = override(_config(options.config, workdir), options.set)
+        settings, from_file = _config(options.config, workdir)
+        config = override(settings, options.set)
+        if not from_file and config.data.source == settings.data.source:
+            check_prepared(config.data.source)  # a folder of unknown origin does not say where to write
         train(config, workdir, options.profile, options.wandb)
 
     return run(command, when_interrupted="interrupted; the same command goes on from the last checkpoint")
@@ -63,7 +67,9 @@ def _name(config: Path) -> str:
     return config.resolve().name if config.is_dir() else config.stem
 
 
-def _config(file: Path | None, workdir: Path) -> ExperimentConfig:
+def _config(file: Path | None, workdir: Path) -> tuple[ExperimentConfig, bool]:
+    """The settings, and whether they are a Python file's rather than those stored in a folder."""
     if file is None and (stored := read_config(workdir)) is not None:
-        return stored
-    return load_experiment(file or DEFAULT_CONFIG)
+        return stored, False
+    file = file or DEFAULT_CONFIG
+    return load_experiment(file), not file.is_dir()

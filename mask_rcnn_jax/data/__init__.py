@@ -24,7 +24,7 @@ from mask_rcnn_jax.data.pipeline import (
 from mask_rcnn_jax.data.plan import plan_batches, repeat_factors
 from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.data.shapes import write_shapes
-from mask_rcnn_jax.data.sources import load_dataset
+from mask_rcnn_jax.data.sources import check_prepared, load_dataset, prepare_source
 from mask_rcnn_jax.data.tfds_builder import build_tfds
 from mask_rcnn_jax.data.transforms import read_image, resize, resized_size
 from mask_rcnn_jax.data.verify import leave_out, verify_images
@@ -43,6 +43,7 @@ __all__ = [
     "ShapesConfig",
     "TfdsConfig",
     "build_tfds",
+    "check_prepared",
     "coverage",
     "describe_left_out",
     "eval_batches",
@@ -52,6 +53,7 @@ __all__ = [
     "load_coco",
     "load_dataset",
     "plan_batches",
+    "prepare_source",
     "read_image",
     "repeat_factors",
     "resize",

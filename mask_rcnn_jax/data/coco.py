@@ -10,7 +10,7 @@ from mask_rcnn_jax.data.annotations import AnnotationReader
 from mask_rcnn_jax.data.config import CocoConfig, ShapesConfig
 from mask_rcnn_jax.data.packed import pack
 from mask_rcnn_jax.data.records import CocoDataset, Record
-from mask_rcnn_jax.data.shapes import prepare_shapes
+from mask_rcnn_jax.data.shapes import check_shapes
 from mask_rcnn_jax.errors import UserError
 
 __all__ = [
@@ -42,7 +42,7 @@ class AnnotationFile:
 
 
 def load_coco(config: CocoConfig | ShapesConfig, split: str) -> CocoDataset:
-    """Reads `split` of the directory; a `ShapesConfig`'s directory is written first if need be.
+    """Reads `split` of the directory; that of a `ShapesConfig` must have been written, see `prepare_source`.
 
     Raises `UserError` for a missing directory or image, an annotation file that is missing, not JSON or lacks keys, and
     annotations that name an unknown image or category. Left out and counted: boxes of no area, polygons with fewer than
@@ -51,7 +51,7 @@ def load_coco(config: CocoConfig | ShapesConfig, split: str) -> CocoDataset:
     them, and counted.
     """
     if isinstance(config, ShapesConfig):
-        prepare_shapes(config)
+        check_shapes(config)
         config = CocoConfig(config.root)
     root = check_root(config.root)
     file = read_annotations(root / "annotations" / config.annotation_file.replace("{split}", split))

@@ -29,27 +29,52 @@ _CONTRAST = 60.0  # least Euclidean distance between a shape's colour and the ba
 
 
 def prepare_shapes(config: ShapesConfig) -> None:
-    """Writes the directory `config.root` unless it holds these very shapes.
+    """Write the directory `config.root` unless it holds these very shapes.
 
-    Shapes of other settings are replaced; `UserError` when the directory holds anything else.
+    Nothing that is there is replaced: raises UserError where the directory holds anything else, or cannot be written.
     """
+    if _holds_shapes(config):
+        return
     root = Path(config.root)
-    settings = _settings(config)
-    if root.exists():
-        written = root / _SETTINGS_FILE
-        if not written.is_file():
-            raise UserError(f"Directory {root} holds no synthetic shapes; set data.source.root to another directory.")
-        if written.read_text() == settings:
-            return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
-        write_shapes(config, beside / "shapes")
-        if root.exists():
-            os.replace(root, beside / "replaced")
-        os.replace(beside / "shapes", root)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{root.name[:40]}-", dir=root.parent))
+        try:
+            write_shapes(config, beside / "shapes")
+            os.rename(beside / "shapes", root)  # an empty directory gives way, no other does
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        # Another process may have written them meanwhile.
+        if not _holds_shapes(config):
+            reason = error.strerror or error
+            raise UserError(
+                f"Directory {root} cannot be written ({reason}); set data.source.root to another."
+            ) from None
+
+
+def check_shapes(config: ShapesConfig) -> None:
+    """Raise UserError where the directory `config.root` does not hold these very shapes."""
+    if not _holds_shapes(config):
+        raise UserError(
+            f"Directory {config.root} holds no synthetic shapes, which only train.py --config FILE.py writes; run that"
+            " first, or set data.source.root to where they are."
+        )
+
+
+def _holds_shapes(config: ShapesConfig) -> bool:
+    """Tell whether the directory holds the shapes, or nothing; raise UserError where it holds anything else."""
+    root = Path(config.root)
+    if not os.path.lexists(root) or (os.path.isdir(root) and not os.listdir(root)):
+        return False
+    if not os.path.isfile(root / _SETTINGS_FILE):
+        raise UserError(f"Directory {root} holds no synthetic shapes; set data.source.root to another directory.")
+    if (root / _SETTINGS_FILE).read_bytes() != _settings(config).encode():
+        raise UserError(
+            f"Directory {root} holds synthetic shapes of other settings; set data.source.root to another directory, or"
+            " remove this one."
+        )
+    return True
 
 
 def write_shapes(config: ShapesConfig, directory: str | Path) -> None:

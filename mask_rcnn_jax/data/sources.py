@@ -5,8 +5,30 @@ from mask_rcnn_jax.data.config import CocoConfig, LvisConfig, MixtureConfig, Sha
 from mask_rcnn_jax.data.lvis import load_lvis
 from mask_rcnn_jax.data.mixture import mix
 from mask_rcnn_jax.data.records import CocoDataset
+from mask_rcnn_jax.data.shapes import check_shapes, prepare_shapes
 from mask_rcnn_jax.data.tfds_source import load_tfds
 from mask_rcnn_jax.errors import UserError
+
+
+def prepare_source(source: Source) -> None:
+    """Write the synthetic shapes that the source names and that are not there yet.
+
+    Reading a source writes nothing: its settings may be those of a checkpoint of unknown origin. Raises UserError where
+    their directory holds anything else.
+    """
+    for shapes in _shapes_of(source):
+        prepare_shapes(shapes)
+
+
+def check_prepared(source: Source) -> None:
+    """Raise UserError where synthetic shapes that the source names are not there."""
+    for shapes in _shapes_of(source):
+        check_shapes(shapes)
+
+
+def _shapes_of(source: Source) -> list[ShapesConfig]:
+    sources = source.sources if isinstance(source, MixtureConfig) else (source,)
+    return [part for part in sources if isinstance(part, ShapesConfig)]
 
 
 def load_dataset(source: Source, split: str) -> CocoDataset:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import checked
-from mask_rcnn_jax.data import CocoDataset, describe_left_out, train_batches
+from mask_rcnn_jax.data import CocoDataset, describe_left_out, prepare_source, train_batches
 from mask_rcnn_jax.errors import Stopped
 from mask_rcnn_jax.evaluation import evaluate_model, format_table
 from mask_rcnn_jax.inference.checkpoint import Metadata, deciding, score
@@ -42,6 +42,7 @@ def train(
     # Whatever may be wrong with the settings or the data is found before the workdir is touched.
     config = checked(config)
     mesh = make_mesh(config)
+    prepare_source(config.data.source)
     datasets = load_datasets(config)
     variables, about_weights = first_variables(config)
     state = init_state(config, variables)

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from mask_rcnn_jax.cli.eval import main
-from mask_rcnn_jax.data import DataConfig, ShapesConfig, load_coco
+from mask_rcnn_jax.data import DataConfig, ShapesConfig, load_coco, prepare_source
 from mask_rcnn_jax.evaluation import EvaluationConfig
 from mask_rcnn_jax.models import init
 from mask_rcnn_jax.training import ExperimentConfig
@@ -21,6 +21,7 @@ from tests.tiny import tiny_model
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     source = ShapesConfig(root=str(folder / "shapes"), num_train=1, num_val=3, image_size=64, max_shape_size=40)
+    prepare_source(source)
     dataset = load_coco(source, "val")
     base = tiny_model()
     model = type(base)(**{**vars(base), "num_classes": len(dataset.class_names)})

@@ -67,3 +67,10 @@ def test_no_input_is_replaced(evaluations, tmp_path, capsys) -> None:
     assert evaluate(annotations, "--overwrite", "--set", "data.source.annotation_file=metrics.json") == 2
     assert "metrics.json would replace the input" in capsys.readouterr().err
     assert not evaluations
+
+
+def test_a_checkpoint_has_nothing_written_where_it_says(evaluations, tmp_path, capsys) -> None:
+    source = ["data.source=ShapesConfig", f"data.source.root={tmp_path / 'victim'}"]
+    assert evaluate(tmp_path / "out", "--set", *source) == 2
+    assert "victim holds no synthetic shapes" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -15,6 +15,7 @@ from mask_rcnn_jax.cli.main import main
 from mask_rcnn_jax.data.inputs import find_images
 from mask_rcnn_jax.inference import Predictor
 from mask_rcnn_jax.inference.checkpoint import Metadata
+from mask_rcnn_jax.output_folder import RECORD
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.checkpoint import Checkpoints
 from mask_rcnn_jax.training.step import init_state
@@ -61,7 +62,9 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """The files below the folder, but for the record of what was written."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return sorted(found - {RECORD})
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")

@@ -15,6 +15,7 @@ from mask_rcnn_jax.data.video import VideoReader, VideoWriter
 from mask_rcnn_jax.inference import Predictor
 from mask_rcnn_jax.inference.augmented import AugmentationConfig
 from mask_rcnn_jax.inference.checkpoint import Metadata
+from mask_rcnn_jax.output_folder import RECORD
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.checkpoint import Checkpoints
 from mask_rcnn_jax.training.step import init_state
@@ -66,6 +67,7 @@ def test_a_video_becomes_a_video(checkpoint, tmp_path, capsys) -> None:
     assert predict(checkpoint, out, tmp_path / "clips", "--batch-size", BATCH) == 0
     assert "in 1 images" in capsys.readouterr().out
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == [
+        RECORD,
         "overlays/b.png",
         "videos/a.csv",
         "videos/a.mp4",

@@ -1,13 +1,23 @@
 """The synthetic set: deterministic, correctly annotated, never written over something else."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.data import ShapesConfig, load_coco, masks, verify_images
+from mask_rcnn_jax.data import (
+    MixtureConfig,
+    ShapesConfig,
+    check_prepared,
+    load_coco,
+    load_dataset,
+    masks,
+    prepare_source,
+    verify_images,
+)
 from mask_rcnn_jax.data.shapes import CLASS_NAMES, draw_shapes, write_shapes
 from mask_rcnn_jax.errors import UserError
 
@@ -30,6 +40,7 @@ def test_the_same_settings_give_the_same_bytes(tmp_path):
 
 def test_reads_without_problems(tmp_path):
     config = replace(CONFIG, root=str(tmp_path / "shapes"))
+    prepare_source(config)
     dataset = load_coco(config, config.train_split)
     verify_images(dataset)
     assert len(dataset.records) == 12
@@ -38,22 +49,54 @@ def test_reads_without_problems(tmp_path):
     assert not dataset.problems
 
 
-def test_directories_are_replaced_only_if_they_hold_shapes(tmp_path):
+def test_what_is_there_stays(tmp_path):
     config = replace(CONFIG, root=str(tmp_path / "shapes"))
-    load_coco(config, "train")
+    (tmp_path / "shapes").mkdir()
+    prepare_source(config)
     before = files(tmp_path)
     stamp = (tmp_path / "shapes" / "shapes.json").stat().st_mtime_ns
-    load_coco(config, "train")
+    prepare_source(config)
     assert (tmp_path / "shapes" / "shapes.json").stat().st_mtime_ns == stamp  # not written again
-    load_coco(replace(config, seed=5), "train")
-    load_coco(config, "train")
-    assert files(tmp_path) == before  # and nothing is left beside it
-
+    (tmp_path / "shapes" / "mine.jpg").write_text("precious")
+    for use in (prepare_source, lambda source: load_coco(source, "train")):
+        with pytest.raises(UserError, match=r"shapes holds synthetic shapes of other settings; .*data\.source\.root"):
+            use(replace(config, seed=5))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").write_text("precious")
-    with pytest.raises(UserError, match="photos holds no synthetic shapes"):
-        load_coco(replace(config, root=str(tmp_path / "photos")), "train")
-    assert (tmp_path / "photos" / "mine.jpg").read_text() == "precious"
+    with pytest.raises(UserError, match=r"photos holds no synthetic shapes; .*data\.source\.root"):
+        prepare_source(replace(config, root=str(tmp_path / "photos")))
+    with pytest.raises(UserError, match=r"mine\.jpg/shapes cannot be written \(.*\); set data\.source\.root"):
+        prepare_source(replace(config, root=str(tmp_path / "photos" / "mine.jpg" / "shapes")))
+    assert files(tmp_path) == before | {name: b"precious" for name in ("shapes/mine.jpg", "photos/mine.jpg")}
+
+
+def test_another_process_may_be_first(tmp_path, monkeypatch):
+    config = replace(CONFIG, root=str(tmp_path / "shapes"))
+    rename = os.rename
+
+    def late(source, target):
+        write_shapes(config, target)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    prepare_source(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_reading_writes_nothing(tmp_path, mixed):
+    config = replace(CONFIG, root=str(tmp_path / "shapes"))
+    source = MixtureConfig((config, config)) if mixed else config
+    for use in (
+        check_prepared,
+        lambda source: load_dataset(source, "train"),
+        lambda source: load_dataset(source, "val"),
+    ):
+        with pytest.raises(UserError, match=r"shapes holds no synthetic shapes, which only .*data\.source\.root"):
+            use(source)
+    assert not list(tmp_path.iterdir())
+    prepare_source(source)
+    check_prepared(source)
 
 
 def test_annotations_describe_visible_parts(tmp_path):

@@ -17,6 +17,7 @@ from mask_rcnn_jax.data import (
     image_folder,
     load_coco,
     load_dataset,
+    prepare_source,
     train_batches,
 )
 from mask_rcnn_jax.errors import UserError
@@ -73,6 +74,7 @@ def test_a_mixture_trains_on_all_and_validates_on_the_first(tmp_path):
         ShapesConfig(str(tmp_path / name), num_train=n, num_val=2, image_size=64) for name, n in (("a", 4), ("b", 3))
     ]
     config = MixtureConfig(tuple(shapes))
+    prepare_source(config)
     assert len(load_dataset(config, config.train_split).records) == 7
     assert_same_records(load_dataset(config, config.val_split).records, load_coco(shapes[0], "val").records)
     with pytest.raises(UserError, match="splits train and val, not 'test'"):

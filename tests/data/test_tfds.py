@@ -17,6 +17,7 @@ from mask_rcnn_jax.data import (
     TfdsConfig,
     build_tfds,
     load_dataset,
+    prepare_source,
     read_image,
     train_batches,
     verify_images,
@@ -40,7 +41,7 @@ def shapes(tmp_path_factory):
     """A directory of shapes and the folder of its shards, "shapes"."""
     folder = tmp_path_factory.mktemp("tfds")
     config = ShapesConfig(str(folder / "coco"), num_train=12, num_val=4, image_size=64)
-    load_dataset(config, "train")
+    prepare_source(config)
     source = CocoConfig(config.root)
     build_tfds(source, folder / "shards", "shapes", ["train", "val"])
     return source, folder / "shards"

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mask_rcnn_jax.data import ShapesConfig, fingerprint, load_dataset
+from mask_rcnn_jax.data import ShapesConfig, fingerprint, load_dataset, prepare_source
 from mask_rcnn_jax.data.packed import Selection
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Variables
@@ -26,6 +26,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(config):
+    prepare_source(config.data.source)
     return load_dataset(config.data.source, "train")
 
 
@@ -164,9 +165,11 @@ def test_starts_that_came_to_nothing_are_not_the_runs(tmp_path):
 
 def test_a_fingerprint_is_of_what_the_data_says_and_not_of_where_it_lies(config, dataset, tmp_path):
     source: ShapesConfig = config.data.source
-    moved = load_dataset(replace(source, root=str(tmp_path / "elsewhere")), "train")
-    assert fingerprint(moved) == fingerprint(dataset)
-    other = load_dataset(replace(source, root=str(tmp_path / "other"), seed=1), "train")
+    elsewhere, others = replace(source, root=str(tmp_path / "a")), replace(source, root=str(tmp_path / "b"), seed=1)
+    for written in (elsewhere, others):
+        prepare_source(written)
+    assert fingerprint(load_dataset(elsewhere, "train")) == fingerprint(dataset)
+    other = load_dataset(others, "train")
     count = len(dataset.records)
     some, order = (Selection(dataset.records, rows) for rows in (np.arange(count - 1), np.arange(count)[::-1]))
     as_list = fingerprint(replace(dataset, records=list(dataset.records)))

@@ -6,13 +6,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mask_rcnn_jax.data import DataConfig, LargeScaleJitterConfig, ShapesConfig, load_coco, train_batches
+from mask_rcnn_jax.data import (
+    DataConfig,
+    LargeScaleJitterConfig,
+    ShapesConfig,
+    load_coco,
+    prepare_source,
+    train_batches,
+)
 from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.visualize import write_augmented
 
 
 def test_pictures_of_examples(tmp_path) -> None:
     source = ShapesConfig(root=str(tmp_path / "shapes"), num_train=4, num_val=1, image_size=64)
+    prepare_source(source)
     dataset = load_coco(source, "train")
     config = DataConfig(source, canvas=(480, 480), max_instances=2, large_scale_jitter=LargeScaleJitterConfig())
     index, sheet, *pictures = write_augmented(

@@ -1,15 +1,22 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from mask_rcnn_jax.data import CocoConfig, ShapesConfig, load_coco
+from mask_rcnn_jax.data import CocoConfig, CocoDataset, ShapesConfig, load_coco, prepare_source
 from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.visualize import write_pictures
 
 
+def shapes(folder: Path, count: int) -> CocoDataset:
+    source = ShapesConfig(root=str(folder / "shapes"), num_train=1, num_val=count, image_size=64)
+    prepare_source(source)
+    return load_coco(source, "val")
+
+
 def test_pictures_of_a_dataset(tmp_path) -> None:
-    dataset = load_coco(ShapesConfig(root=str(tmp_path / "shapes"), num_train=1, num_val=5, image_size=64), "val")
+    dataset = shapes(tmp_path, 5)
     results = []
     for record in dataset.records:
         for box, label in zip(record.boxes.tolist(), record.classes, strict=True):
@@ -59,6 +66,6 @@ def test_pictures_of_keypoints(shared, tmp_path) -> None:
 
 
 def test_more_pictures_than_images_and_none(tmp_path) -> None:
-    dataset = load_coco(ShapesConfig(root=str(tmp_path / "shapes"), num_train=1, num_val=2, image_size=64), "val")
+    dataset = shapes(tmp_path, 2)
     assert len(write_pictures(dataset, [], OutputFolder(tmp_path / "all"), count=9)) == 2
     assert write_pictures(dataset, [], OutputFolder(tmp_path / "none"), count=0) == []
