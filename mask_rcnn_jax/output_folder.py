@@ -29,7 +29,8 @@ class OutputFolder:
     def __init__(self, root: str | Path, inputs: Iterable[str | Path] = (), overwrite: bool = False):
         self.root = Path(root)
         self._overwrite = overwrite
-        self._inputs = {place: path for path in inputs if (place := _place(path)) is not None}
+        self._inputs = {_place(path): path for path in inputs}
+        self._inputs.pop(None, None)
         self._record = _Record(self.root)
 
     def check(self, files: Iterable[Path]) -> None:
@@ -120,7 +121,7 @@ def _content(file: Path) -> _Content:
         return os.path.getsize(file), hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _place(path: str | Path | None) -> tuple[int, int] | None:
+def _place(path: str | Path) -> tuple[int, int] | None:
     """Identify the file that `path` names, by whatever name, link or spelling; None where there is none."""
     try:
         status = os.stat(path)
