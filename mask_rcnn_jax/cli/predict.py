@@ -26,7 +26,7 @@ from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.command import printable, run
 from mask_rcnn_jax.cli.model import add_model_options, model_of
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.cli.outputs import FORMATS, Writer
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failures: list[str] = []
     status = run(lambda: _predict(options, failures))
     if failures:
-        print(f"failed: {len(failures)}", *failures, sep="\n  ", file=sys.stderr)
+        print(f"failed: {len(failures)}", *map(printable, failures), sep="\n  ", file=sys.stderr)
     return status or int(bool(failures))
 
 

@@ -167,6 +167,7 @@ def test_export_and_browse_replace_what_they_wrote_alone(tmp_path, capsys) -> No
     data = write_dataset(tmp_path / "data", [annotation()])
     export = ["export", "--checkpoint", str(tmp_path / "none"), "--out", str(model)]
     browse = ["browse", "--data", data.root, "--out", str(pictures), "--num", "1"]
+    browse += ["--set", "data.canvas=96,96", "data.large_scale_jitter=LargeScaleJitterConfig"]
     for command, file in ((export, model), (browse, pictures / "index.html"), (browse, pictures / "0007_3.png")):
         file.write_text("precious")
         before = files(tmp_path)

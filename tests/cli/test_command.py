@@ -1,0 +1,32 @@
+"""How commands end, and what they print of files with any name."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.errors import UserError
+
+ODD = os.fsdecode(b"caf\xe9")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"),
+    [("utf-8", b"caf\xe9 \xd0\x96 \\ud800\n"), ("latin-1", b"caf\xe9 \\u0416 \\ud800\n"), ("ascii:strict", None)],
+)
+def test_names_that_are_no_text_are_printed(encoding, printed) -> None:
+    code = "import sys; from mask_rcnn_jax.cli.command import run; run(lambda: print(*map(eval, sys.argv[1:])))"
+    names = [ascii(name) for name in (ODD, "\u0416", "\ud800")]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code, *names], env=environment, capture_output=True, check=True)
+    assert done.stdout == (printed or b"caf\xe9 \\u0416 \\ud800\n")
+
+
+def test_names_cannot_speak_to_the_terminal(capsys) -> None:
+    def fail() -> None:
+        raise UserError("Image \x1b[2Ja\nerror: b\r\x9b.png is broken:\n  here\tand there")
+
+    assert run(fail) == 2
+    assert capsys.readouterr().err == "error: Image \\x1b[2Ja\\nerror: b\\r\\x9b.png is broken:\n  here\\tand there\n"
