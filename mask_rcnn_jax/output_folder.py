@@ -73,6 +73,12 @@ def without_outputs(files: Sequence[Path], root: Path) -> list[Path]:
     return [file for file in files if not is_output(file)]
 
 
+def lies_in(path: Path, folder: Path) -> bool:
+    """Tell whether `path` is `folder` or lies in it, by whatever name, link or spelling."""
+    place, real = _place(folder), Path(os.path.realpath(path))
+    return place is not None and place in map(_place, (real, *real.parents))
+
+
 class _Record:
     """The contents that each file of a folder was given, now and formerly."""
 

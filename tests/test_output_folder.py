@@ -11,7 +11,7 @@ from mask_rcnn_jax.data import image_folder
 from mask_rcnn_jax.data.inputs import find_images
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import replacing
-from mask_rcnn_jax.output_folder import RECORD, OutputFolder
+from mask_rcnn_jax.output_folder import RECORD, OutputFolder, lies_in
 
 
 def write(outputs: OutputFolder, name: str, content: str) -> Path:
@@ -118,6 +118,17 @@ def test_any_name_is_written(tmp_path) -> None:
         (tmp_path / f"{name[:100]}.png.part").write_text("another's")
         write(OutputFolder(tmp_path), name, "again")
     assert all(file.read_text() in ("again", "another's") for file in tmp_path.glob("*[!l]"))
+
+
+def test_what_lies_in_a_folder(tmp_path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    for inside in ("a", "a/b", "a/b/none/c", "a/b/../b", "link", "link/c"):
+        assert lies_in(tmp_path / inside, tmp_path / "a")
+    for outside in (".", "ab", "a/..", "link/../../c"):
+        assert not lies_in(tmp_path / outside, tmp_path / "a")
+    assert lies_in(tmp_path / "a" / "b", tmp_path / "link")
+    assert not lies_in(tmp_path / "none", tmp_path / "none")
 
 
 def test_half_a_file_is_none(tmp_path) -> None:

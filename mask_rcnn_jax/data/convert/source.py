@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mask_rcnn_jax.data.masks import Segmentation
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import ANY_TEXT
 
 SPLIT_FOLDERS = ("train", "val", "valid", "test")
 UNSPLIT = ""  # names the one split of an input that has none of its own
@@ -96,7 +97,7 @@ def choose_splits(source: Source, split: str | None, val_share: float | None) ->
     tasks, split = source.splits[UNSPLIT], split or "train"
     if val_share is None:
         return replace(source, splits={split: tasks})
-    by_hash = sorted(tasks, key=lambda task: hashlib.sha256(task.name.encode()).digest())
+    by_hash = sorted(tasks, key=lambda task: hashlib.sha256(task.name.encode(errors=ANY_TEXT)).digest())
     val_names = {task.name for task in by_hash[: round(val_share * len(tasks))]}
     train = [task for task in tasks if task.name not in val_names]
     val = [task for task in tasks if task.name in val_names]

@@ -18,6 +18,7 @@ from mask_rcnn_jax.data.convert.json_files import read_object
 from mask_rcnn_jax.data.convert.source import Case, Instance, Picture, Source, Task, Unusable
 from mask_rcnn_jax.data.masks import to_rle
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.output_folder import lies_in
 
 PlaceImage = Literal["link", "symlink", "copy"]
 
@@ -81,30 +82,30 @@ def _count(pictures: Sequence[Picture], which: Callable[[Instance], bool]) -> in
 def _check_target(out: Path, splits: Iterable[str], root: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder.")
+    taken = {".", "..", "annotations"}
     for split in splits:
-        if not split or split in (".", "..", "annotations") or "/" in split or "\\" in split:
+        # Some file systems do not tell "Train" from "train".
+        if not split or split.casefold() in taken or "/" in split or "\\" in split:
             raise UserError(f"'{split}' cannot be the name of a split; choose a plain word.")
+        taken.add(split.casefold())
         folder, file = out / split, out / "annotations" / _annotation_name(split)
         for path in (folder, file):
-            if not path.exists():
+            if not os.path.lexists(path):
                 continue
             if not overwrite:
                 raise UserError(
                     f"{path} exists already; choose another --out or split, or replace it with --overwrite."
                 )
-            source, replaced = root.resolve(), path.resolve()
-            if source.is_relative_to(replaced) or replaced.is_relative_to(source):
+            if lies_in(root, path) or lies_in(path, root):
                 raise UserError(f"{path} is part of the input, so --overwrite would delete it; choose another --out.")
 
 
 def _check_kept(folder: Path, pictures: Sequence[Picture]) -> None:
     """Raises UserError where replacing `folder` would delete images that are to be converted."""
-    replaced = folder.resolve()
-    for picture in pictures:
-        if isinstance(picture.content, Path) and picture.content.resolve().is_relative_to(replaced):
-            raise UserError(
-                f"{folder} holds images of the input, so --overwrite would delete them; choose another --out."
-            )
+    files = (picture.content for picture in pictures if isinstance(picture.content, Path))
+    folders = {os.path.dirname(os.path.realpath(file)) for file in files}
+    if any(lies_in(Path(holder), folder) for holder in folders):
+        raise UserError(f"{folder} holds images of the input, so --overwrite would delete them; choose another --out.")
 
 
 def _write(

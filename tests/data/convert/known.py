@@ -1,6 +1,7 @@
 """Inputs of known geometry for the converters, and rasters made without pycocotools."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ HEIGHT, WIDTH = 60, 80
 
 def write_image(path: Path, height: int = HEIGHT, width: int = WIDTH, **options) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(list(path.name.encode())).integers(0, 256, (height, width, 3), np.uint8)
+    noise = np.random.default_rng(list(os.fsencode(path.name))).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(noise).save(path, **options)
     return path
 

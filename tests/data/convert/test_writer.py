@@ -110,8 +110,9 @@ def test_a_failed_move_is_undone(tmp_path, monkeypatch, capsys, call):
     assert everything(tmp_path) == before
 
 
+@pytest.mark.parametrize("spelling", ["same", "link", "dots"])
 @pytest.mark.parametrize("how", ["labelme", "via"])
-def test_the_input_is_never_replaced(tmp_path, capsys, how):
+def test_the_input_is_never_replaced(tmp_path, capsys, how, spelling):
     source = write_input(tmp_path / "set" / "train")
     if how == "via":
         for file in source.glob("*.json"):
@@ -121,7 +122,14 @@ def test_the_input_is_never_replaced(tmp_path, capsys, how):
         source = write_json(tmp_path / "via.json", {"k": {"filename": "1.jpg", "regions": regions}})
     before = everything(tmp_path)
     options = ["--images-dir", tmp_path / "set" / "train"] if how == "via" else []
-    assert convert(how, source, "--out", tmp_path / "set", "--overwrite", *options) == 2
+    out = tmp_path / "set"
+    if spelling == "link":
+        (tmp_path / "link").symlink_to(out)
+        before = everything(tmp_path)
+        out = tmp_path / "link"
+    elif spelling == "dots":
+        out = out / "train" / ".."
+    assert convert(how, source, "--out", out, "--overwrite", *options) == 2
     assert "--overwrite would delete" in capsys.readouterr().err
     assert everything(tmp_path) == before
 
@@ -148,7 +156,7 @@ def test_classes_from_a_file(tmp_path):
 
 def test_a_share_of_the_images_becomes_val(tmp_path):
     """By their names, wherever they lie, and not simply the first."""
-    names = [str(index) for index in range(20)]
+    names = [*map(str, range(19)), os.fsdecode(b"caf\xe9")]
     found = []
     for run in ("1", "2"):
         source = write_input(tmp_path / run / "in", names=names)
@@ -166,6 +174,8 @@ def test_a_share_of_the_images_becomes_val(tmp_path):
     [
         (["--val-share", "0.1"], "leaves 'train' or 'val' empty"),
         (["--split", "a/b"], "cannot be the name of a split"),
+        (["--split", "Annotations"], "cannot be the name of a split"),
+        (["--split", "VAL", "--val-share", "0.5"], "cannot be the name of a split"),
         (["--classes", ","], "names no class"),
         (["--classes", "a,a"], "'a' is named twice"),
         (["--classes", "x"], "Split 'train' of"),
