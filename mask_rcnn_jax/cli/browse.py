@@ -1,7 +1,7 @@
 """`mask-rcnn browse`: pictures of training examples as the model is given them, with a contact sheet and a page.
 
 mask-rcnn browse --data DIR --out pictures --set data.copy_paste=1
-mask-rcnn browse --config configs/shapes.py --out pictures
+mask-rcnn browse --config configs/mine.py --out pictures
 """
 
 import argparse
