@@ -1,10 +1,11 @@
-"""Places that belong to the checkpoints of a run, where nothing else is written."""
+"""Places that belong to the checkpoints of a run, where nothing else is written, and those that are no folders."""
 
 import os
 from pathlib import Path
 
 from mask_rcnn_jax.errors import UserError
 
+_SCHEMES = ("gs:", "gcs:", "s3:", "r2:", "az:", "abfs:", "abfss:", "hdfs:", "http:", "https:")
 FOLDER = "checkpoints"  # of a run; each is a folder in it, named by its step
 
 
@@ -18,8 +19,14 @@ def run_folder(path: Path) -> Path:
     return real.parent.parent if real.parent.name == FOLDER else real.parent
 
 
-def refuse_checkpoint(option: str, path: Path) -> None:
-    """Raise `UserError` where `path`, the value of `option`, is a checkpoint or lies among checkpoints."""
+def check_place(option: str, path: Path) -> None:
+    """Raise `UserError` where `path`, the value of `option`, is a URL, is a checkpoint or lies among checkpoints."""
+    # A `Path` of gs://bucket/run is the folder "gs:" where the command runs.
+    if (scheme := path.parts[0] if path.parts else "") in _SCHEMES:
+        raise UserError(
+            f"{option} {scheme}//{'/'.join(path.parts[1:])} is a URL, and only folders can be written; mount the bucket"
+            " and name a folder in it"
+        )
     real = Path(os.path.realpath(path))
     for folder in (real, *real.parents):
         if _is_checkpoint(folder) or (folder.name == FOLDER and any(map(_is_checkpoint, _inside(folder)))):

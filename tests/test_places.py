@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mask_rcnn_jax.cli import browse, build_tfds, convert, export, import_weights, predict
+from mask_rcnn_jax.cli import browse, build_tfds, convert, export, import_weights, predict, train
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.places import refuse_checkpoint, run_folder
+from mask_rcnn_jax.places import check_place, run_folder
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ def test_places_among_checkpoints_are_refused(checkpoint, tmp_path):
     (tmp_path / "link").symlink_to(checkpoint)
     for place in (checkpoint, checkpoint / "a" / "b", checkpoint.parent, checkpoint.parent / "eval", tmp_path / "link"):
         with pytest.raises(UserError, match=f"--out {place} lies in {checkpoint.parent}"):
-            refuse_checkpoint("--out", place)
+            check_place("--out", place)
     (tmp_path / "checkpoints" / "scans").mkdir(parents=True)  # a folder of that name may hold anything else
     for place in (tmp_path / "run" / "eval", tmp_path / "new", tmp_path / "checkpoints" / "eval", tmp_path / "5"):
-        refuse_checkpoint("--out", place)
+        check_place("--out", place)
 
 
 def test_every_command_refuses_to_write_there(checkpoint, tmp_path, capsys):
@@ -52,3 +52,11 @@ def test_every_command_refuses_to_write_there(checkpoint, tmp_path, capsys):
     ):
         assert command.main([*arguments, *out]) == 2, command
         assert f"error: --out {checkpoint}/out.onnx lies in {checkpoint}, " in capsys.readouterr().err, command
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run"])
+def test_urls_are_no_places(url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--workdir", url]) == 2
+    assert f"--workdir {url} is a URL, and only folders can be written" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoConfig, DataConfig, load_dataset, verify_images
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.output_folder import OutputFolder
-from mask_rcnn_jax.places import refuse_checkpoint
+from mask_rcnn_jax.places import check_place
 from mask_rcnn_jax.ranges import SEED, Range
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.visualize import write_augmented
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _browse(options: argparse.Namespace) -> None:
-    refuse_checkpoint("--out", options.out)
+    check_place("--out", options.out)
     if options.config is None:
         experiment = ExperimentConfig(data=DataConfig(source=CocoConfig(root=options.data)))
     else:

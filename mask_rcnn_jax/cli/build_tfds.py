@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.data import CocoConfig, DataConfig, build_tfds, load_dataset, verify_images
-from mask_rcnn_jax.places import refuse_checkpoint
+from mask_rcnn_jax.places import check_place
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(options: argparse.Namespace) -> None:
-    refuse_checkpoint("--out", options.out)
+    check_place("--out", options.out)
     source = CocoConfig(str(options.root), annotation_file=options.annotation_file)
     name = options.name or options.root.resolve().name.lower().replace("-", "_")
     for split in options.splits:

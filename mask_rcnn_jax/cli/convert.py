@@ -24,7 +24,7 @@ from mask_rcnn_jax.data.convert import (
     write_coco,
 )
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.places import refuse_checkpoint
+from mask_rcnn_jax.places import check_place
 from mask_rcnn_jax.ranges import Range
 
 _SHOWN = 3  # cases of a kind that are printed
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     def command() -> None:
-        refuse_checkpoint("--out", options.out)
+        check_place("--out", options.out)
         source = choose_splits(options.read(options), options.split, options.val_share)
         written = write_coco(source, options.input, options.out, images=options.images, overwrite=options.overwrite)
         for line in describe(written, options.out, None if options.all else _SHOWN):

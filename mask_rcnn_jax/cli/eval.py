@@ -20,7 +20,7 @@ from mask_rcnn_jax.evaluation import EvaluationResult, evaluate_model, format_ta
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
 from mask_rcnn_jax.output_folder import OutputFolder
-from mask_rcnn_jax.places import refuse_checkpoint, run_folder
+from mask_rcnn_jax.places import check_place, run_folder
 from mask_rcnn_jax.ranges import Range
 from mask_rcnn_jax.training import ExperimentConfig, restore_for_inference
 from mask_rcnn_jax.training.workdir import read_config
@@ -74,7 +74,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     is_path = _is_path(options.checkpoint)
     source = Path(options.checkpoint) if is_path else options.workdir
     out = options.out or run_folder(options.workdir or source) / "eval"
-    refuse_checkpoint("--out", out)
+    check_place("--out", out)
     stored, variables, metadata = restore_for_inference(
         source, "best" if is_path else options.checkpoint, options.average
     )

@@ -18,7 +18,7 @@ from mask_rcnn_jax.export.program import Exportable, ExportSettings
 from mask_rcnn_jax.export.resize import Preprocessing
 from mask_rcnn_jax.export.stablehlo import export_stablehlo
 from mask_rcnn_jax.output_folder import OutputFolder
-from mask_rcnn_jax.places import refuse_checkpoint
+from mask_rcnn_jax.places import check_place
 
 _STRIDE = 32  # pixels; canvases are whole numbers of the coarsest cells
 
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(options: argparse.Namespace) -> None:
-    refuse_checkpoint("--out", options.out)
+    check_place("--out", options.out)
     _check_out(options.out)
     outputs = OutputFolder(options.out.parent, overwrite=options.overwrite)
     outputs.check([options.out])

@@ -11,7 +11,7 @@ from pathlib import Path
 from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.experiment import load_experiment
 from mask_rcnn_jax.inference import use_compile_cache
-from mask_rcnn_jax.places import refuse_checkpoint
+from mask_rcnn_jax.places import check_place
 from mask_rcnn_jax.training.importing import import_weights, read_classes
 
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     def command() -> None:
-        refuse_checkpoint("--out", options.out)
+        check_place("--out", options.out)
         use_compile_cache()
         classes = None if options.classes is None else read_classes(options.classes)
         experiment = None if options.config is None else load_experiment(options.config)

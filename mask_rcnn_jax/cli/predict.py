@@ -39,7 +39,7 @@ from mask_rcnn_jax.inference import Detections, ImageLike, Model, Predictor, use
 from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor
 from mask_rcnn_jax.inference.tiling import TiledPredictor, TilingConfig
 from mask_rcnn_jax.output_folder import OutputFolder
-from mask_rcnn_jax.places import refuse_checkpoint
+from mask_rcnn_jax.places import check_place
 from mask_rcnn_jax.ranges import Range
 
 Sequences = list[tuple[str, list[InputImage]]]  # names, and the frames of each
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(options: argparse.Namespace, failures: list[str]) -> None:
-    refuse_checkpoint("--out", options.out)
+    check_place("--out", options.out)
     sequences, images, videos = _inputs(options, failures)
     if not (sequences or images or videos):
         return

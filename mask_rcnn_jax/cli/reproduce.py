@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.inference import use_compile_cache
-from mask_rcnn_jax.places import refuse_checkpoint
+from mask_rcnn_jax.places import check_place
 from mask_rcnn_jax.training.reproduce import reproduce
 
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         use_compile_cache()
         workdir: Path = options.workdir
         out = options.out or workdir.resolve().with_name(f"{workdir.resolve().name}-reproduced")
-        refuse_checkpoint("--out", out)
+        check_place("--out", out)
         verdict = reproduce(workdir, out, print)
         print("\n".join(verdict.lines))
         what = "reproduced: the same bits" if verdict.same else "NOT reproduced: see above what differs"

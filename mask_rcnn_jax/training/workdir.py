@@ -13,7 +13,7 @@ from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import differences, from_json, to_json
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import replacing
-from mask_rcnn_jax.places import FOLDER, refuse_checkpoint
+from mask_rcnn_jax.places import FOLDER, check_place
 from mask_rcnn_jax.ranges import with_incidentals_of
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.provenance import METRICS_FILE, STARTS_FILE
@@ -71,7 +71,7 @@ def claim(workdir: Path, config: ExperimentConfig) -> ExperimentConfig:
 
 def check_workdir(workdir: Path) -> None:
     """Raises `UserError` where no run can begin or go on in `workdir`, whatever its settings are. Touches nothing."""
-    refuse_checkpoint("--workdir", workdir)
+    check_place("--workdir", workdir)
     checkpoints = _checkpoints(workdir)
     began = any((workdir / name).exists() for name in (METRICS_FILE, STARTS_FILE))
     if checkpoints and not began and not any((path / "optimizer").exists() for path in checkpoints):
