@@ -286,10 +286,15 @@ def check_item(item: Path, expected: Mapping[str, tuple[int, ...]]) -> str | Non
     return None
 
 
-def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes of a tree's arrays by their dotted names, as they are stored."""
+def by_stored_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by the dotted names that they are stored under."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of a tree's arrays by the names that they are stored under."""
+    return {name: tuple(leaf.shape) for name, leaf in by_stored_name(tree).items()}
 
 
 def damaged(checkpoint: Path, error: Exception) -> UserError:

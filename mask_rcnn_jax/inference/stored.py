@@ -9,11 +9,13 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorstore
 
 from mask_rcnn_jax.errors import UserError
@@ -38,30 +40,50 @@ def stored_shapes(item: Path) -> dict[str, tuple[int, ...]]:
     Raises `Damaged` where a file is missing or cannot be decoded, and `OSError` where the disk fails.
     """
     with _told_apart(item):
-        listed: set[str] = set()
-        for name in sorted(os.listdir(item / "array_metadatas")):
-            arrays = read_json(item / "array_metadatas" / name)["array_metadatas"]
-            listed |= {array["array_metadata"]["param_name"] for array in arrays}
         named = {
             ".".join(str(key["key"]) for key in entry["key_metadata"])
             for entry in read_json(item / "_METADATA")["tree_metadata"].values()
-            if entry["value_metadata"]["value_type"] not in ("Dict", "None")
+            if not entry["value_metadata"].get("skip_deserialize")  # of an empty dict
         }
-        if "_sharding" in os.listdir(item):
+        # Arrays that were NumPy's have neither of these.
+        present, listed = os.listdir(item), set()
+        if "_sharding" in present:
             read_json(item / "_sharding")
+        for name in sorted(os.listdir(item / "array_metadatas") if "array_metadatas" in present else ()):
+            arrays = read_json(item / "array_metadatas" / name)["array_metadatas"]
+            listed |= {array["array_metadata"]["param_name"] for array in arrays}
         keys = [key.decode() for key in tensorstore.KvStore.open(_store(item)).result().list().result()]
         stored = {key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray")}
-        if not stored or listed != stored or named != stored:
+        if not stored or not listed <= stored or named != stored:
             first = min((listed | named) ^ stored, default="arrays")
-            raise Damaged(f"no {first} in the database")
+            raise Damaged(f"{first} is not both listed and stored")
         return {name: tuple(_open(item, name).shape) for name in sorted(stored)}
 
 
-def check_readable(item: Path, names: Mapping[str, object]) -> None:
+def check_readable(item: Path, names: Iterable[str]) -> None:
     """Read the arrays of an item, one after the other. Raises as `stored_shapes` does."""
+    written = _stored_checksums(item)
     for name in names:
         with _told_apart(item):
-            _open(item, name).read().result()
+            array = _open(item, name).read().result()
+        if checksum(array) != written.get(name, checksum(array)):
+            raise Damaged(f"{name} has other bytes than were written")
+
+
+def checksum(array: np.ndarray) -> int:
+    """Return the CRC-32 of an array's bytes; what is stored has none where it does not compress."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _stored_checksums(item: Path) -> Mapping[str, int]:
+    """The checksum of each array by name, from the item `metadata`; older checkpoints have none."""
+    try:
+        metadata = read_json(item.parent / "metadata" / "metadata")
+    except Damaged:
+        return {}
+    for key in ("checksums", item.name):
+        metadata = metadata.get(key) if isinstance(metadata, dict) else None
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def disk_error(error: BaseException) -> OSError | None:

@@ -1,9 +1,9 @@
 """Writes the checkpoints of a run, behind Orbax, and goes on from them; `inference.checkpoint` reads them.
 
 A checkpoint `WORKDIR/checkpoints/STEP` has the items `model` (what inference needs), `optimizer` (imported weights have
-none), `average` (of a run with `ema_decay`), and `metadata` (the configuration, the class names and ids, and the step);
-`evaluation.json` beside them has the metrics, where the step was evaluated. The latest two and the best are kept, and
-until the next one is saved the former best.
+none), `average` (of a run with `ema_decay`), and `metadata` (the configuration, the class names and ids, the step, and
+checksums of the arrays); `evaluation.json` beside them has the metrics, where the step was evaluated. The latest two
+and the best are kept, and until the next one is saved the former best.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
@@ -27,6 +28,7 @@ from mask_rcnn_jax.inference.checkpoint import (
     EVALUATION,
     Metadata,
     best_step,
+    by_stored_name,
     check_item,
     damaged,
     fitting,
@@ -37,7 +39,7 @@ from mask_rcnn_jax.inference.checkpoint import (
     shapes,
     stored_metrics,
 )
-from mask_rcnn_jax.inference.stored import Damaged, plainly_named
+from mask_rcnn_jax.inference.stored import Damaged, checksum, plainly_named
 from mask_rcnn_jax.models import Variables
 from mask_rcnn_jax.places import FOLDER
 from mask_rcnn_jax.training.config import ExperimentConfig
@@ -72,6 +74,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self._check_room(state)
+        arrays = _items(state)
         metadata = {
             "config": to_json(self._config),
             "class_names": list(self._metadata.class_names),
@@ -79,16 +82,10 @@ class Checkpoints:
             "keypoint_names": list(self._metadata.keypoint_names),
             "step": step,
             "metrics": None,  # for the versions that look for them here
+            "checksums": {item: _checksums(tree) for item, tree in arrays.items()},
         }
-        items: dict[str, Any] = {
-            "model": ocp.args.StandardSave(model_tree(state.variables)),
-            "metadata": ocp.args.JsonSave(metadata),
-        }
-        if state.optimizer is not None:
-            items["optimizer"] = ocp.args.StandardSave(_optimizer_tree(state))
-        if state.average is not None:
-            items["average"] = ocp.args.StandardSave(state.average)
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+        self._manager.save(step, args=ocp.args.Composite(metadata=ocp.args.JsonSave(metadata), **items))
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
         """Adds the metrics of its evaluation to the checkpoint of `step`, which has been saved."""
@@ -221,9 +218,17 @@ def restore_for_inference(
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The arrays that a run is resumed from, by item."""
-    items = {"model": model_tree(state.variables), "optimizer": _optimizer_tree(state)}
-    return items if state.average is None else items | {"average": state.average}
+    """The arrays of a state, by item; weights that only predict have no optimizer."""
+    items = {"model": model_tree(state.variables)}
+    if state.optimizer is not None:
+        items["optimizer"] = _optimizer_tree(state)
+    if state.average is not None:
+        items["average"] = state.average
+    return items
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    return {name: checksum(np.asarray(array)) for name, array in by_stored_name(tree).items()}
 
 
 def _optimizer_tree(state: TrainState) -> dict[str, Any]:
