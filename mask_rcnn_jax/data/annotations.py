@@ -10,25 +10,29 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from pycocotools import mask as coco_mask
 
+from mask_rcnn_jax.data.entries import check_category, flag, is_number, shown, whole
 from mask_rcnn_jax.data.keypoints import category_keypoints, is_edge, read_keypoints
-from mask_rcnn_jax.data.masks import Segmentation, run_lengths
+from mask_rcnn_jax.data.masks import Segmentation
+from mask_rcnn_jax.data.rasterise import checked_rle, polygon, run_lengths
 from mask_rcnn_jax.data.records import CocoDataset, Federated, Record
 from mask_rcnn_jax.data.shards import ShardImage
+
+_SHORTEST_SIDE = 1e-4  # pixels: tools round to hundredths or thousandths
 
 
 class AnnotationReader:
     """Makes records, and counts in `problems` what cannot be used; `examples` has the first case of each.
 
-    `boxes_only` reads no segmentation: every mask is its box.
+    `boxes_only` reads no segmentation: every mask is its box. Entries must have passed the checks of `entries`.
     """
 
     def __init__(self, annotation_file: Path, categories: Sequence[dict[str, Any]], boxes_only: bool = False):
-        ordered = sorted(categories, key=lambda category: category["id"])
+        ordered = sorted(categories, key=lambda category: whole(category, "id"))
         self.file, self.boxes_only = annotation_file, boxes_only
-        self.categories: tuple[int, ...] = tuple(category["id"] for category in ordered)
-        self.class_names: tuple[str, ...] = tuple(str(category["name"]) for category in ordered)
+        ids_and_names = [check_category(category) for category in ordered]
+        self.categories: tuple[int, ...] = tuple(id_ for id_, _ in ids_and_names)
+        self.class_names: tuple[str, ...] = tuple(name for _, name in ids_and_names)
         self.class_of = {category_id: index for index, category_id in enumerate(self.categories)}
         self.problems: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
@@ -37,7 +41,7 @@ class AnnotationReader:
         self.skeleton: tuple[tuple[int, int], ...] = tuple((first - 1, second - 1) for first, second in joined)
         for edge in edges:
             if edge not in joined:
-                self._count("lines of a skeleton that join no two keypoints, left out", str(edge))
+                self._count("lines of a skeleton that join no two keypoints, left out", shown(edge))
 
     def record(
         self,
@@ -67,9 +71,9 @@ class AnnotationReader:
             boxes=np.array(boxes, np.float32).reshape(-1, 4),
             classes=np.array([self.class_of[annotation["category_id"]] for annotation in kept], np.int32),
             segmentations=tuple(segmentations),
-            iscrowd=np.array([bool(annotation.get("iscrowd", 0)) for annotation in kept], bool),
-            areas=np.array([annotation.get("area", _area(annotation)) for annotation in kept], np.float64),
-            annotation_ids=np.array([annotation["id"] for annotation in kept], np.int64),
+            iscrowd=np.array([flag(annotation, "iscrowd") for annotation in kept], bool),
+            areas=np.array([self._area(annotation) for annotation in kept], np.float64),
+            annotation_ids=np.array([int(annotation["id"]) for annotation in kept], np.int64),
             keypoints=self._keypoints(kept),
             federated=federated,
             shard=shard,
@@ -96,12 +100,13 @@ class AnnotationReader:
 
     def _box(self, annotation: dict[str, Any], height: int, width: int) -> list[float] | None:
         box = annotation["bbox"]
-        if len(box) == 4 and all(isinstance(value, (int, float)) for value in box):
+        if len(box) == 4 and all(map(is_number, box)):
             x, y, w, h = map(float, box)
             clipped = [max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))]
-            if w > 0 and h > 0 and clipped[2] > clipped[0] and clipped[3] > clipped[1]:
+            if w > 0 and h > 0 and all(_is_side(*clipped[axis::2]) for axis in (0, 1)):
                 return clipped
-        self._count("annotations with a box of no area, left out", f"annotation {annotation['id']} with bbox {box}")
+        example = f"annotation {annotation['id']} with bbox {shown(box)}"
+        self._count("annotations with a box of no area, left out", example)
         return None
 
     def _segmentation(
@@ -113,17 +118,20 @@ class AnnotationReader:
         segmentation, name = annotation.get("segmentation"), f"annotation {annotation['id']}"
         if isinstance(segmentation, dict):
             try:
-                return _checked_rle(segmentation, height, width)
-            except (ValueError, KeyError, TypeError) as error:
+                rle = checked_rle(segmentation, height, width)
+                if not run_lengths(rle["counts"])[1::2].any():
+                    raise ValueError("it is empty")
+                return rle
+            except ValueError as error:
                 self._count("annotations with an unusable RLE, left out", f"{name} ({error})")
                 return None
         polygons = []
-        for points in segmentation or []:
-            polygon = _polygon(points)
-            if polygon is None:
-                self._count("polygons with fewer than 6 or an odd number of coordinates, left out", f"in {name}")
-            else:
-                polygons.append(polygon)
+        for points in segmentation if isinstance(segmentation, list) else []:
+            try:
+                polygons.append(polygon(points))
+            except ValueError as error:
+                what = "polygons with fewer than 6 or an odd number of coordinates, or broken ones, left out"
+                self._count(what, f"in {name} ({error})")
         if not polygons:
             self._count(
                 "annotations without a usable polygon, left out (data.source.boxes_only=true keeps their boxes, for a"
@@ -132,6 +140,16 @@ class AnnotationReader:
             )
             return None
         return polygons
+
+    def _area(self, annotation: dict[str, Any]) -> float:
+        """The annotated area, or that of the box."""
+        area, (_, _, width, height) = annotation.get("area"), annotation["bbox"]
+        if is_number(area):
+            return float(area)
+        if area is not None:
+            example = f"annotation {annotation['id']} with area {shown(area)}"
+            self._count("annotations with an area that is not a number, given that of their box", example)
+        return float(width * height)
 
     def _keypoints(self, annotations: list[dict[str, Any]]) -> Float[np.ndarray, "n J 3"] | None:
         if not self.keypoint_names:
@@ -151,33 +169,6 @@ class AnnotationReader:
         return keypoints
 
 
-def _polygon(points: Any) -> np.ndarray | None:
-    """The coordinates (x1, y1, x2, ...), None where they are no polygon."""
-    try:
-        polygon = np.array(points, np.float64)
-    except (TypeError, ValueError):
-        return None
-    return polygon if polygon.size >= 6 and polygon.size % 2 == 0 and np.isfinite(polygon).all() else None
-
-
-def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """The RLE with compressed bytes as counts; ValueError says what is wrong with it."""
-    if list(rle["size"]) != [height, width]:
-        raise ValueError(f"its size is {rle['size']}, the image's {[height, width]}")
-    counts = rle["counts"]
-    if isinstance(counts, list):
-        runs, uncompressed = np.array(counts, np.int64), {"size": [height, width], "counts": counts}
-        compress: Any = coco_mask.frPyObjects  # its stub leaves uncompressed counts out
-        counts = compress(uncompressed, height, width)["counts"] if (runs >= 0).all() else b""
-    else:
-        counts = counts.encode() if isinstance(counts, str) else bytes(counts)
-        runs = run_lengths(counts)
-    if (runs < 0).any() or runs.sum() != height * width:
-        raise ValueError(f"its runs cover {runs.sum()} pixels, the image has {height * width}")
-    if runs[1::2].sum() == 0:
-        raise ValueError("it is empty")
-    return {"size": [height, width], "counts": counts}
-
-
-def _area(annotation: dict[str, Any]) -> float:
-    return float(annotation["bbox"][2] * annotation["bbox"][3])
+def _is_side(low: float, high: float) -> bool:
+    """Whether a side has a length that is still there in float32, as boxes are."""
+    return bool(high - low >= _SHORTEST_SIDE and np.float32(high) > np.float32(low))

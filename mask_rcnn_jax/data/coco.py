@@ -1,13 +1,14 @@
 """Reads a COCO-style directory into records, and says what it could not use."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mask_rcnn_jax.data.annotations import AnnotationReader
 from mask_rcnn_jax.data.config import CocoConfig, ShapesConfig
+from mask_rcnn_jax.data.entries import check_annotation, check_category, check_image, read_json, refusal
 from mask_rcnn_jax.data.packed import pack
 from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.data.shapes import check_shapes
@@ -23,12 +24,10 @@ __all__ = [
     "read_annotations",
 ]
 
-_IMAGE_KEYS = ("id", "file_name", "height", "width")
-
 
 @dataclass(frozen=True, eq=False)
 class AnnotationFile:
-    """An annotation file as JSON has it, where images, annotations and categories name each other rightly."""
+    """An annotation file as JSON has it, where entries have COCO's types and name each other rightly."""
 
     path: Path
     categories: list[dict[str, Any]]
@@ -44,11 +43,12 @@ class AnnotationFile:
 def load_coco(config: CocoConfig | ShapesConfig, split: str) -> CocoDataset:
     """Reads `split` of the directory; that of a `ShapesConfig` must have been written, see `prepare_source`.
 
-    Raises `UserError` for a missing directory or image, an annotation file that is missing, not JSON or lacks keys, and
-    annotations that name an unknown image or category. Left out and counted: boxes of no area, polygons with fewer than
-    three points or an odd number of coordinates, RLEs that are broken or empty. Images without annotations are kept
-    (training drops them, see `DataConfig.keep_empty`) and counted. Instances of unusable keypoints are kept without
-    them, and counted.
+    Raises `UserError` for a missing directory or image, an annotation file that is missing or not JSON, entries that
+    lack keys or have values of other types (ids are whole numbers), and annotations that name an unknown image or
+    category. Left out and counted: boxes of no area, polygons with fewer than three points, an odd number of
+    coordinates or what is no number, RLEs that are broken, empty or not of their image's size. Images without
+    annotations are kept (training drops them, see `DataConfig.keep_empty`) and counted. Instances of unusable keypoints
+    are kept without them, and counted.
     """
     if isinstance(config, ShapesConfig):
         check_shapes(config)
@@ -69,22 +69,37 @@ def check_root(root: str | Path) -> Path:
     return Path(root)
 
 
-def read_annotations(path: Path, image_keys: Iterable[str] = _IMAGE_KEYS) -> AnnotationFile:
-    """The annotation file `path`, whose images must have `image_keys`; `UserError` where it cannot be used."""
-    content = _read_json(path)
-    categories = content["categories"]
-    for category in categories:
-        if "id" not in category or "name" not in category:
-            raise UserError(f"Category {category} in {path} needs an 'id' and a 'name'; add them.")
-    known = {category["id"] for category in categories}
-    if len(known) != len(categories):
-        raise UserError(f"A category id occurs twice in {path}; make the ids unique.")
-    images = _images_by_id(path, content["images"], image_keys)
-    annotations: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in images}
-    for annotation in content["annotations"]:
-        _check_annotation(path, annotation, images, known)
-        annotations[annotation["image_id"]].append(annotation)
-    return AnnotationFile(path, categories, images, annotations)
+def read_annotations(path: Path, check_image: Callable[[Any], int] = check_image) -> AnnotationFile:
+    """The annotation file `path`; `UserError` where it cannot be used.
+
+    `check_image` returns the id of an entry of an image, or raises ValueError as the readers of `entries` do.
+    """
+    content = _read_content(path)
+    images: dict[int, dict[str, Any]] = {}
+    annotations: dict[int, list[dict[str, Any]]] = {}
+    categories: dict[int, str] = {}
+
+    def category(entry: Any) -> None:
+        id_, name = check_category(entry)
+        if id_ in categories:
+            raise ValueError(f"has the id of '{categories[id_]}': it occurs twice; make the ids unique")
+        categories[id_] = name
+
+    def image(entry: Any) -> None:
+        id_ = check_image(entry)
+        if id_ in images:
+            raise ValueError("has the id of another image: it occurs twice; make the ids unique")
+        images[id_], annotations[id_] = entry, []
+
+    def annotation(entry: Any) -> None:
+        annotations[check_annotation(entry, images, categories)].append(entry)
+
+    _check_all(path, content, "categories", "Category", category)
+    _check_all(path, content, "images", "Image", image)
+    if not images:
+        raise UserError(f"Annotation file {path} lists no images; name another split or export it again.")
+    _check_all(path, content, "annotations", "Annotation", annotation)
+    return AnnotationFile(path, content["categories"], images, annotations)
 
 
 def image_directory(root: Path, split: str) -> Path:
@@ -97,45 +112,28 @@ def image_directory(root: Path, split: str) -> Path:
 
 def check_present(annotation_file: Path, images: Iterable[Path]) -> None:
     """Raises `UserError` where image files are missing."""
-    missing = [path for path in images if not path.is_file()]
+    missing = [path for path in images if not os.path.isfile(path)]  # Path.is_file raises for a long name
     if missing:
         more = f" and {len(missing) - 1} more images do" if len(missing) > 1 else " does"
         raise UserError(f"Image {missing[0]}{more} not exist; restore it or remove it from {annotation_file}.")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+def _read_content(path: Path) -> dict[str, Any]:
+    if not os.path.isfile(path):
         raise UserError(f"Annotation file {path} does not exist; put the annotations there or name another split.")
     try:
-        content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"Annotation file {path} is not JSON ({error}); export it again.") from None
+        content = read_json(path)
+    except ValueError as error:
+        raise UserError(f"Annotation file {path} cannot be read: {error}; export it again.") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"Annotation file {path} has no list '{key}'; export it in COCO's instances format.")
     return content
 
 
-def _images_by_id(path: Path, images: list[dict[str, Any]], keys: Iterable[str]) -> dict[int, dict[str, Any]]:
-    entries: dict[int, dict[str, Any]] = {}
-    for entry in images:
-        for key in keys:
-            if key not in entry:
-                raise UserError(f"Image {entry.get('id', entry)} in {path} has no '{key}'; add it.")
-        if entry["id"] in entries:
-            raise UserError(f"Image id {entry['id']} occurs twice in {path}; make the ids unique.")
-        entries[entry["id"]] = entry
-    if not entries:
-        raise UserError(f"Annotation file {path} lists no images; name another split or export it again.")
-    return entries
-
-
-def _check_annotation(path: Path, annotation: dict[str, Any], images: Mapping[int, Any], categories: set[int]) -> None:
-    name = f"Annotation {annotation.get('id', annotation)} in {path}"
-    for key in ("id", "image_id", "category_id", "bbox"):
-        if key not in annotation:
-            raise UserError(f"{name} has no '{key}'; add it.")
-    if annotation["category_id"] not in categories:
-        raise UserError(f"{name} has the unknown category_id {annotation['category_id']}; add it to 'categories'.")
-    if annotation["image_id"] not in images:
-        raise UserError(f"{name} has the unknown image_id {annotation['image_id']}; add the image to 'images'.")
+def _check_all(path: Path, content: dict[str, Any], section: str, kind: str, check: Callable[[Any], None]) -> None:
+    for index, entry in enumerate(content[section]):
+        try:
+            check(entry)
+        except ValueError as error:
+            raise refusal(kind, f"{section}[{index}]", entry, path, error) from None

@@ -4,7 +4,6 @@ A keypoint is (x, y, visibility) in continuous coordinates, COCO's pixel index p
 annotated (then x and y are 0), 1 where it is hidden, 2 where it is seen. `J` keypoints of an instance, 0-based.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mask_rcnn_jax.data.entries import LONGEST_SIDE, is_number, is_unicode, shown
 from mask_rcnn_jax.errors import UserError
 
 
@@ -26,19 +26,24 @@ def category_keypoints(
     if not with_keypoints:
         return (), []
     first = with_keypoints[0]
-    for category in with_keypoints[1:]:
-        if category["keypoints"] != first["keypoints"]:
+    for category in with_keypoints:
+        names = category["keypoints"]
+        if (
+            not isinstance(names, list)
+            or not all(isinstance(name, str) and is_unicode(name) for name in names)
+            or len({*names}) < len(names)
+        ):
+            raise UserError(
+                f"Category '{category['name']}' in {annotation_file} has the keypoints {shown(names)}; "
+                "list a name for each, once."
+            )
+        if names != first["keypoints"]:
             raise UserError(
                 f"Categories '{first['name']}' and '{category['name']}' in {annotation_file} have different keypoints; "
                 "a model finds one kind: remove 'keypoints' from all categories but those that share them."
             )
-    names = first["keypoints"]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
-        raise UserError(
-            f"Category '{first['name']}' in {annotation_file} has the keypoints {names}; list a name for each, once."
-        )
     skeleton = first.get("skeleton")
-    return tuple(names), skeleton if isinstance(skeleton, list) else []
+    return tuple(first["keypoints"]), skeleton if isinstance(skeleton, list) else []
 
 
 def is_edge(edge: Any, num_keypoints: int) -> bool:
@@ -46,7 +51,7 @@ def is_edge(edge: Any, num_keypoints: int) -> bool:
     return (
         isinstance(edge, list)
         and len(edge) == 2
-        and all(isinstance(end, int) and 1 <= end <= num_keypoints for end in edge)
+        and all(type(end) is int and 1 <= end <= num_keypoints for end in edge)
     )
 
 
@@ -55,8 +60,8 @@ def read_keypoints(flat: Any, num_keypoints: int) -> Float[np.ndarray, "J 3"]:
     if not isinstance(flat, list) or len(flat) != 3 * num_keypoints:
         length = len(flat) if isinstance(flat, list) else "no"
         raise ValueError(f"{length} values instead of {3 * num_keypoints}")
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in flat):
-        raise ValueError("not all values are numbers")
+    if not all(is_number(value) and abs(value) <= LONGEST_SIDE for value in flat):
+        raise ValueError("not all values are numbers of pixels")
     keypoints = np.array(flat, np.float64).reshape(-1, 3)
     if not np.isin(keypoints[:, 2], (0, 1, 2)).all():
         raise ValueError("a visibility is not 0, 1 or 2")

@@ -5,6 +5,7 @@
 `not_exhaustive_category_ids` some instances are not annotated.
 """
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,26 +15,27 @@ from jaxtyping import Int
 from mask_rcnn_jax.data.annotations import AnnotationReader
 from mask_rcnn_jax.data.coco import check_present, check_root, read_annotations
 from mask_rcnn_jax.data.config import LvisConfig
+from mask_rcnn_jax.data.entries import check_image, list_of, refusal, shown
 from mask_rcnn_jax.data.packed import pack
 from mask_rcnn_jax.data.records import CocoDataset, Federated
-from mask_rcnn_jax.errors import UserError
 
-_IMAGE_KEYS = ("id", "coco_url", "height", "width", "neg_category_ids", "not_exhaustive_category_ids")
+_CLASS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def load_lvis(config: LvisConfig, split: str) -> CocoDataset:
     """Reads `split`; the same errors and counts as `load_coco`."""
     root = check_root(config.root)
     name = config.annotation_file.replace("{split}", split)
-    path = root / name if (root / name).is_file() else root / "annotations" / name
-    file = read_annotations(path, _IMAGE_KEYS)
-    for category in file.categories:
+    path = root / name if os.path.isfile(root / name) else root / "annotations" / name
+    file = read_annotations(path, _check_image)
+    for index, category in enumerate(file.categories):
         if category.get("frequency") not in ("r", "c", "f"):
-            raise UserError(f"Category {category['name']} in {path} has no 'frequency' r, c or f, which LVIS has.")
+            problem = ValueError("has no 'frequency' r, c or f, which LVIS has; export it in LVIS's format")
+            raise refusal("Category", f"categories[{index}]", category, path, problem)
     images = {image_id: _image_path(root, entry) for image_id, entry in file.images.items()}
     check_present(path, images.values())
     reader = AnnotationReader(path, file.categories, config.boxes_only)
-    frequency_of = {category["id"]: category["frequency"] for category in file.categories}
+    frequency_of = {int(category["id"]): category["frequency"] for category in file.categories}
 
     def classes(ids: list[int]) -> Int[np.ndarray, " m"]:
         return np.array([reader.class_of[i] for i in ids if i in reader.class_of], np.int32)
@@ -41,13 +43,22 @@ def load_lvis(config: LvisConfig, split: str) -> CocoDataset:
     records = (
         reader.record(
             entry,
-            images[entry["id"]],
+            images[int(entry["id"])],
             found,
-            Federated(classes(entry["neg_category_ids"]), classes(entry["not_exhaustive_category_ids"])),
+            Federated(*(classes(entry[key]) for key in _CLASS_LISTS)),
         )
         for entry, found in file.taken()
     )
     return reader.dataset(pack(records), [frequency_of[category] for category in reader.categories])
+
+
+def _check_image(entry: Any) -> int:
+    """The id of an image's entry, as `check_image` has it."""
+    id_ = check_image(entry, "coco_url")
+    for key in _CLASS_LISTS:
+        if not all(type(category) is int for category in list_of(entry, key)):
+            raise ValueError(f"has the {key} {shown(entry[key])}, which are not all whole numbers; correct them")
+    return id_
 
 
 def _image_path(root: Path, entry: dict[str, Any]) -> Path:

@@ -11,47 +11,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
-from pycocotools import mask as coco_mask
+from jaxtyping import Bool, Float, UInt8
 
-RLE = dict[str, Any]
+from mask_rcnn_jax.data.rasterise import RLE, checked_rle, rle_of_polygons, run_lengths
+
 Segmentation = Sequence[np.ndarray] | RLE
 
 _SUPERSAMPLING = 2  # polygon pixels per grid cell and axis
 _VISIBLE_SIDE = 112  # pixels across a region whose polygons are searched for their extent
 
 
-def run_lengths(counts: bytes) -> Int[np.ndarray, " runs"]:
-    """Lengths of the alternating background and foreground runs of COCO's compressed RLE, column by column.
+def to_rle(segmentation: Sequence[Any] | RLE, height: int, width: int) -> RLE:
+    """The segmentation of an image of `height` x `width` pixels as one RLE, rasterised as pycocotools does.
 
-    Raises ValueError for bytes that are no RLE. (pycocotools reads and writes out of bounds on such input.)
+    Also takes what a file holds: polygons as lists, counts as text or as a list. Raises ValueError with the reason for
+    an RLE of another size or of counts that cannot be decoded, and for polygons of less than three points or of
+    coordinates that are not finite.
     """
-    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError("not a compressed RLE")
-    # Each number is a little-endian string of 5-bit digits; bit 5 marks that another digit follows, bit 4 of the last
-    # digit is the sign. From the fourth on, numbers are differences to the last but one.
-    ends = np.flatnonzero((codes & 32) == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    digits = ends - starts + 1
-    if digits.max() > 8:
-        raise ValueError("not a compressed RLE")
-    place = np.arange(codes.size) - np.repeat(starts, digits)
-    values = np.add.reduceat((codes & 31) << (5 * place), starts)
-    values -= np.where(codes[ends] & 16, np.int64(1) << (5 * digits), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    if values.min() < 0:
-        raise ValueError("not a compressed RLE")
-    return values
-
-
-def to_rle(segmentation: Segmentation, height: int, width: int) -> RLE:
-    """The segmentation of an image of `height` x `width` pixels as one RLE, rasterised as pycocotools does."""
     if isinstance(segmentation, dict):
-        return segmentation
-    api: Any = coco_mask  # its stubs know no polygons
-    return api.merge(api.frPyObjects(list(segmentation), height, width))
+        return checked_rle(segmentation, height, width)
+    return rle_of_polygons(segmentation, height, width)
 
 
 def decode_window(rle: RLE, window: tuple[int, int, int, int]) -> Bool[np.ndarray, "h w"]:

@@ -84,7 +84,10 @@ def _write(
     def examples(split: str) -> Iterator[tuple[int, Example]]:
         file = files[split]
         for index, (image_id, entry) in enumerate(file.images.items()):
-            example = {"entry": json.dumps(entry), "annotations": json.dumps(file.annotations[image_id])}
+            try:
+                example = {"entry": json.dumps(entry), "annotations": json.dumps(file.annotations[image_id])}
+            except RecursionError:
+                raise UserError(f"Image {image_id} in {file.path} has entries nested too deeply; correct it.") from None
             if part == EXAMPLES:
                 example["image"] = folders[split] / entry["file_name"]
             yield index, example

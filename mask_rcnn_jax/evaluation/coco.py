@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-from mask_rcnn_jax.data import CocoDataset, Record
+from mask_rcnn_jax.data import CocoDataset, Record, to_rle
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.matching import SparseCOCOeval
 from mask_rcnn_jax.inference import ImageDetections, PasteConvention, as_detections
@@ -121,12 +121,12 @@ def _index(dataset: CocoDataset, annotations: list[dict[str, Any]]) -> COCO:
 
 def _annotations(record: Record, categories: Sequence[int]) -> Iterator[dict[str, Any]]:
     for i, segmentation in enumerate(record.segmentations):
-        rle = isinstance(segmentation, dict)
         annotation = {
             "image_id": record.image_id,
             "category_id": categories[record.classes[i]],
             "bbox": coco_box(record.boxes[i].tolist()),
-            "segmentation": segmentation if rle else [polygon.tolist() for polygon in segmentation],
+            # pycocotools would rasterise polygons itself, whatever their corners cost.
+            "segmentation": to_rle(segmentation, record.height, record.width),
             "area": float(record.areas[i]),
             "iscrowd": int(record.iscrowd[i]),
         }

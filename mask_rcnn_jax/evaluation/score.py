@@ -1,12 +1,17 @@
 """The metrics of detections on a dataset: COCO's, or LVIS's where the dataset is LVIS."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.data import CocoDataset
+from mask_rcnn_jax.data.entries import shown
+from mask_rcnn_jax.data.rasterise import checked_rle
+from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.coco import EvaluationConfig, Kind, Result, coco_results, score_coco
 from mask_rcnn_jax.evaluation.lvis import score_lvis
 from mask_rcnn_jax.inference import ImageDetections, PasteConvention
+from mask_rcnn_jax.inference.foreign import check_result
 
 
 def evaluate(
@@ -46,17 +51,45 @@ def gather_results(
 def score_kinds(
     dataset: CocoDataset, results: Sequence[Result], kinds: Iterable[Kind], config: EvaluationConfig
 ) -> dict[str, float]:
-    """Return the metrics of `score_results` for each of `kinds`."""
+    """Return the metrics of `score_results` for each of `kinds`; the results must be this program's own."""
     metrics: dict[str, float] = {}
     for kind in kinds:
-        metrics |= score_results(dataset, results, kind, config)
+        metrics |= _score(dataset, results, kind, config)
     return metrics
 
 
 def score_results(
     dataset: CocoDataset, results: Sequence[Result], kind: Kind, config: EvaluationConfig
 ) -> dict[str, float]:
-    """The metrics of COCO results: of their "bbox", their "segmentation" or their "keypoints" (which LVIS has not)."""
+    """The metrics of COCO results: of their "bbox", their "segmentation" or their "keypoints" (which LVIS has not).
+
+    Raises `UserError` for a result that cannot be evaluated.
+    """
+    sizes = {record.image_id: (record.height, record.width) for record in dataset.records}
+    for index, result in enumerate(results):
+        try:
+            _check(result, dataset.categories, sizes, kind)
+        except ValueError as error:
+            raise UserError(f"results[{index}] {error}; correct or remove it.") from None
+    return _score(dataset, results, kind, config)
+
+
+def _score(dataset: CocoDataset, results: Sequence[Result], kind: Kind, config: EvaluationConfig) -> dict[str, float]:
     if dataset.frequencies and kind != "keypoints":
         return score_lvis(dataset, results, kind)
     return score_coco(dataset, results, kind, config)
+
+
+def _check(result: Any, categories: Sequence[int], sizes: Mapping[int, tuple[int, int]], kind: Kind) -> None:
+    """ValueError with what pycocotools cannot evaluate, or could only by reading out of bounds."""
+    check_result(result, categories)
+    image_id, key = result.get("image_id"), "segmentation" if kind == "segm" else kind
+    if not isinstance(image_id, Hashable) or image_id not in sizes:
+        raise ValueError(f"has the unknown image_id {shown(image_id)}")
+    if key not in result:
+        raise ValueError(f"has no '{key}'")
+    if kind == "segm":
+        try:
+            checked_rle(result["segmentation"], *sizes[image_id])
+        except ValueError as error:
+            raise ValueError(f"has an RLE that cannot be used: {error}") from None

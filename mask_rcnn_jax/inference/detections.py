@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data import to_rle
+from mask_rcnn_jax.data.entries import shown
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.batched import ImageDetections
+from mask_rcnn_jax.inference.foreign import check_result
 from mask_rcnn_jax.inference.masks import PasteConvention, encode_masks
 
 if TYPE_CHECKING:
@@ -94,20 +96,29 @@ class Detections:
     ) -> "Detections":
         """Entries of a COCO results file that belong to one image; segmentations are RLEs or polygons.
 
-        Raises `UserError` where a category id is not among `category_ids` (from 1 unless given), or where some entries
-        have a mask or keypoints and others none.
+        Raises `UserError` where a category id is not among `category_ids` (from 1 unless given), where some entries
+        have a mask or keypoints and others none, and for scores, boxes, keypoints and masks that are none.
         """
         ids = list(range(1, len(class_names) + 1) if category_ids is None else category_ids)
-        for result in results:
-            if result["category_id"] not in ids:
-                raise UserError(f"a result has the category_id {result['category_id']}; give category_ids that hold it")
+        for index, result in enumerate(results):
+            try:
+                check_result(result, ids)
+                if "bbox" not in result:
+                    raise ValueError("has no 'bbox'")
+            except ValueError as error:
+                raise UserError(f"results[{index}] {error}; correct or remove it") from None
         ordered = sorted(results, key=lambda result: -result["score"])
         corners = np.array([result["bbox"] for result in ordered], np.float64).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         rles = keypoints = None
         if _all_have(ordered, "segmentation") or not ordered:
-            rles = tuple(_with_text(to_rle(_segmentation(r["segmentation"]), height, width)) for r in ordered)
+            try:
+                rles = tuple(_with_text(to_rle(_segmentation(r), height, width)) for r in ordered)
+            except ValueError as error:
+                raise UserError(f"a result has a segmentation that cannot be used: {error}; correct it") from None
         if _all_have(ordered, "keypoints"):
+            if len({len(result["keypoints"]) for result in ordered}) > 1:
+                raise UserError("results have different numbers of keypoints; give all of an image as many")
             flat = np.array([result["keypoints"] for result in ordered], np.float64)
             keypoints = (flat.reshape(len(ordered), -1, 3) + np.array([0.5, 0.5, 0])).astype(np.float32)
         return cls(
@@ -213,15 +224,12 @@ def _all_have(results: Sequence[Mapping[str, Any]], key: str) -> bool:
     return count > 0
 
 
-def _segmentation(segmentation: Any) -> Any:
-    """What a results file has, with the counts of an RLE as bytes and polygons as arrays."""
-    if not isinstance(segmentation, Mapping):
-        return [np.asarray(polygon, np.float64) for polygon in segmentation]
-    if isinstance(segmentation["counts"], list):
-        height, width = segmentation["size"]
-        api: Any = coco_mask  # its stubs know no uncompressed RLE
-        return api.frPyObjects(dict(segmentation), height, width)
-    return _with_bytes(dict(segmentation))
+def _segmentation(result: Mapping[str, Any]) -> Any:
+    """A result's RLE or polygons; ValueError where it has neither."""
+    segmentation = result["segmentation"]
+    if not isinstance(segmentation, Mapping | list | tuple):
+        raise ValueError(f"it is {shown(segmentation)}")
+    return dict(segmentation) if isinstance(segmentation, Mapping) else segmentation
 
 
 def _with_bytes(rle: RLE) -> Any:

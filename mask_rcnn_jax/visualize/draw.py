@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.data.masks import Segmentation, decode_window
+from mask_rcnn_jax.data.masks import Segmentation, decode_window, to_rle
 
 Color = tuple[int, int, int]
 Mask = Bool[np.ndarray, "H W"] | Segmentation
@@ -115,18 +115,9 @@ def _window(mask: Mask, height: int, width: int) -> tuple[Bool[np.ndarray, "h w"
         if not rows.size:
             return mask[:0, :0], 0, 0
         return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], int(columns[0]), int(rows[0])
-    rle: Any = _compressed(mask, height, width)
+    rle: Any = to_rle(mask, height, width)
     x, y, w, h = (int(value) for value in coco_mask.toBbox(rle))
     return decode_window(rle, (x, y, x + w, y + h)), x, y
-
-
-def _compressed(segmentation: Segmentation, height: int, width: int) -> Any:
-    """The COCO RLE with bytes as counts."""
-    if not isinstance(segmentation, dict):
-        parts = [np.asarray(polygon, np.float64).tolist() for polygon in segmentation]
-        return coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
-    counts = segmentation["counts"]
-    return {"size": segmentation["size"], "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
 def _draw_mask(

@@ -1,5 +1,7 @@
 """Reading COCO directories: real ones agree with pycocotools, spoilt ones are refused or counted."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -80,6 +82,20 @@ RLE = {"size": [12, 16], "counts": [20, 5, 167]}
         ({"segmentation": RLE | {"counts": [-8, 200]}}, "unusable RLE"),
         ({"segmentation": RLE | {"counts": "~~garbage"}}, "unusable RLE"),
         ({"segmentation": {"size": [12, 16]}}, "unusable RLE"),
+        ({"segmentation": RLE | {"size": None}}, "unusable RLE"),
+        ({"segmentation": RLE | {"size": [2**40, 2**40]}}, "unusable RLE"),
+        ({"segmentation": RLE | {"counts": [2**62, 2**62, 2**62, 2**62, 192]}}, "unusable RLE"),
+        ({"segmentation": RLE | {"counts": [10**400]}}, "unusable RLE"),
+        ({"segmentation": "text"}, "without a usable polygon"),
+        ({"segmentation": 5}, "without a usable polygon"),
+        ({"segmentation": [1, 1, 5, 5, 9, 9]}, "without a usable polygon"),
+        ({"segmentation": [["1", "1", "5", "5", "9", "9"]]}, "fewer than 6 or an odd"),
+        ({"segmentation": [[1, 1, 5, 5, 9, 10**400]]}, "fewer than 6 or an odd"),
+        ({"segmentation": [{"x": 1}]}, "fewer than 6 or an odd"),
+        ({"bbox": [10**400, 2, 8, 8]}, "box of no area"),
+        ({"bbox": [2, 2, "8", 8]}, "box of no area"),
+        ({"bbox": [2, 2, True, True]}, "box of no area"),
+        ({"bbox": [2, 2, 1e-50, 8]}, "box of no area"),  # nothing of it is left in float32
     ],
 )
 def test_annotations_left_out_and_counted(tmp_path, changes, problem):
@@ -90,6 +106,110 @@ def test_annotations_left_out_and_counted(tmp_path, changes, problem):
     assert len(lines) == 1
     assert "annotation 1" in lines[0]
     assert "instances_train.json: 1 " in lines[0]
+
+
+@pytest.mark.parametrize("area", ["big", [], float("nan"), float("inf"), 10**400, True])
+def test_areas_that_are_none(tmp_path, area):
+    dataset = load_coco(write_dataset(tmp_path, [annotation(area=area)]), "train")
+    assert dataset.records[0].areas.tolist() == [64]
+    assert any("1 annotations with an area that is not a number" in line for line in dataset.describe_problems())
+
+
+IMAGE = {"id": 7, "file_name": "7.png", "width": 16, "height": 12}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"annotations": [annotation(), annotation(id="a1")]},
+            r"a1 \(annotations\[1\]\).* id 'a1', .*number the",
+        ),
+        ({"annotations": [annotation(image_id="7")]}, r"annotations\[0\].* image_id '7', .*not a whole number"),
+        ({"annotations": [annotation(category_id=[20])]}, r"annotations\[0\].* category_id \[20\]"),
+        ({"annotations": [annotation(image_id={})]}, r"annotations\[0\].* image_id \{\}"),
+        ({"annotations": [annotation(id=2**63)]}, r"annotations\[0\].* is not from"),
+        ({"annotations": [annotation(id=True)]}, r"annotations\[0\].* id True"),
+        ({"annotations": [annotation(id=1.5)]}, r"annotations\[0\].* id 1\.5"),
+        (
+            {"annotations": [annotation() | {"bbox": None}]},
+            r"Annotation 1 \(annotations\[0\]\).* bbox null; write",
+        ),
+        ({"annotations": [annotation(bbox="2 2 8 8")]}, r"annotations\[0\].* bbox '2 2 8 8'"),
+        ({"annotations": [annotation(iscrowd="no")]}, r"annotations\[0\].* iscrowd 'no'; write 0 or 1"),
+        ({"annotations": [annotation(), 5]}, r"annotations\[1\] in .* is 5, not an object"),
+        ({"annotations": [[annotation()]]}, r"annotations\[0\] in .* not an object"),
+        ({"images": [IMAGE, None]}, r"images\[1\] in .* is null, not an object"),
+        (
+            {"images": [IMAGE | {"id": "7d4c-uuid"}]},
+            r"images\[0\].* id '7d4c-uuid', which is not a whole",
+        ),
+        ({"images": [IMAGE | {"width": "16"}]}, r"images\[0\].* width '16'"),
+        ({"images": [IMAGE | {"height": None}]}, r"images\[0\].* height null"),
+        ({"images": [IMAGE | {"height": 0}]}, r"images\[0\].* height 0, which is not from 1"),
+        ({"images": [IMAGE | {"height": 10**400}]}, r"images\[0\].* is not from 1"),
+        ({"images": [IMAGE | {"height": 2**17, "width": 2**17}]}, r"images\[0\].* pixels, more than"),
+        ({"images": [IMAGE | {"file_name": 7}]}, r"images\[0\].* file_name 7, which is not the name of a file"),
+        ({"images": [IMAGE | {"file_name": "\0.png"}]}, r"images\[0\].* not the name of a file"),
+        ({"images": [IMAGE | {"file_name": "\ud800"}]}, r"images\[0\].* not the name of a file"),
+        ({"images": [IMAGE | {"file_name": "a" * 2000}]}, r"does not exist"),
+        ({"images": [IMAGE | {"file_name": "../../none.png"}]}, r"none\.png does not exist"),
+        ({"categories": [{"id": "cat", "name": "a"}]}, r"categories\[0\].* id 'cat'"),
+        ({"categories": [{"id": 20, "name": None}]}, r"categories\[0\].* name null, which is not text"),
+        ({"categories": [{"id": 20, "name": "\udc80"}]}, r"categories\[0\].* half a character"),
+        ({"categories": ["cat"]}, r"categories\[0\] in .* is 'cat', not an object"),
+        ({"categories": [{"id": 20, "name": "a", "keypoints": [["x"]]}]}, r"has the keypoints"),
+        ({"images": {"7": IMAGE}}, "no list 'images'"),
+    ],
+)
+def test_entries_of_other_types_are_named(tmp_path, changes, message):
+    config = write_dataset(tmp_path, [])
+    content = {"images": [IMAGE], "annotations": [annotation()], "categories": [{"id": 20, "name": "b"}]}
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content | changes))
+    with pytest.raises(UserError, match=message) as error:
+        load_coco(config, "train")
+    assert "instances_train.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_may_be_written_as_floats(tmp_path):
+    images = [IMAGE | {"id": 7.0, "width": 16.0}]
+    entry = annotation(id=2.0, image_id=7, category_id=20.0, iscrowd=True)
+    dataset = load_coco(write_dataset(tmp_path, [entry], images=images, categories=[{"id": 20, "name": 5}]), "train")
+    (record,) = dataset.records
+    assert (record.image_id, record.width, record.annotation_ids.tolist(), record.iscrowd.tolist()) == (
+        7,
+        16,
+        [2],
+        [True],
+    )
+    assert dataset.class_names == ("5",)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is not JSON"),
+        (b"\xff\xfe\xff", "is not JSON"),
+        (b'{"images": "\xe9"}', "is not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"images": ' + b"9" * 5000 + b"}", "is not JSON"),
+        (b"null", "no list 'images'"),
+        (b'"images"', "no list 'images'"),
+    ],
+)
+def test_files_that_are_no_annotations(tmp_path, data, message):
+    config = write_dataset(tmp_path, [])
+    (tmp_path / "annotations" / "instances_train.json").write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        load_coco(config, "train")
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    config = write_dataset(tmp_path, [annotation()])
+    file = tmp_path / "annotations" / "instances_train.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(load_coco(config, "train").records) == 2
 
 
 def test_the_good_polygons_of_an_annotation_stay(tmp_path):
@@ -124,7 +244,10 @@ def test_missing_files_are_named(tmp_path):
         ('{"images": []}', "no list 'annotations'"),
         ('{"images": [], "annotations": [], "categories": []}', "lists no images"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "Image 1 .* no 'file_name'"),
-        ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "needs an 'id' and a 'name'"),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1}]}',
+            r"Category 1 \(categories\[0\]\) .* no 'name'",
+        ),
     ],
 )
 def test_spoilt_annotation_files(tmp_path, text, message):
@@ -136,10 +259,10 @@ def test_spoilt_annotation_files(tmp_path, text, message):
 
 def test_repeated_ids_are_refused(tmp_path):
     image = {"id": 1, "file_name": "1.png", "width": 16, "height": 12}
-    with pytest.raises(UserError, match="Image id 1 occurs twice"):
+    with pytest.raises(UserError, match=r"Image 1 \(images\[1\]\) .* occurs twice"):
         load_coco(write_dataset(tmp_path / "a", [], images=[image, image]), "train")
     names = [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]
-    with pytest.raises(UserError, match="category id occurs twice"):
+    with pytest.raises(UserError, match=r"Category 1 \(categories\[1\]\) .* occurs twice"):
         load_coco(write_dataset(tmp_path / "b", [], categories=names), "train")
 
 

@@ -146,7 +146,7 @@ def test_lvis_finds_images_by_their_address(tmp_path):
     content = lvis_content()
     del content["categories"][1]["frequency"]
     (tmp_path / "lvis_v1_val.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"Category zebra .* has no 'frequency'"):
+    with pytest.raises(UserError, match=r"Category 2 \(categories\[1\]\) .* has no 'frequency'"):
         load_dataset(config, "val")
 
 

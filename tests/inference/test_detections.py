@@ -102,6 +102,42 @@ def test_coco_results_that_do_not_fit_are_named() -> None:
         Detections.from_coco(results, HEIGHT, WIDTH, NAMES)
 
 
+SOUND = {"image_id": 1, "category_id": 2, "bbox": [10, 5, 20, 15], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score": None}, r"results\[1\] has the score null"),
+        ({"score": "high"}, r"results\[1\] has the score 'high'"),
+        ({"score": [0.5]}, r"results\[1\] has the score \[0.5\]"),
+        ({"category_id": [2]}, r"results\[1\] has the unknown category_id \[2\]"),
+        ({"bbox": [10, 5, 20]}, r"results\[1\] has the bbox"),
+        ({"bbox": [10, 5, 20, 10**400]}, r"results\[1\] has the bbox"),
+        ({"bbox": {}}, r"results\[1\] has the bbox"),
+    ],
+)
+def test_foreign_results_that_are_none_are_named(changes, message) -> None:
+    with pytest.raises(UserError, match=message):
+        Detections.from_coco([SOUND, SOUND | changes], HEIGHT, WIDTH, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"size": [HEIGHT, WIDTH], "counts": "~~garbage"}, "not a compressed RLE"),
+        ({"size": [WIDTH, HEIGHT], "counts": [HEIGHT * WIDTH]}, "its size is"),
+        ({"size": [HEIGHT, WIDTH], "counts": [2**40]}, "do not cover"),
+        ([[1, 2, 3, 4]], "4 coordinates"),
+        ([], "no polygons"),
+        (None, "it is null"),
+    ],
+)
+def test_foreign_masks_never_reach_pycocotools(segmentation, message) -> None:
+    with pytest.raises(UserError, match=message):
+        Detections.from_coco([SOUND | {"segmentation": segmentation}], HEIGHT, WIDTH, NAMES)
+
+
 def test_results_without_masks_or_without_anything() -> None:
     results = [{key: r[key] for key in ("image_id", "category_id", "bbox", "score")} for r in some().to_coco(1)]
     assert Detections.from_coco(results, HEIGHT, WIDTH, NAMES).rles is None

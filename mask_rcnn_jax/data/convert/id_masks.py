@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from mask_rcnn_jax.data.convert.json_files import read_lines
 from mask_rcnn_jax.data.convert.outlines import instance_of_bitmap
 from mask_rcnn_jax.data.convert.pictures import images_by_stem, picture_size, read_ids
 from mask_rcnn_jax.data.convert.source import (
@@ -88,7 +89,7 @@ def _read_voc(root: Path, class_name: str, classes: Sequence[str], void: int) ->
     images = images_by_stem(pictures)
     lists = root / "ImageSets" / "Segmentation"
     stems = {name: lists / f"{name}.txt" for name in ("train", "val", "test") if (lists / f"{name}.txt").is_file()}
-    listed = {name: file.read_text().split() for name, file in stems.items()}
+    listed = {name: _stems(file) for name, file in stems.items()}
     if not listed:
         listed = {UNSPLIT: sorted(path.stem for path in objects.glob("*.png"))}
     splits = {
@@ -99,6 +100,13 @@ def _read_voc(root: Path, class_name: str, classes: Sequence[str], void: int) ->
         for name, of_split in listed.items()
     }
     return Source(splits, numbered(reader.classes))
+
+
+def _stems(file: Path) -> list[str]:
+    try:
+        return [stem for line in read_lines(file) for stem in line.split()]
+    except ValueError as error:
+        raise UserError(f"List {file} cannot be read: {error}; write the name of an image a line.") from None
 
 
 def _paired(root: Path, images: str | None, masks: str | None, reader: "_Reader") -> list[Task]:

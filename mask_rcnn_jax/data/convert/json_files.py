@@ -1,23 +1,30 @@
-"""Reading what annotation tools write as JSON."""
+"""Reading what annotation tools write as JSON and as text."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from mask_rcnn_jax.data.entries import read_json
 from mask_rcnn_jax.errors import UserError
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError with the reason where there is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ValueError(error.strerror) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"it is not JSON: {error}") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError("it holds no JSON object")
     return content
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, without a byte order mark. Raises ValueError with the reason where it is none."""
+    try:
+        return path.read_text("utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise ValueError("it does not exist") from None
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from None
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text") from None
 
 
 def one_json_file(folder: Path) -> Path:

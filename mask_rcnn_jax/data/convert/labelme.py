@@ -6,12 +6,14 @@ Polygons, rectangles, circles and masks become objects; shapes of one label and 
 import base64
 import binascii
 import math
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.convert.json_files import read_object
@@ -34,11 +36,12 @@ from mask_rcnn_jax.data.convert.source import (
     numbered,
     split_folders,
 )
+from mask_rcnn_jax.data.entries import file_name, is_unicode, shown
 from mask_rcnn_jax.data.image_files import UNREADABLE, decode_upright, opened_image
 from mask_rcnn_jax.data.masks import RLE, to_rle
 from mask_rcnn_jax.errors import UserError
 
-Part = Polygon | RLE
+Part = Float[np.ndarray, "_ 2"] | RLE  # of one object, each of its own length
 
 _SUFFIX_OF = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif", "WEBP": ".webp"}
 
@@ -67,15 +70,19 @@ def _picture(root: Path, file: Path, classes: Sequence[str] | None) -> Picture:
     except ValueError as error:
         raise Unusable("files that cannot be read, left out", f"{file} ({error})") from None
     shapes = content.get("shapes")
-    if not isinstance(shapes, list) or not isinstance(content.get("imagePath"), str):
+    try:
+        file_name(content, "imagePath")
+    except ValueError:
+        shapes = None
+    if not isinstance(shapes, list):
         raise Unusable("JSON files that LabelMe did not write, left out", str(file))
-    file_name, image = _image(root, file, content)
+    image_name, image = _image(root, file, content)
     height, width = picture_size(image, str(file))
     stated = content.get("imageHeight", height), content.get("imageWidth", width)
     if stated != (height, width) and None not in stated:
         raise Unusable(
             "images of another size than annotated, left out",
-            f"{file}: annotated {stated[1]} x {stated[0]}, the image is {width} x {height}",
+            f"{file}: annotated {shown(stated[1])} x {shown(stated[0])}, the image is {width} x {height}",
         )
     cases: list[Case] = []
     groups: dict[tuple[str, Any], list[Part]] = {}
@@ -87,21 +94,22 @@ def _picture(root: Path, file: Path, classes: Sequence[str] | None) -> Picture:
             cases.append(Case(f"{error}, left out", where))
             continue
         group = shape.get("group_id")
-        groups.setdefault((label, f"shape {index}" if group is None else f"group {group}"), []).append(part)
+        name = f"group {group if isinstance(group, str) else shown(group)}"
+        groups.setdefault((label, f"shape {index}" if group is None else name), []).append(part)
     instances = []
     for (label, name), parts in groups.items():
         instance, lost = _instance(label, parts, height, width, f"{file}, {name}")
         cases += lost
         if instance is not None:
             instances.append(instance)
-    return Picture(file_name, image, height, width, tuple(instances), tuple(cases))
+    return Picture(image_name, image, height, width, tuple(instances), tuple(cases))
 
 
 def _image(root: Path, file: Path, content: dict[str, Any]) -> tuple[str, Path | bytes]:
     """The name and the file of the image, or what `imageData` holds of it where the file is not there."""
     path = file.parent / content["imagePath"].replace("\\", "/")
     for candidate in (path, file.parent / path.name):  # folders are often moved with their annotations
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # Path.is_file raises for a long name
             return name_below(candidate, root), candidate
     if not isinstance(content.get("imageData"), str):
         raise Unusable("images that do not exist, left out", f"{path}, named in {file}")
@@ -118,6 +126,8 @@ def _label(shape: Any, classes: Sequence[str] | None) -> str:
     label = shape.get("label") if isinstance(shape, dict) else None
     if not isinstance(label, str) or not label.strip():
         raise ValueError("shapes without a label")
+    if not is_unicode(label):
+        raise ValueError("shapes whose label holds half a character")
     if classes is not None and label.strip() not in classes:
         raise ValueError("objects of a class that --classes does not name")
     return label.strip()
@@ -127,9 +137,11 @@ def _part(shape: dict[str, Any], height: int, width: int) -> Part:
     """What a shape covers; ValueError names, in the plural, what covers nothing or is broken."""
     kind = shape.get("shape_type") or "polygon"  # the oldest files have no types
     if kind not in ("polygon", "rectangle", "circle", "mask"):
-        raise ValueError(f"shapes of type '{kind}', which outline nothing")
+        raise ValueError(f"shapes of type '{kind if isinstance(kind, str) else shown(kind)}', which outline nothing")
     try:
         corners = points(shape.get("points"))
+        if not len(corners):
+            raise ValueError("no corners")
         if kind == "rectangle":
             return rectangle(*corners.min(axis=0), *corners.max(axis=0))
         if kind == "circle":

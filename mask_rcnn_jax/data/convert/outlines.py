@@ -12,12 +12,16 @@ from jaxtyping import Bool, Float
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.convert.source import Case, Instance
+from mask_rcnn_jax.data.entries import is_number
 from mask_rcnn_jax.data.masks import to_rle
+from mask_rcnn_jax.data.rasterise import MOST_COORDINATES
 
 Polygon = Float[np.ndarray, "P 2"]
 
 _SAGITTA = 0.05  # pixels by which a side of a polygon may leave the curve that it stands for
 _SLACK = 1.0  # pixels: what annotation tools leave outside by rounding is cut off without a word
+_FARTHEST = 1e9  # pixels: coordinates beyond are no annotator's
+_MOST_CORNERS = 4096  # of an ellipse: enough for half-axes of 170,000 pixels
 
 
 def rectangle(x1: float, y1: float, x2: float, y2: float) -> Polygon:
@@ -31,7 +35,7 @@ def ellipse(centre_x: float, centre_y: float, radius_x: float, radius_y: float, 
     Its corners lie as far outside the curve as its sides lie inside, so that it covers as much.
     """
     radius = max(abs(radius_x), abs(radius_y), 1.0)
-    count = max(16, math.ceil(math.pi / math.acos(1 - _SAGITTA / radius)))
+    count = min(max(16, math.ceil(math.pi / math.acos(1 - _SAGITTA / radius))), _MOST_CORNERS)
     angles = 2 * np.pi * np.arange(count) / count
     # A regular polygon covers sin(a) / a of its circle, where `a` is the angle of a side.
     grow = math.sqrt((2 * math.pi / count) / math.sin(2 * math.pi / count))
@@ -42,19 +46,17 @@ def ellipse(centre_x: float, centre_y: float, radius_x: float, radius_y: float, 
 
 def points(values: Any) -> Polygon:
     """Pairs of coordinates as a polygon. Raises ValueError for what are not finite numbers in pairs."""
-    try:
-        array = np.array(values, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError("coordinates that are not numbers") from None
-    if array.size and (array.ndim != 2 or array.shape[1] != 2):
+    if not isinstance(values, list | tuple) or len(values) > MOST_COORDINATES // 2:
+        raise ValueError("coordinates that are no list of pairs")
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in values):
         raise ValueError("coordinates that do not come in pairs")
-    if not np.isfinite(array).all():
-        raise ValueError("coordinates that are not finite")
-    return array.reshape(-1, 2)
+    if not all(is_number(value) and abs(value) <= _FARTHEST for pair in values for value in pair):
+        raise ValueError("coordinates that are not numbers of pixels")
+    return np.array(values, np.float64).reshape(-1, 2)
 
 
 def instance_of_polygons(
-    category: str, parts: Sequence[Polygon], height: int, width: int, where: str
+    category: str, parts: Sequence[Float[np.ndarray, "_ 2"]], height: int, width: int, where: str
 ) -> tuple[Instance | None, list[Case]]:
     """The object that `parts` outline together, cut at the image's edges, and what was lost of it.
 
@@ -88,17 +90,12 @@ def _cut(polygon: Polygon, height: int, width: int) -> Float[np.ndarray, "Q 2"]:
     """The part of the polygon inside the image, by Sutherland and Hodgman: edge after edge of the image."""
     for axis, limit, sign in ((0, 0.0, 1), (0, float(width), -1), (1, 0.0, 1), (1, float(height), -1)):
         depth = sign * (polygon[:, axis] - limit)  # how far inside of this edge
-        result: list[np.ndarray] = []
-        for i in range(len(polygon)):
-            before, after = polygon[i - 1], polygon[i]
-            if (depth[i - 1] < 0) != (depth[i] < 0):
-                share = depth[i - 1] / (depth[i - 1] - depth[i])
-                crossing = before + share * (after - before)
-                crossing[axis] = limit  # not a rounding error beside it
-                result.append(crossing)
-            if depth[i] >= 0:
-                result.append(after)
-        polygon = np.array(result, np.float64).reshape(-1, 2)
-        if not len(polygon):
-            break
+        before, depth_before = np.roll(polygon, 1, axis=0), np.roll(depth, 1)
+        crosses = (depth_before < 0) != (depth < 0)
+        share = depth_before / np.where(crosses, depth_before - depth, 1)
+        crossing = before + share[:, None] * (polygon - before)
+        crossing[:, axis] = limit  # not a rounding error beside it
+        # Where a side crosses the edge, the crossing precedes the side's end.
+        both = np.stack([crossing, polygon], axis=1)
+        polygon = both[np.stack([crosses, depth >= 0], axis=1)]
     return polygon

@@ -22,6 +22,7 @@ from mask_rcnn_jax.data.convert.source import (
     numbered,
     split_folders,
 )
+from mask_rcnn_jax.data.entries import file_name, is_number, is_unicode, shown
 from mask_rcnn_jax.errors import UserError
 
 
@@ -49,7 +50,7 @@ def read_via(
     reader = _Reader(key, class_name, classes)
     splits = {
         name: [
-            Task(str(entry.get("filename")), partial(reader.picture, files[name], images or files[name].parent, entry))
+            Task(_name(entry), partial(reader.picture, files[name], images or files[name].parent, entry))
             for entry in of_split
         ]
         for name, of_split in entries.items()
@@ -76,16 +77,21 @@ def _entries(file: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _regions(entry: dict[str, Any]) -> list[dict[str, Any]]:
+def _name(entry: dict[str, Any]) -> str:
+    """The name of an entry's image, shortened where it is none."""
+    return entry["filename"] if isinstance(entry["filename"], str) else shown(entry["filename"])
+
+
+def _regions(entry: dict[str, Any]) -> list[Any]:
     """The regions of an image: VIA 1 numbers them in an object, VIA 2 lists them."""
     regions = entry.get("regions") or []
-    return [
-        region for region in (regions.values() if isinstance(regions, dict) else regions) if isinstance(region, dict)
-    ]
+    if isinstance(regions, dict):
+        return list(regions.values())
+    return regions if isinstance(regions, list) else [regions]
 
 
-def _attributes(region: dict[str, Any]) -> dict[str, Any]:
-    attributes = region.get("region_attributes")
+def _attributes(region: Any) -> dict[str, Any]:
+    attributes = region.get("region_attributes") if isinstance(region, dict) else None
     return attributes if isinstance(attributes, dict) else {}
 
 
@@ -109,7 +115,10 @@ class _Reader:
         self.classes = classes
 
     def picture(self, file: Path, folder: Path, entry: dict[str, Any]) -> Picture:
-        name = str(entry["filename"])
+        try:
+            name = file_name(entry, "filename")
+        except ValueError as error:
+            raise Unusable("entries without the name of an image, left out", f"{file}: an entry {error}") from None
         if name.startswith(("http://", "https://")):
             raise Unusable("images that are addresses and not files, left out", f"{file}: {name}")
         image = folder / name
@@ -119,6 +128,8 @@ class _Reader:
         for index, region in enumerate(_regions(entry)):
             where = f"{file}, image {name}, region {index}"
             try:
+                if not isinstance(region, dict):
+                    raise ValueError("regions that are no objects")
                 category, outline = self._category(region), _outline(region.get("shape_attributes"))
             except ValueError as error:
                 cases.append(Case(f"{error}, left out", where))
@@ -138,8 +149,8 @@ class _Reader:
             if len(ticked) > 1:
                 raise ValueError(f"regions with several classes in '{self.class_key}'")
             value = ticked[0] if ticked else None
-        name = "" if value is None else str(value).strip()
-        if not name:
+        name = str(value).strip() if isinstance(value, str) or is_number(value) else ""
+        if not name or not is_unicode(name):
             raise ValueError(f"regions without a class in '{self.class_key}'")
         if self.classes is not None and name not in self.classes:
             raise ValueError("objects of a class that --classes does not name")
@@ -152,6 +163,8 @@ def _outline(shape: Any) -> Polygon:
     try:
         if kind == "polygon":
             xs, ys = shape["all_points_x"], shape["all_points_y"]
+            if not isinstance(xs, list) or not isinstance(ys, list):
+                raise TypeError
             return points(list(zip(xs, ys, strict=True)))
         if kind == "rect":
             x, y, width, height = points([[shape["x"], shape["y"]], [shape["width"], shape["height"]]]).ravel().tolist()
@@ -165,4 +178,5 @@ def _outline(shape: Any) -> Polygon:
             return ellipse(x, y, radius_x, radius_y, turn)
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"regions of shape '{kind}' with broken coordinates") from None
-    raise ValueError(f"regions of shape '{kind}', which outline nothing")
+    named = kind if isinstance(kind, str) else shown(kind)
+    raise ValueError(f"regions of shape '{named}', which outline nothing")

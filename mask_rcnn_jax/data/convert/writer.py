@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.convert.json_files import read_object
 from mask_rcnn_jax.data.convert.source import Case, Instance, Picture, Source, Task, Unusable
+from mask_rcnn_jax.data.entries import check_category, list_of
 from mask_rcnn_jax.data.masks import to_rle
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.output_folder import lies_in
@@ -159,9 +160,10 @@ def _categories(source: Source, out: Path, pictures: dict[str, list[Picture]]) -
     )
     for file in kept:
         try:
-            existing = {category["name"]: category["id"] for category in read_object(file)["categories"]}
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{file} is no COCO annotation file; choose another --out.") from None
+            listed = list_of(read_object(file), "categories")
+            existing = {name: id_ for id_, name in map(check_category, listed)}
+        except ValueError as error:
+            raise UserError(f"{file} is no COCO annotation file ({error}); choose another --out.") from None
         fits = set(used) <= set(existing) if source.categories is None else categories == existing
         if not fits:
             raise UserError(

@@ -4,6 +4,7 @@ Splits and classes come from a `data.yaml`; without one, images lie in `images/S
 and classes in `classes.txt`.
 """
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
+from mask_rcnn_jax.data.convert.json_files import read_lines
 from mask_rcnn_jax.data.convert.outlines import Polygon, instance_of_polygons, rectangle
 from mask_rcnn_jax.data.convert.pictures import name_below, picture_size
 from mask_rcnn_jax.data.convert.source import UNSPLIT, Case, Instance, Picture, Source, Task, numbered, split_folders
+from mask_rcnn_jax.data.entries import is_unicode, shown
 from mask_rcnn_jax.data.image_files import IMAGE_SUFFIXES, list_images
 from mask_rcnn_jax.errors import UserError
 
 Boxes = Literal["refuse", "rectangle"]
 
 _CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
+_EMPTY = (None, "", "~", "null", "Null", "NULL")  # what YAML has for nothing
 _FARTHEST = 2.0  # sides of the image: coordinates beyond are not shares of a side
 
 
@@ -41,13 +45,13 @@ def read_yolo(path: Path, classes: Sequence[str] | None = None, boxes: Boxes = "
         if "kpt_shape" in settings:
             raise UserError(f"{path} describes poses (kpt_shape), whose lines hold no outlines; convert segmentations.")
         names = list(classes or _named_classes(settings))
-        image_root = root / str(settings.get("path") or "")
-        if not image_root.is_dir():  # `path` is often that of the machine where the file was made
+        image_root = root / _text(settings, "path")
+        if not os.path.isdir(image_root):  # `path` is often that of the machine where the file was made
             image_root = root
         images = {
             split: _images(image_root, settings[key])
             for key, split in (("train", "train"), ("val", "val"), ("valid", "val"), ("test", "test"))
-            if settings.get(key)
+            if settings.get(key) not in _EMPTY
         }
     if not any(images.values()):
         raise UserError(f"No images were found for {path}; it must name or hold folders of images.")
@@ -60,7 +64,7 @@ def read_yolo(path: Path, classes: Sequence[str] | None = None, boxes: Boxes = "
     return Source(splits, numbered(names))
 
 
-def _settings(path: Path) -> dict[str, Any] | None:
+def _settings(path: Path) -> dict[Any, Any] | None:
     """The content of the YAML file at `path` or in the folder `path`, None for a folder without one."""
     if path.is_dir():
         found = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
@@ -70,27 +74,44 @@ def _settings(path: Path) -> dict[str, Any] | None:
             return None
         path = found[0]
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        # All values stay text: a class called "no" is not False, one called "1.0" no number.
+        content = yaml.load("\n".join(read_lines(path)), yaml.BaseLoader)
+    except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML ({error}); name a data.yaml or the folder of one.") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply; it needs train, val and names.") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a data.yaml; it needs train, val and names.")
     return content
 
 
-def _named_classes(settings: dict[str, Any]) -> list[str]:
+def _text(settings: dict[Any, Any], key: str) -> str:
+    """The text of a key, "" where it has none."""
+    value = settings.get(key)
+    if value in _EMPTY:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"The data.yaml has the {key} {shown(value)}; write a folder.")
+    return value
+
+
+def _named_classes(settings: dict[Any, Any]) -> list[str]:
     names = settings.get("names")
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
-        return [str(names[index]) for index in range(len(names))]
-    if isinstance(names, list) and names:
-        return [str(name) for name in names]
-    raise UserError("The data.yaml has no 'names' for classes 0, 1, ...; add them or say --classes.")
+    if isinstance(names, dict):
+        names = [names.get(str(index)) for index in range(len(names))]  # None where the numbers have a gap
+    usable = isinstance(names, list) and all(isinstance(name, str) and name and is_unicode(name) for name in names)
+    if not usable or not names:
+        raise UserError("The data.yaml has no 'names' for classes 0, 1, ...; add them or say --classes.")
+    return names
 
 
 def _listed_classes(root: Path) -> list[str]:
     for name in _CLASS_FILES:
         if (root / name).is_file():
-            return [line.strip() for line in (root / name).read_text().splitlines() if line.strip()]
+            try:
+                return [line.strip() for line in read_lines(root / name) if line.strip()]
+            except ValueError as error:
+                raise UserError(f"{root / name} cannot be read: {error}; write a name a line.") from None
     raise UserError(f"Folder {root} holds neither a data.yaml nor classes.txt; say --classes.")
 
 
@@ -106,14 +127,19 @@ def _images(root: Path, entries: Any) -> list[Path]:
     """The images of a split: of folders, of lists of images in text files, or of several of these."""
     found: list[Path] = []
     for entry in entries if isinstance(entries, list) else [entries]:
-        path = root / str(entry)
-        if not path.exists() and str(entry).startswith("../"):  # an export's paths are from a folder beside the splits
-            path = root / str(entry)[3:]
-        if path.is_dir():
+        if not isinstance(entry, str) or "\0" in entry:
+            raise UserError(f"The data.yaml names {shown(entry)} as images; write a folder or a list in a text file.")
+        path = root / entry
+        if not os.path.exists(path) and entry.startswith("../"):  # an export's paths are from beside the splits
+            path = root / entry[3:]
+        if os.path.isdir(path):
             found += list_images(path)
-        elif path.suffix == ".txt" and path.is_file():
-            lines = path.read_text().split("\n")
-            found += [root / line.strip() for line in lines if Path(line.strip()).suffix.lower() in IMAGE_SUFFIXES]
+        elif path.suffix == ".txt" and os.path.isfile(path):
+            try:
+                lines = [line.strip() for line in read_lines(path)]
+            except ValueError as error:
+                raise UserError(f"{path} cannot be read: {error}; write the path of an image a line.") from None
+            found += [root / line for line in lines if Path(line).suffix.lower() in IMAGE_SUFFIXES]
         else:
             raise UserError(f"{path} does not exist; correct the path in the data.yaml.")
     return found
@@ -137,7 +163,7 @@ def _label_file(image: Path) -> Path:
             parts[index] = "labels"
             break
     beside, file = image.with_suffix(".txt"), Path(*parts).with_suffix(".txt")
-    return beside if beside.is_file() and not file.is_file() else file
+    return beside if os.path.isfile(beside) and not os.path.isfile(file) else file
 
 
 class _Reader:
@@ -152,14 +178,14 @@ class _Reader:
         file = _label_file(image)
         instances: list[Instance] = []
         cases: list[Case] = []
-        try:
-            lines = file.read_text().splitlines()
-        except FileNotFoundError:
-            lines = []
+        lines: list[str] = []
+        if not os.path.exists(file):
             cases.append(Case("images without a file of labels, taken as empty", str(image)))
-        except UnicodeDecodeError:
-            lines = []
-            cases.append(Case("files of labels that are not text, left out", str(file)))
+        else:
+            try:
+                lines = read_lines(file)
+            except ValueError as error:
+                cases.append(Case("files of labels that are not text, left out", f"{file} ({error})"))
         for number, line in enumerate(lines, 1):
             where = f"{file}, line {number}"
             if not line.strip():
@@ -181,7 +207,7 @@ class _Reader:
             index, *values = (float(word) for word in line.split())
         except ValueError:
             raise ValueError("lines that do not hold numbers") from None
-        if index != int(index) or not 0 <= index < len(self.names):
+        if not 0 <= index < len(self.names) or index != int(index):  # the first fails for NaN and infinity
             raise ValueError("lines with a class that has no name")
         shares = np.array(values, np.float64)
         if not np.isfinite(shares).all() or (np.abs(shares) > _FARTHEST).any():

@@ -1,11 +1,11 @@
 """Checks of an annotation file: its entries, their ids, and what they refer to."""
 
-import json
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mask_rcnn_jax.data.entries import check_image, flag, is_number, is_unicode, read_json, shown
 from mask_rcnn_jax.data.keypoint_flips import unpaired
 from mask_rcnn_jax.data.keypoints import category_keypoints, read_keypoints
 from mask_rcnn_jax.data.lint.counts import SplitCounts, count_split
@@ -55,8 +55,8 @@ def read_split(root: Path, name: str, annotation_file: str) -> Split:
 def _read(split: Split, path: Path) -> dict[str, Any] | None:
     """The content of the annotation file, None where it cannot be used."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except ValueError as error:
         split.add("annotation-file", f"cannot be read: {error}")
         return None
     for key in ("images", "annotations", "categories"):
@@ -72,8 +72,10 @@ def _check_categories(split: Split, entries: list[Any]) -> None:
     found: dict[Any, str] = {}
     for entry in entries:
         id_, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
-        if not _is_id(id_) or not isinstance(name, str):
-            split.add("category-entry", f"category {entry} needs a number 'id' and a 'name'", category_id=_plain(id_))
+        if not _is_id(id_) or not isinstance(name, str) or not is_unicode(name):
+            split.add(
+                "category-entry", f"category {shown(entry)} needs a number 'id' and a 'name'", category_id=_plain(id_)
+            )
         elif id_ in found:
             split.add("category-id-repeated", f"category '{name}' has the id of '{found[id_]}'", category_id=id_)
         else:
@@ -84,7 +86,7 @@ def _check_categories(split: Split, entries: list[Any]) -> None:
 
 
 def _keypoint_number(split: Split, entries: list[Any]) -> int:
-    usable = [entry for entry in entries if isinstance(entry, dict) and entry.get("name")]
+    usable = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
     try:
         names = category_keypoints(Path(split.annotation_file), usable)[0]
     except UserError as error:
@@ -104,7 +106,7 @@ def _check_images(split: Split, entries: list[Any]) -> dict[Any, dict[str, Any] 
             id_ = entry.get("id") if isinstance(entry, dict) else None
             name = entry.get("file_name") if isinstance(entry, dict) else None
             split.files |= {name} if isinstance(name, str) else set()
-            split.add("image-entry", f"the entry of image {id_} {problem}", image_id=_plain(id_))
+            split.add("image-entry", f"the entry of image {shown(id_)} {problem}", image_id=_plain(id_))
             if _is_id(id_):
                 by_id.setdefault(id_, None)
             continue
@@ -120,19 +122,12 @@ def _check_images(split: Split, entries: list[Any]) -> dict[Any, dict[str, Any] 
 
 
 def _image_problem(entry: Any) -> str | None:
-    if not isinstance(entry, dict):
-        return "is not an object"
-    for key in ("id", "file_name", "height", "width"):
-        if key not in entry:
-            return f"has no '{key}'"
-    if not _is_id(entry["id"]):
-        return "has an 'id' that is not a whole number"
-    if not isinstance(entry["file_name"], str) or not entry["file_name"]:
-        return "has a 'file_name' that is not text"
-    for key in ("height", "width"):
-        if not _is_id(entry[key]) or entry[key] < 1:
-            return f"has a '{key}' that is not a number of pixels"
-    return None
+    try:
+        check_image(entry)
+    except ValueError as error:
+        return str(error)
+    inexact = [key for key in ("id", "height", "width") if not _is_id(entry[key])]
+    return f"has the {inexact[0]} {entry[inexact[0]]}, which other programs do not read" if inexact else None
 
 
 def _check_annotations(
@@ -146,7 +141,12 @@ def _check_annotations(
         id_ = entry.get("id") if isinstance(entry, dict) else None
         ids: dict[str, Any] = {"annotation_id": _plain(id_)}
         if missing:
-            split.add("annotation-entry", f"annotation {id_} has no usable '{missing[0]}'", **ids)
+            split.add("annotation-entry", f"annotation {shown(id_)} has no usable '{missing[0]}'", **ids)
+            continue
+        try:
+            is_crowd = flag(entry, "iscrowd")
+        except ValueError as error:
+            split.add("annotation-entry", f"annotation {id_} {error}", **ids)
             continue
         image_id, category_id = entry["image_id"], entry["category_id"]
         ids |= {"image_id": image_id, "category_id": category_id}
@@ -164,12 +164,13 @@ def _check_annotations(
             continue
         problems, area = check_annotation(entry, image["height"], image["width"])
         problems += _check_keypoints(entry, num_keypoints)
-        problems += _check_copies(entry, alike)
+        if area is not None:
+            problems += _check_copies(entry, alike)
         for code, message in problems:
             split.add(code, f"annotation {id_} {message}", file, **ids)
         stated = entry.get("area")
-        area = float(stated) if isinstance(stated, int | float) else area
-        counted.append((image_id, category_id, bool(entry.get("iscrowd", 0)), area))
+        area = float(stated) if is_number(stated) else area
+        counted.append((image_id, category_id, is_crowd, area))
     _count(split, images, counted)
 
 
@@ -198,15 +199,20 @@ def _check_keypoints(annotation: dict[str, Any], num_keypoints: int) -> list[tup
 
 
 def _check_copies(annotation: dict[str, Any], alike: dict[Hashable, list[dict[str, Any]]]) -> list[tuple[str, str]]:
-    """Whether an earlier annotation of the image, in `alike`, has the same category, box and mask."""
-    key = (annotation["image_id"], annotation["category_id"], str(annotation["bbox"]))
+    """Whether an earlier annotation of the image, in `alike`, has the same category, box and mask, which is whole."""
+    key = (annotation["image_id"], annotation["category_id"], shown(annotation["bbox"]))
     earlier = alike.setdefault(key, [])
-    mask = annotation.get("segmentation")
-    copied = next((other for other in earlier if mask and other.get("segmentation") == mask), None)
+    mask = _outline(annotation)
+    copied = next((other for other in earlier if _outline(other) == mask), None)
     earlier.append(annotation)
     if copied is None or copied["id"] == annotation["id"]:
         return []
     return [("annotation-copied", f"repeats annotation {copied['id']}")]
+
+
+def _outline(annotation: dict[str, Any]) -> Any:
+    mask = annotation["segmentation"]
+    return mask["counts"] if isinstance(mask, dict) else mask
 
 
 def _has(entry: Any, key: str) -> bool:
@@ -216,7 +222,7 @@ def _has(entry: Any, key: str) -> bool:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _plain(value: Any) -> Any:

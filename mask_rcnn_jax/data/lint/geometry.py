@@ -3,14 +3,15 @@
 Boxes and extents are (x1, y1, x2, y2) in continuous pixels of the image, which covers [0, W] x [0, H].
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.data.masks import run_lengths, to_rle
+from mask_rcnn_jax.data.entries import is_number, shown
+from mask_rcnn_jax.data.masks import to_rle
+from mask_rcnn_jax.data.rasterise import checked_rle, polygon, run_lengths
 
 Box = tuple[float, float, float, float]
 
@@ -54,14 +55,14 @@ def check_annotation(annotation: dict[str, Any], height: int, width: int) -> tup
 
 def _check_box(bbox: Any, height: int, width: int) -> tuple[Box | None, list[tuple[str, str]]]:
     """The box inside the image, None where there is none, and what is wrong with it."""
-    numbers = isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(value) for value in bbox)
+    numbers = isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox))
     if not numbers:
-        return None, [("box-empty", f"has the box {bbox}, which is not four finite numbers")]
+        return None, [("box-empty", f"has the box {shown(bbox)}, which is not four finite numbers")]
     x, y, w, h = (float(value) for value in bbox)
     whole = (x, y, x + w, y + h)
     box = _clip(whole, height, width)
     if w <= 0 or h <= 0 or box[2] <= box[0] or box[3] <= box[1]:
-        return None, [("box-empty", f"has the box {bbox} in an image {width} x {height}")]
+        return None, [("box-empty", f"has the box {shown(bbox)} in an image {width} x {height}")]
     beyond = max(-x, -y, x + w - width, y + h - height)
     if beyond > _SLACK:
         return box, [("box-beyond", f"has a box that reaches {_pixels(beyond)} pixels outside the image")]
@@ -70,18 +71,12 @@ def _check_box(bbox: Any, height: int, width: int) -> tuple[Box | None, list[tup
 
 def _check_rle(rle: dict[str, Any], height: int, width: int) -> Mask:
     if rle.get("size") != [height, width]:
-        return Mask([("rle-size", f"has an RLE of size {rle.get('size')} in an image of {[height, width]}")])
-    counts = rle.get("counts")
+        message = f"has an RLE of size {shown(rle.get('size'))} in an image of {[height, width]}"
+        return Mask([("rle-size", message)])
     try:
-        if isinstance(counts, list):
-            runs = np.array(counts, np.int64)
-        else:
-            runs = run_lengths(counts.encode() if isinstance(counts, str) else b"")
-    except (OverflowError, TypeError, ValueError):
-        return Mask([("rle-broken", "has an RLE whose counts cannot be decoded")])
-    if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
-        message = f"has an RLE whose runs cover {runs.sum()} pixels of {height * width}"
-        return Mask([("rle-broken", message)])
+        runs = run_lengths(checked_rle(rle, height, width)["counts"])
+    except ValueError as error:
+        return Mask([("rle-broken", f"has an RLE that cannot be used: {error}")])
     ends = np.cumsum(runs)
     starts, ends = (ends - runs)[1::2], ends[1::2]
     starts, ends = starts[ends > starts], ends[ends > starts]
@@ -100,18 +95,13 @@ def _check_polygons(polygons: list[Any], height: int, width: int) -> Mask:
     for number, coordinates in enumerate(polygons):
         name = f"polygon {number} " if len(polygons) > 1 else "a polygon "
         try:
-            part = np.array(coordinates, np.float64)
-        except (TypeError, ValueError):
-            part = np.zeros((0, 0))
-        if part.ndim != 1 or not np.isfinite(part).all():
-            mask.problems.append(("polygon-broken", f"has {name}whose coordinates are not finite numbers"))
-        elif part.size < 6 or part.size % 2:
-            mask.problems.append(("polygon-broken", f"has {name}of {part.size} coordinates"))
-        else:
-            part = part.reshape(-1, 2)
-            problem = _outside(part, name, height, width)
-            mask.problems += [problem] if problem else []
-            parts.append(part)
+            part = _flat(coordinates).reshape(-1, 2)
+        except ValueError as error:
+            mask.problems.append(("polygon-broken", f"has {name}that cannot be used: {error}"))
+            continue
+        problem = _outside(part, name, height, width)
+        mask.problems += [problem] if problem else []
+        parts.append(part)
     if any(code != "polygon-beyond" for code, _ in mask.problems):
         return mask
     corners = np.concatenate(parts)
@@ -119,12 +109,18 @@ def _check_polygons(polygons: list[Any], height: int, width: int) -> Mask:
     mask.area = float(sum(_area(part) for part in parts))
     # A polygon that crosses itself may add up to nothing, so the pixels decide.
     if mask.area < 1:
-        inside = [np.clip(part, 0, (width, height)).ravel() for part in parts]
-        rle: Any = to_rle(inside, height, width)
+        rle: Any = to_rle([part.ravel() for part in parts], height, width)
         mask.area = float(coco_mask.area(rle))
         if mask.area == 0:
             return Mask([*mask.problems, ("mask-empty", "has polygons that cover no pixel")])
     return mask
+
+
+def _flat(coordinates: Any) -> np.ndarray:
+    """The polygon (x1, y1, x2, ...); this project also reads pairs, COCO's own tools do not."""
+    if isinstance(coordinates, list) and list in map(type, coordinates):
+        raise ValueError("it is no list of coordinates")
+    return polygon(coordinates)
 
 
 def _outside(part: np.ndarray, name: str, height: int, width: int) -> tuple[str, str] | None:
@@ -167,13 +163,9 @@ def _box_area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _corners(box: Box) -> str:
     return f"({', '.join(_pixels(value) for value in box)})"
 
 
 def _pixels(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
+    return f"{value:.1f}".removesuffix(".0") if abs(value) < 1e7 else f"{value:.3g}"
