@@ -9,7 +9,7 @@ import os
 import reprlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mask_rcnn_jax.errors import UserError
 
@@ -114,7 +114,7 @@ def is_unicode(value: str) -> bool:
     return True
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a value is a finite number that may measure something; true and false are none."""
     return type(value) in (int, float) and -_LARGEST < value < _LARGEST
 

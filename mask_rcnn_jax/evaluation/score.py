@@ -80,7 +80,7 @@ def _score(dataset: CocoDataset, results: Sequence[Result], kind: Kind, config: 
     return score_coco(dataset, results, kind, config)
 
 
-def _check(result: Any, categories: Sequence[int], sizes: Mapping[int, tuple[int, int]], kind: Kind) -> None:
+def _check(result: Any, categories: Sequence[int], sizes: Mapping[Any, tuple[int, int]], kind: Kind) -> None:
     """ValueError with what pycocotools cannot evaluate, or could only by reading out of bounds."""
     check_result(result, categories)
     image_id, key = result.get("image_id"), "segmentation" if kind == "segm" else kind

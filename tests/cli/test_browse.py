@@ -3,6 +3,7 @@ import re
 import pytest
 
 from mask_rcnn_jax.cli.main import main
+from tests.data.coco_files import annotation, write_dataset
 from tests.data.test_augment import scenes
 
 
@@ -25,6 +26,15 @@ def test_browse_writes_pictures(tmp_path, capsys) -> None:
     )
     assert main(["browse", "--config", str(config), "--out", str(tmp_path / "other"), "--num", "2"]) == 0
     assert len(list((tmp_path / "other").glob("0*.png"))) == 2
+
+
+def test_ids_that_are_text_are_one_sentence(tmp_path, capsys) -> None:
+    write_dataset(tmp_path / "data", [annotation(id="5f3a-uuid")])
+    assert main(["browse", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 2
+    assert re.match(
+        r"error: Annotation 5f3a-uuid \(annotations\[0\]\) in .* which is not a whole number; number the entries",
+        capsys.readouterr().err,
+    )
 
 
 def test_mistakes_are_one_sentence(tmp_path, capsys) -> None:

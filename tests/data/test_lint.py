@@ -108,6 +108,14 @@ FAULTS_OF_ANNOTATIONS = [
     ("box-empty", {"bbox": [10, 10, 20, float("nan")]}),
     ("box-empty", {"bbox": [10, 10, 20, "20"]}),
     ("box-empty", {"bbox": None}),
+    ("box-empty", {"bbox": [10, 10, 20, 10**400]}),
+    ("box-empty", {"bbox": [10, 10, True, True]}),
+    ("polygon-broken", {"segmentation": [[*SQUARE, 10, 10**400]]}),
+    ("polygon-broken", {"segmentation": [[str(value) for value in SQUARE]]}),
+    ("polygon-outside", {"segmentation": [[1e300, 10, 1e305, 10, 1e305, 30, 1e300, 30]]}),
+    ("rle-broken", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [2**62] * 4 + [HEIGHT * WIDTH]}}),
+    ("rle-broken", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": ["10", "20"]}}),
+    ("keypoints-broken", {"keypoints": [10**400] * 3}),
     ("mask-missing", {"segmentation": []}),
     ("mask-missing", {"segmentation": None}),
     ("mask-missing", {"segmentation": "10 10 30 30"}),
@@ -168,6 +176,7 @@ def test_faults_of_annotations(dataset, code, changes):
         {"segmentation": [[10, 10, 30, 30, 30, 10, 10, 30]]},  # crosses itself: halves that cancel
         {"iscrowd": 1, "segmentation": rle(block(10, 10, 30, 30))},
         {"area": None},
+        {"area": 10**400},
     ],
 )
 def test_what_is_no_fault(dataset, changes):
@@ -213,11 +222,13 @@ def test_faults_of_entries(dataset):
     check(third(image_id="2"), finding("annotation-entry", train, annotation_id=21))
     check(lambda c: c["annotations"][2].pop("bbox"), finding("annotation-entry", train, annotation_id=21))
     check(lambda c: c["annotations"].insert(0, 5), finding("annotation-entry", train))
+    check(third(iscrowd="no"), finding("annotation-entry", train, annotation_id=21))
     copied = {**whole["train"]["annotations"][2], "id": 99}
     check(lambda c: c["annotations"].append(copied), finding("annotation-copied", images[1], 2, 99, 1))
 
     image = {"id": 3, "file_name": "c.png", "height": HEIGHT, "width": WIDTH}
-    for key, value in (("height", 0), ("width", "64"), ("file_name", 5), ("height", 48.5)):
+    spoilt = [("height", 0), ("width", "64"), ("file_name", 5), ("height", 48.5), ("height", 48.0), ("width", 10**400)]
+    for key, value in [*spoilt, ("file_name", "\0"), ("file_name", "\ud800")]:
         extra = image | {"id": 88, key: value}
         check(lambda c, extra=extra: c["images"].append(extra), finding("image-entry", train, 88))
     check(lambda c: c["images"].append(image | {"id": "x"}), finding("image-entry", train, "x"))

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from mask_rcnn_jax.data import (
     load_dataset,
     prepare_source,
     read_image,
+    tfds_builder,
+    tfds_source,
     train_batches,
     verify_images,
 )
@@ -34,6 +38,8 @@ pytestmark = [
     # etils, by which tfds reads files.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:etils.*"),
 ]
+
+ENTRY = json.dumps({"id": 7, "file_name": "7.png", "width": 16, "height": 12})
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +159,48 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
         load_dataset(TfdsConfig(str(out), "coco"), "val")
     with pytest.raises(UserError, match="holds no dataset"):
         load_dataset(TfdsConfig(str(out), "other"), "train")
+
+
+@pytest.mark.parametrize(
+    ("entry", "annotations", "message"),
+    [
+        ("{", "[]", "cannot be read: it is not JSON"),
+        ("[]", "[]", "not an object"),
+        ('{"id": "x"}', "[]", "id 'x'"),
+        (ENTRY, "{}", "not a list"),
+        (ENTRY, "[5]", "is 5, not an object"),
+        (ENTRY, json.dumps([annotation(category_id=99)]), "unknown category_id 99"),
+        (ENTRY, json.dumps([annotation(image_id=99)]), "unknown image_id 99"),
+    ],
+)
+def test_examples_that_others_wrote_are_checked(monkeypatch, entry, annotations, message):
+    class Examples(list):
+        def __getitems__(self, indices):
+            return [self[index] for index in indices]
+
+    examples = Examples([{"entry": entry, "annotations": annotations}])
+    monkeypatch.setattr(tfds_source, "version_directory", lambda *_: Path("shards"))
+    monkeypatch.setattr(tfds_source, "split_examples", lambda *_: examples)
+    metadata = {"categories": {"train": [{"id": 20, "name": "b"}]}}
+    monkeypatch.setattr(tfds_source, "shards_metadata", lambda _: metadata)
+    with pytest.raises(UserError, match=rf"Example train\[0\] in shards .*{message}"):
+        load_dataset(TfdsConfig("shards", "coco"), "train")
+    metadata["categories"] = {"train": [{"id": "b"}]}
+    with pytest.raises(UserError, match="shards has no categories for 'train'"):
+        load_dataset(TfdsConfig("shards", "coco"), "train")
+
+
+def test_entries_nested_too_deeply_to_be_written_are_named(tmp_path, monkeypatch):
+    """What can just be read cannot be written from within tensorflow-datasets' own calls."""
+    source = write_dataset(tmp_path / "coco", [annotation()])
+
+    def too_deep(_):
+        raise RecursionError
+
+    monkeypatch.setattr(tfds_builder, "json", SimpleNamespace(dumps=too_deep))
+    with pytest.raises(UserError, match=r"Image 7 in .*instances_train\.json has entries nested too deeply"):
+        build_tfds(source, tmp_path / "out", "coco", ["train"])
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_shards_that_are_gone_are_an_error_of_reading(shapes, tmp_path):

@@ -145,6 +145,26 @@ def test_masks_decide_which_detections_are_small() -> None:
     assert score_results(dataset, right + wrong, "bbox", CONFIG)["bbox/APs"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("segm", {"segmentation": {"size": [SIDE, SIDE], "counts": "~~garbage"}}, "not a compressed RLE"),
+        ("segm", {"segmentation": {"size": [1, 1], "counts": "1"}}, "its size is 1 x 1"),
+        ("segm", {"segmentation": [[0, 0, 9, 0, 9, 9]]}, "not an object of size and counts"),
+        ("bbox", {"bbox": None}, "bbox null"),
+        ("bbox", {"score": "0.5 or so"}, "score '0.5 or so'"),
+        ("bbox", {"image_id": "12"}, "unknown image_id '12'"),
+        ("bbox", {"category_id": {}}, r"unknown category_id \{\}"),
+        ("bbox", {"bbox": [0, 0, 9]}, "not four numbers"),
+    ],
+)
+def test_foreign_results_that_cannot_be_evaluated_are_named(kind, changes, message) -> None:
+    dataset = dataset_of([[[0, 0, 20, 20]]])
+    (result,) = coco_results(detections_in(dataset.records[0], scores=[0.5]), dataset.categories)
+    with pytest.raises(UserError, match=rf"results\[1\] .*{message}"):
+        score_results(dataset, [result, result | changes], kind, CONFIG)
+
+
 def test_annotated_areas_decide_which_instances_are_small() -> None:
     dataset = dataset_of([[[0, 0, 100, 100]]], areas=np.array([1000.0]))
     metrics, _ = evaluate(dataset, [detections_in(dataset.records[0])], CONFIG)

@@ -1,4 +1,4 @@
-"""VIA, LabelMe and YOLO: outlines cover what an independent raster of them covers."""
+"""VIA and LabelMe: outlines cover what an independent raster of them covers."""
 
 import base64
 import io
@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from tests.data.convert.known import (
@@ -128,6 +127,36 @@ def test_via_leaves_out_and_counts(tmp_path, capsys):
         "via.json, image a.jpg, region 11",
     ):
         assert line in printed
+
+
+def test_via_of_other_types(tmp_path, capsys):
+    file = via_file(
+        tmp_path / "in",
+        (VIA_SHAPES[0][0], {"kind": "cat"}),
+        ({"name": "polygon", "all_points_x": "123", "all_points_y": "456"}, {"kind": "cat"}),
+        ({"name": "circle", "cx": 5, "cy": 5, "r": 1e300}, {"kind": "cat"}),
+        ({"name": "circle", "cx": 5, "cy": 5, "r": 10**400}, {"kind": "cat"}),
+        ({"name": ["circle"]}, {"kind": "cat"}),
+        (VIA_SHAPES[0][0], {"kind": ["cat"]}),
+        (VIA_SHAPES[0][0], {"kind": "\ud800"}),
+        ({"name": "circle", "cx": 40, "cy": 30, "r": 1e8}, {"kind": "cat"}),
+    )
+    content = json.loads(file.read_text())
+    content["k"]["regions"] += ["region", None]
+    others = {"n": {"filename": None}, "l": {"filename": "a" * 2000}, "r": {"filename": "a.jpg", "regions": 5}}
+    write_json(file, content | others | {"z": {"filename": "a\0.jpg"}})
+    assert convert("via", file, "--out", tmp_path / "out", "--class-key", "kind", "--all") == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "1 regions of shape 'polygon' with broken coordinates, left out",
+        "2 regions of shape 'circle' with broken coordinates, left out",
+        "1 regions of shape '['circle']', which outline nothing, left out",
+        "2 regions without a class in 'kind', left out",
+        "2 regions that are no objects, left out",
+        "2 entries without the name of an image, left out",
+    ):
+        assert line in printed
+    assert masks(load(tmp_path / "out").records[0])[1].all()  # the circle that holds the image
 
 
 def test_via_classes(tmp_path, capsys):
@@ -280,104 +309,39 @@ def test_labelme_leaves_out_and_counts(tmp_path, capsys):
         assert line in printed
 
 
-def yolo_line(index, corners):
-    return " ".join([str(index), *(f"{value:.6f}" for x, y in corners for value in (x / WIDTH, y / HEIGHT))])
-
-
-def yolo_folder(root, layout="images/{split}", splits=("train", "val"), lines=()):
-    for split in splits:
-        image = write_image(root / layout.format(split=split) / f"{split}.jpg")
-        label = str(image.relative_to(root).with_suffix(".txt")).replace("images", "labels")
-        (root / label).parent.mkdir(parents=True, exist_ok=True)
-        (root / label).write_text("\n".join(lines or [yolo_line(1, KITE), "", yolo_line(0, NOTCHED)]))
-
-
-@pytest.mark.parametrize(
-    ("layout", "settings"),
-    [
-        ("images/{split}", {"path": ".", "train": "images/train", "val": "images/val"}),
-        ("images/{split}", {"path": "nowhere", "train": ["images/train"], "val": "val.txt"}),
-        ("{split}/images", {"train": "../train/images", "val": "../val/images"}),
-    ],
-)
-@pytest.mark.parametrize("names", [["notched", "kite"], {1: "kite", 0: "notched"}])
-def test_yolo_data_yaml(tmp_path, layout, settings, names):
-    root = tmp_path / "in"
-    yolo_folder(root, layout)
-    (root / "val.txt").write_text("images/val/val.jpg\n")
-    (root / "data.yaml").write_text(yaml.safe_dump(settings | {"names": names, "nc": 2}))
-    assert convert("yolo", root, "--out", tmp_path / "out") == 0
-    for split in ("train", "val"):
-        dataset = load(tmp_path / "out", split)
-        (record,) = dataset.records
-        assert record.path == str(tmp_path / "out" / split / f"{split}.jpg")
-        assert dataset.class_names == ("notched", "kite")
-        assert named(dataset, record) == ["kite", "notched"]
-        for mask, corners in zip(masks(record), (KITE, NOTCHED), strict=True):
-            assert iou(mask, inside(corners)) > 0.96
-        np.testing.assert_allclose(record.boxes, [[25, 5, 70, 55], [5, 5, 35, 35]], atol=1e-3)
-
-
-@pytest.mark.parametrize("layout", ["images/{split}", "images", "."])
-def test_yolo_classes_file(tmp_path, capsys, layout):
-    splits = ("train", "val") if "split" in layout else ("train",)
-    yolo_folder(tmp_path / "in", layout, splits)
-    write_image(tmp_path / "in" / layout.format(split="train") / "nothing_here.jpg")
-    (tmp_path / "in" / "classes.txt").write_text("notched\nkite\n")
-    assert convert("yolo", tmp_path / "in", "--out", tmp_path / "out") == 0
-    printed = capsys.readouterr().out
-    assert "1 images without a file of labels, taken as empty" in printed
-    assert "nothing_here.jpg" in printed
-    background, record = load(tmp_path / "out").records
-    assert background.path.endswith("nothing_here.jpg")
-    assert len(background.boxes) == 0
-    assert len(record.boxes) == 2
-
-
-def test_yolo_lines(tmp_path, capsys):
-    lines = [
-        yolo_line(0, KITE),
-        "0 0.5 0.5 0.25 0.5",
-        "0 0.1 0.1 0.2 0.2 0.3",
-        "2 0.1 0.1 0.2 0.2 0.3 0.9",
-        "0 10 10 40 10 40 40",
-        "0 a b c",
-        "0 nan 0.1 0.2 0.2 0.3 0.9",
-    ]
-    yolo_folder(tmp_path / "in", lines=lines)
-    (tmp_path / "in" / "classes.txt").write_text("thing\nother\n")
-    assert convert("yolo", tmp_path / "in", "--out", tmp_path / "out", "--split", "val") == 0
-    assert not (tmp_path / "out" / "train").exists()
-    assert len(load(tmp_path / "out", "val").records[0].boxes) == 1
+def test_labelme_of_other_types(tmp_path, capsys):
+    folder = tmp_path / "in"
+    write_image(folder / "a.jpg")
+    labelme_file(
+        folder / "a.json",
+        labelme_shape("a", KITE),
+        labelme_shape(["a"], KITE),
+        labelme_shape("\udfff", KITE),
+        labelme_shape("a", "KITE"),
+        labelme_shape("a", [], "mask", mask="AAAA"),
+        labelme_shape("a", [], "circle"),
+        labelme_shape("a", KITE, {"type": 1}),
+        labelme_shape("a", [[-1e8, -1e8], [1e8, -1e8], [1e8, 1e8], [-1e8, 1e8]], group=[[1]]),
+        "shape",
+    )
+    labelme_file(folder / "b.json", labelme_shape("a", KITE), image="b\0.jpg")
+    labelme_file(folder / "c.json", labelme_shape("a", KITE), image="c" * 2000)
+    labelme_file(folder / "d.json", labelme_shape("a", KITE), image="a.jpg", imageHeight=[[[[[[HEIGHT]]]]]])
+    (folder / "e.json").write_text("[" * 100_000)
+    assert convert("labelme", folder, "--out", tmp_path / "out", "--all") == 0
+    (record,) = load(tmp_path / "out").records
+    assert masks(record)[1].all()
     printed = capsys.readouterr().out
     for line in (
-        "1 lines with a box and no outline (--boxes rectangle takes them as rectangles), left out",
-        "1 lines with fewer than three points or half a point, left out",
-        "1 lines with a class that has no name, left out",
-        "2 lines whose coordinates are not shares of the image's sides, left out",
-        "1 lines that do not hold numbers, left out",
-        "val.txt, line 6",
+        "2 shapes without a label, left out",
+        "1 shapes whose label holds half a character, left out",
+        "1 shapes of type 'polygon' with broken coordinates, left out",
+        "1 shapes of type 'mask' with broken coordinates, left out",
+        "1 shapes of type 'circle' with broken coordinates, left out",
+        "1 shapes of type '{'type': 1}', which outline nothing, left out",
+        "1 JSON files that LabelMe did not write, left out",
+        "1 images that do not exist, left out",
+        "1 images of another size than annotated, left out",
+        "it is nested too deeply",
     ):
         assert line in printed
-    assert convert("yolo", tmp_path / "in", "--out", tmp_path / "boxes", "--boxes", "rectangle") == 0
-    record = load(tmp_path / "boxes").records[0]
-    np.testing.assert_array_equal(masks(record)[1], block(15, 30, 45, 50))
-    content = json.loads((tmp_path / "boxes" / "annotations" / "instances_train.json").read_text())
-    assert content["annotations"][1]["bbox"] == [30, 15, 20, 30]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"train": "images/train", "names": ["a"], "kpt_shape": [17, 3]}, "describes poses"),
-        ({"train": "images/train"}, "no 'names'"),
-        ({"train": "images/absent", "names": ["a"]}, "images/absent does not exist"),
-        ({"train": "images/train", "names": ["a", "a"]}, "'a' is named twice"),
-        ({"names": ["a"]}, "No images were found"),
-    ],
-)
-def test_yolo_settings_that_are_refused(tmp_path, capsys, settings, message):
-    yolo_folder(tmp_path / "in")
-    write_json(tmp_path / "in" / "data.yaml", settings)
-    assert convert("yolo", tmp_path / "in", "--out", tmp_path / "out") == 2
-    assert message in capsys.readouterr().err
