@@ -43,8 +43,10 @@ def gather_results(
         has_keypoints = has_keypoints and prediction.keypoints is not None
     parts = processes.gather((results, has_masks, has_keypoints))
     kinds: list[Kind] = ["bbox"]
-    kinds += ["segm"] if all(part[1] for part in parts) else []
-    kinds += ["keypoints"] if all(part[2] for part in parts) else []
+    if all(part[1] for part in parts):
+        kinds.append("segm")
+    if all(part[2] for part in parts):
+        kinds.append("keypoints")
     return [result for part in parts for result in part[0]], kinds
 
 

@@ -99,10 +99,11 @@ def _named_classes(settings: dict[Any, Any]) -> list[str]:
     names = settings.get("names")
     if isinstance(names, dict):
         names = [names.get(str(index)) for index in range(len(names))]  # None where the numbers have a gap
-    usable = isinstance(names, list) and all(isinstance(name, str) and name and is_unicode(name) for name in names)
-    if not usable or not names:
+    found = names if isinstance(names, list) else []
+    usable = [name for name in found if isinstance(name, str) and name and is_unicode(name)]
+    if not usable or len(usable) < len(found):
         raise UserError("The data.yaml has no 'names' for classes 0, 1, ...; add them or say --classes.")
-    return names
+    return usable
 
 
 def _listed_classes(root: Path) -> list[str]:
