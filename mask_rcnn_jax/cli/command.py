@@ -21,8 +21,6 @@ def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=ANY_TEXT)  # whatever a file is called; standard error escapes it
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what it is asked to do, such as reading only
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text; standard error does so
     try:
         return main() or 0
     except UserError as error:
