@@ -28,7 +28,7 @@ FORMATS += ("AVIF",) if "avif" in features.modules else ()
 UNREADABLE = (Image.UnidentifiedImageError, OSError, SyntaxError, ValueError)  # what broken files raise here
 
 # What Pillow's readers raise besides for files that are broken.
-_BROKEN = (struct.error, zlib.error, ArithmeticError, AttributeError, EOFError, LookupError, TypeError, RuntimeError)
+_BROKEN = (struct.error, zlib.error, ArithmeticError, EOFError, LookupError, TypeError, RuntimeError)
 
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations that exchange width and height

@@ -108,16 +108,16 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(file, encoding="latin1")
         self._name, self._load = name, load
 
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
+    def find_class(self, module: str, name: str) -> Any:
         try:
-            return _GLOBALS[module_name, global_name]
+            return _GLOBALS[module, name]
         except KeyError:
             raise UserError(
-                f"{self._name} asks for {module_name}.{global_name}, which could run code and is refused; save only"
+                f"{self._name} asks for {module}.{name}, which could run code and is refused; save only"
                 " the state_dict() of the model, or its tensors as .safetensors"
             ) from None
 
-    def persistent_load(self, pid: Any, /) -> Any:
+    def persistent_load(self, pid: Any) -> Any:
         return self._load(pid)
 
 
