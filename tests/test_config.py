@@ -411,6 +411,11 @@ def test_settings_that_depend_on_others_are_refused() -> None:
         (["model.box_head.samples=3"], "samples 3 x foreground_fraction 0.25 leave no room for foreground"),
         (["model.backbone.bottom_up.groups=3"], "width 64 must be a multiple of groups 3"),
         (["steps=1000000000"], "steps 1000000000 x batch_size 16 must be at most 2147483647"),
+        (
+            ["model.backbone=ResNetConfig", "model.rpn.features=res4,res5", "model.rpn.sizes=(32),(64)"],
+            "model: rpn.features res4, res5 differ in channels; one head takes one number",
+        ),
+        (["data.source.image_size=32"], "max_shape_size 80 must be at most 1.25 x image_size 32"),
         (["data.source.min_shape_size=99"], "min_shape_size 99 must not be above max_shape_size 80"),
     ]:
         with pytest.raises(UserError, match=re.escape(message)):

@@ -85,6 +85,10 @@ class ShapesConfig:
             raise ValueError(
                 f"min_shape_size {self.min_shape_size} must not be above max_shape_size {self.max_shape_size}"
             )
+        if 0.8 * self.max_shape_size > self.image_size:  # a shape's centre is at least .8 of its radius from the edge
+            raise ValueError(
+                f"max_shape_size {self.max_shape_size} must be at most 1.25 x image_size {self.image_size}"
+            )
 
     @property
     def train_split(self) -> str:

@@ -56,6 +56,8 @@ class MaskRCNNConfig:
             if unknown := [feature for feature in features if feature not in self.backbone.out_strides]:
                 made = ", ".join(self.backbone.out_strides)
                 raise ValueError(f"{name}.features has {', '.join(unknown)}, but the backbone makes {made}")
+            if len({self.backbone.out_channels[feature] for feature in features}) > 1:
+                raise ValueError(f"{name}.features {', '.join(features)} differ in channels; one head takes one number")
         if self.cascade is not None and not self.box_head.class_agnostic:
             raise ValueError("a cascade refines one box a RoI: set box_head.class_agnostic")
         if self.res5_on_rois and (isinstance(self.backbone, FPNConfig) or "res5" in self.backbone.out_features):

@@ -190,6 +190,9 @@ def test_a_flipped_example_has_the_other_eye(dots):
     config = DataConfig(short_side=(60,), canvas=(128, 128), flip=1.0)
     example = training_example(dots.records[0], config, np.random.default_rng(0), dots.keypoint_names)
     np.testing.assert_allclose(example.keypoints[0], [[59.5, 15.5, 2], [14.5, 45.5, 2], [29.5, 20.5, 2]])
+    named = replace(config, keypoint_flips=(("nose", "right_eye"),))
+    example = training_example(dots.records[0], named, np.random.default_rng(0), dots.keypoint_names)
+    np.testing.assert_allclose(example.keypoints[0], [[14.5, 45.5, 2], [29.5, 20.5, 2], [59.5, 15.5, 2]])
 
 
 def test_every_real_keypoint_is_where_the_image_was_scaled_to(shared):

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.config import to_json
+from mask_rcnn_jax.data import prepare_source
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import KeypointHeadConfig
 from mask_rcnn_jax.training import train
+from mask_rcnn_jax.training.datasets import describe_keypoints, load_datasets
 from tests.tiny import tiny_experiment
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +81,18 @@ def test_classes_of_the_model_and_the_data_must_agree(finished, tmp_path):
     with pytest.raises(UserError, match=r"has 6 categories but .* is 3; add --set model\.num_classes=6"):
         train(replace(config, model=replace(config.model, num_classes=3)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_keypoints_that_change_places_are_checked_and_said(tmp_path):
+    config = tiny_experiment(tmp_path)
+    prepare_source(config.data.source)
+    dataset = replace(load_datasets(config)["train"], keypoint_names=("l_eye", "r_eye"))
+    model = replace(config.model, keypoint_head=KeypointHeadConfig(num_keypoints=2))
+    (line,) = describe_keypoints(dataset, replace(config, model=model))
+    assert line == "keypoints that change places in a flip: l_eye and r_eye; 0 stay in place"
+    assert describe_keypoints(dataset, config) == []
+    with pytest.raises(UserError, match=r"data\.keypoint_flips names 'l_eye', but the dataset has no keypoints"):
+        load_datasets(replace(config, data=replace(config.data, keypoint_flips=(("l_eye", "r_eye"),))))
 
 
 def test_a_keypoint_model_needs_data_with_its_keypoints(finished, tmp_path):
