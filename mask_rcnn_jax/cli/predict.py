@@ -152,7 +152,7 @@ def _predict(options: argparse.Namespace, failures: list[str]) -> None:
         print(f"{count} instances in {len(images)} images", end=", ")
     if sequences or videos:
         with _writing(options.out):
-            frames, count = predict_videos(predictor, videos, outputs, failures)
+            frames, count = predict_videos(predictor, videos, model.data.max_pixels, outputs, failures)
             more = predict_sequences(predictor, sequences, options.fps, model.data.max_pixels, outputs, failures)
         print(f"{count + more[1]} instances in {frames + more[0]} frames", end=", ")
         places.append(options.out / "videos")

@@ -75,12 +75,16 @@ class ImageSequence:
 
 
 def predict_videos(
-    predictor: FrameStream, videos: Sequence[InputImage], outputs: OutputFolder, failures: list[str]
+    predictor: FrameStream,
+    videos: Sequence[InputImage],
+    max_pixels: int,
+    outputs: OutputFolder,
+    failures: list[str],
 ) -> tuple[int, int]:
     """Writes each video, and notes in `failures` what fails; returns the numbers of frames and of instances."""
 
     def of_file(video: InputImage) -> tuple[int, int]:
-        with VideoReader(video.path) as reader:
+        with VideoReader(video.path, max_pixels) as reader:
             return predict_clip(predictor, reader, video.name, outputs, failures)
 
     return _sums(of_file, videos, failures)

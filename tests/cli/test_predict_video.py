@@ -141,3 +141,9 @@ def test_tiles_and_augmentation(checkpoint, tmp_path, capsys, monkeypatch) -> No
     assert "give --tile" in capsys.readouterr().err
     assert predict(checkpoint, tmp_path / "out", image, "--tile", 64, "--overlap", 64) == 2
     assert "cannot overlap by 64" in capsys.readouterr().err
+
+
+def test_frames_of_too_many_pixels_are_refused(checkpoint, tmp_path, capsys) -> None:
+    path = video(tmp_path / "a.mp4", 2)
+    assert predict(checkpoint, tmp_path / "out", path, "--max-pixels", 48 * 64 - 1) == 1
+    assert "a.mp4 has frames of 64 x 48, more than data.max_pixels 3071" in capsys.readouterr().err
