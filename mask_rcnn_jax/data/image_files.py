@@ -10,7 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +37,6 @@ T = TypeVar("T")
 
 _PAUSES = (0.1, 0.3, 1.0)  # seconds between attempts to read
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # no attempt mends these
-_LIMIT = threading.RLock()  # held while Pillow's limit is another than the process's own
 
 
 def with_retries(read: Callable[[], T]) -> T:
@@ -68,7 +67,7 @@ def opened_image(source: str | Path | bytes | io.BufferedIOBase) -> Iterator[Ima
             try:
                 image = _identified(clamped)
             except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-                with _large_images():
+                with _Limit.lifted():
                     image = _identified(clamped)
         with image:
             yield image
@@ -100,12 +99,8 @@ def decode_upright(name: str | Path, image: Image.Image, max_pixels: int = DataC
     Raises `UserError` naming `name` for more than `max_pixels`, before decoding, and one of `UNREADABLE`.
     """
     check_pixels(name, image, max_pixels)
-    with pillow_errors():
-        if Image.MAX_IMAGE_PIXELS is None or image.width * image.height <= Image.MAX_IMAGE_PIXELS:
-            ImageOps.exif_transpose(image, in_place=True)
-        else:
-            with _large_images():
-                ImageOps.exif_transpose(image, in_place=True)
+    with pillow_errors(), _Limit.lifted() if _Limit.is_below(image.width * image.height) else nullcontext():
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def is_turned(image: ImageFile.ImageFile) -> bool:
@@ -172,15 +167,27 @@ class _Clamped:
         return getattr(self._file, name)
 
 
-@contextmanager
-def _large_images() -> Iterator[None]:
-    """Lift Pillow's limit, which is the whole process's, while one image beyond it is read that ours allows."""
-    with _LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+class _Limit:
+    """Pillow's own limit, which is the whole process's: it is lifted only while an image beyond it is read."""
+
+    _lock = threading.RLock()
+    _lifted: int | None = None  # what it was, and will be, while it is lifted
+
+    @classmethod
+    def is_below(cls, pixels: int) -> bool:
+        limit = Image.MAX_IMAGE_PIXELS or cls._lifted  # another thread may have lifted it
+        return limit is not None and limit < pixels
+
+    @classmethod
+    @contextmanager
+    def lifted(cls) -> Iterator[None]:
+        with cls._lock:
+            limit = cls._lifted = Image.MAX_IMAGE_PIXELS
+            Image.MAX_IMAGE_PIXELS = None
+            try:
+                yield
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
 
 
 def _identified(file: Any) -> ImageFile.ImageFile:

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,8 @@ def test_importing_the_package_changes_nothing_of_other_libraries():
             changed = {root(target) for target in targets if isinstance(target, ast.Attribute | ast.Subscript)}
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
                 changed.add(root(node.value.func))
-            if changed & imported:
+            # An error handler is an addition, under a name of ours.
+            if changed & imported and "codecs.register_error" not in ast.unparse(node):
                 found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}")
     assert not found
 
@@ -202,6 +204,15 @@ def test_what_exceeds_pillows_limit_and_not_ours_is_read(monkeypatch):
             with pytest.raises(UserError, match=r"more than data\.max_pixels 900"):
                 open_image("a", 900, opener=lambda content=content: io.BytesIO(content))
             assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_threads_that_read_large_images_do_not_disturb_each_other(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    content = saved("TIFF")
+    with ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(lambda _: open_image("a", opener=lambda: io.BytesIO(content)), range(200)))
+    assert all(image.size == (40, 24) for image in images)
+    assert Image.MAX_IMAGE_PIXELS == 100
 
 
 def test_a_chunk_longer_than_its_file_takes_no_memory(tmp_path):
