@@ -46,7 +46,8 @@ def stored_shapes(item: Path) -> dict[str, tuple[int, ...]]:
             if not entry["value_metadata"].get("skip_deserialize")  # of an empty dict
         }
         # Arrays that were NumPy's have neither of these.
-        present, listed = os.listdir(item), set()
+        present = os.listdir(item)
+        listed: set[str] = set()
         if "_sharding" in present:
             read_json(item / "_sharding")
         for name in sorted(os.listdir(item / "array_metadatas") if "array_metadatas" in present else ()):
@@ -66,7 +67,7 @@ def check_readable(item: Path, names: Iterable[str]) -> None:
     for name in names:
         with _told_apart(item):
             array = _open(item, name).read().result()
-        if checksum(array) != written.get(name, checksum(array)):
+        if name in written and checksum(array) != written[name]:
             raise Damaged(f"{name} has other bytes than were written")
 
 
