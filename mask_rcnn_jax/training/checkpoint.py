@@ -52,7 +52,10 @@ class Checkpoints:
     def __init__(self, workdir: Path, config: ExperimentConfig, metadata: Metadata):
         self._config, self._metadata = config, metadata
         self._folder = workdir / FOLDER
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self._folder} cannot be written ({error.strerror or error}); mend that") from None
         with ExitStack() as stack:
             self._plain = stack.enter_context(plainly_named(self._folder))
             self._kept = _LatestAndBest({})
@@ -186,10 +189,16 @@ class Checkpoints:
     def _set_aside(self, step: int) -> Path:
         """Takes a damaged checkpoint out of the way of the whole one that will have its step."""
         folder = self._folder.parent / "damaged"
-        folder.mkdir(exist_ok=True)
         names = (folder / (f"{step}-{number}" if number else str(step)) for number in count())
-        aside = next(path for path in names if not path.exists())
-        (self._folder / str(step)).rename(aside)
+        try:
+            folder.mkdir(exist_ok=True)
+            aside = next(path for path in names if not path.exists())
+            (self._folder / str(step)).rename(aside)
+        except OSError as error:
+            raise UserError(
+                f"{self._folder / str(step)} is damaged and cannot be moved to {folder} ({error.strerror or error});"
+                " move it away"
+            ) from None
         return aside
 
 

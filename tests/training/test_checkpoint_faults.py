@@ -167,6 +167,21 @@ def test_nothing_is_moved_where_nothing_else_can_be_read(run):
     assert files(run) == before
 
 
+def test_files_where_folders_belong_are_named(run, tmp_path):
+    gone(run / "checkpoints" / "2")
+    (run / "damaged").touch()
+    with (
+        opened(run) as checkpoints,
+        pytest.raises(UserError, match=r"2 is damaged and cannot be moved to "),
+    ):
+        checkpoints.restore(state(0))
+    assert steps(run) == [1, 2]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "checkpoints").touch()
+    with pytest.raises(UserError, match=r"other/checkpoints cannot be written \(File exists\)"):
+        opened(tmp_path / "other")
+
+
 def test_a_disk_that_fails_is_no_damage(run):
     """A link to itself fails to open, for tensorstore and for Python, whoever runs this."""
     for pattern in ("model/**/d/*", "model/_METADATA", "optimizer/manifest.ocdbt"):
