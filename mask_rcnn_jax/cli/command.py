@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 
 from mask_rcnn_jax.errors import Stopped, UserError
@@ -21,6 +22,8 @@ def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=ANY_TEXT)  # whatever a file is called; standard error escapes it
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what it is asked to do, such as reading only
+    # data.max_pixels decides what is too large, with a sentence, and not Pillow.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
         return main() or 0
     except UserError as error:

@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.data.transforms import open_image
 from mask_rcnn_jax.errors import UserError
 
 ODD = os.fsdecode(b"caf\xe9")
@@ -30,3 +32,11 @@ def test_names_cannot_speak_to_the_terminal(capsys) -> None:
 
     assert run(fail) == 2
     assert capsys.readouterr().err == "error: Image \\x1b[2Ja\\nerror: b\\r\\x9b.png is broken:\n  here\\tand there\n"
+
+
+@pytest.mark.filterwarnings("always")
+def test_large_images_are_no_bombs(tmp_path, monkeypatch, recwarn) -> None:
+    Image.new("RGB", (40, 24)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)  # Pillow warns up to twice its limit
+    assert run(lambda: print(open_image(tmp_path / "a.png").size)) == 0
+    assert not recwarn.list
