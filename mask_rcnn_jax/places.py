@@ -19,6 +19,11 @@ def run_folder(path: Path) -> Path:
     return real.parent.parent if real.parent.name == FOLDER else real.parent
 
 
+def latest_step(workdir: Path) -> int | None:
+    """Return the step of the latest finished checkpoint of the run in `workdir`, be it whole or not; None without."""
+    return max((int(path.name) for path in _inside(workdir / FOLDER) if _is_checkpoint(path)), default=None)
+
+
 def check_place(option: str, path: Path) -> None:
     """Raise `UserError` where `path`, the value of `option`, is a URL, is a checkpoint or lies among checkpoints."""
     # A `Path` of gs://bucket/run is the folder "gs:" where the command runs.

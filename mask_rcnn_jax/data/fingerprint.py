@@ -16,7 +16,8 @@ _PLACES = {"path", "first_path", "shards"}  # arrays that say where the images l
 def fingerprint(dataset: CocoDataset) -> str:
     """sha256 over classes, keypoints and records: names, sizes, boxes, classes, segmentations and all else they hold.
 
-    Names of images are taken below the folder that all of them lie in. Pixels are not looked at.
+    Names of images are taken below the folder that all of them lie in, in a mixture all of one source. Pixels are not
+    looked at.
     """
     digest = hashlib.sha256()
     of_dataset = (dataset.class_names, dataset.categories, dataset.keypoint_names, dataset.weights, dataset.boxes_only)
@@ -36,8 +37,11 @@ def fingerprint(dataset: CocoDataset) -> str:
 
 
 def _names(records: Sequence[Record], rows: np.ndarray) -> list[bytes]:
-    """The images' paths without the part that all have in common."""
-    paths = [records[int(row)].path for row in rows]
-    prefix = os.path.commonprefix(paths)  # noqa: RUF071  cut back to a whole folder in the next line
-    folder = prefix.rfind("/") + 1
-    return [os.fsencode(path[folder:]) for path in paths]
+    """The images' paths without the part that all of a source have in common."""
+    places = [(record.source, record.path) for record in (records[int(row)] for row in rows)]
+    folders: dict[int, int] = {}
+    for source in {source for source, _ in places}:
+        paths = [path for of_source, path in places if of_source == source]
+        prefix = os.path.commonprefix(paths)  # noqa: RUF071  cut back to a whole folder in the next line
+        folders[source] = prefix.rfind("/") + 1
+    return [os.fsencode(path[folders[source] :]) for source, path in places]

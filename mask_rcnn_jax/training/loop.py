@@ -20,9 +20,9 @@ from mask_rcnn_jax.training.disk import disk_faults
 from mask_rcnn_jax.training.divergence import Watch
 from mask_rcnn_jax.training.metrics import Writer, open_writer
 from mask_rcnn_jax.training.profiling import ProfileSteps, profiled
-from mask_rcnn_jax.training.provenance import record_result, record_start
-from mask_rcnn_jax.training.start import first_variables
-from mask_rcnn_jax.training.step import TrainState, init_state, make_mesh, make_train_step, replicate, shard
+from mask_rcnn_jax.training.provenance import check_data, record_result, record_start
+from mask_rcnn_jax.training.start import first_state
+from mask_rcnn_jax.training.step import TrainState, make_mesh, make_train_step, shard
 from mask_rcnn_jax.training.stopping import StopRequests
 from mask_rcnn_jax.training.weights_and_biases import logged_to_wandb
 from mask_rcnn_jax.training.window import Window
@@ -44,8 +44,8 @@ def train(
     mesh = make_mesh(config)
     prepare_source(config.data.source)
     datasets = load_datasets(config)
-    variables, about_weights = first_variables(config)
-    state = init_state(config, variables)
+    data = processes.by_first(partial(check_data, workdir, datasets))
+    state, about_weights = first_state(config, workdir, mesh)
     train_set, val_set = datasets["train"], datasets["val"]
 
     with ExitStack() as stack:
@@ -56,9 +56,9 @@ def train(
         metadata = Metadata(train_set.class_names, train_set.categories, keypoint_names=train_set.keypoint_names)
         checkpoints = Checkpoints(workdir, config, metadata)
         stack.enter_context(checkpoints)
-        state, about_state = checkpoints.restore(replicate(state, mesh))
+        state, about_state = checkpoints.restore(state)
         start_step = int(state.step)
-        about_code = record_start(workdir, state, datasets)
+        about_code = processes.by_first(partial(record_start, workdir, state, data))
         # A step whose evaluation failed, or was cut off, is evaluated again.
         unevaluated = start_step > 0 and _evaluates(config, start_step) and not checkpoints.is_evaluated(start_step)
         writer = stack.enter_context(open_writer(workdir, config.steps, start_step, unevaluated))

@@ -24,6 +24,7 @@ from mask_rcnn_jax import processes
 from mask_rcnn_jax.data import CocoDataset, fingerprint
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import replacing
+from mask_rcnn_jax.places import latest_step
 from mask_rcnn_jax.training.step import TrainState
 
 STARTS_FILE, RESULT_FILE, METRICS_FILE = "starts.jsonl", "result.json", "metrics.jsonl"
@@ -36,13 +37,55 @@ _PATCH = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--
 _REPEATABLE = {"loss", "learning_rate", "gradient_norm", "bbox", "segm", "keypoints", "average"}
 
 
-def record_start(workdir: Path, state: TrainState, datasets: Mapping[str, CocoDataset]) -> list[str]:
-    """Adds this start of the run in `workdir` to its record; of several processes the first one writes.
+Data = Mapping[str, Mapping[str, str]]  # "data", the fingerprint of each split, and "data_size"
 
-    Returns what is to be said of it.
+
+def check_data(workdir: Path, datasets: Mapping[str, CocoDataset]) -> Data:
+    """Returns what is recorded of the data, which must be those that the run in `workdir` has been trained on.
+
+    Raises `UserError` where they are others.
     """
-    if not processes.is_first():
-        return []
+    now = {
+        "data": {split: fingerprint(dataset) for split, dataset in datasets.items()},
+        "data_size": {split: _size(dataset) for split, dataset in datasets.items()},
+    }
+    then = _data_of(workdir, latest_step(workdir))
+    for split, dataset in datasets.items():
+        size, size_then = now["data_size"][split], then["data_size"].get(split)
+        # Without a size, a mixture's names were taken below a folder of all its sources.
+        comparable = split in then["data"] and (size_then is not None or not dataset.weights)
+        if not comparable or then["data"][split] == now["data"][split]:
+            continue
+        how = f"{size}, but other names, sizes or annotations"
+        if size_then is not None and size_then != size:
+            how = f"{size_then} then, {size} now"
+        raise UserError(
+            f"the {split} split is not the one that {workdir} was trained with ({how}); bring that back, or train in"
+            f" another --workdir with pretrained={workdir}"
+        )
+    return now
+
+
+def _data_of(workdir: Path, step: int | None) -> Data:
+    """What is recorded of the data with which the run came to `step`."""
+    try:
+        starts = [json.loads(line) for line in (workdir / STARTS_FILE).read_text().splitlines()]
+        # Of several starts before this step the last one led to it.
+        then = [start for start in starts if start["step"] < (step or 0)][-1]
+        return {"data": dict(then["data"]), "data_size": dict(then.get("data_size", {}))}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {"data": {}, "data_size": {}}  # a record that is missing or cannot be read does not end a run
+
+
+def _size(dataset: CocoDataset) -> str:
+    return f"{len(dataset.records)} images with {sum(len(record.boxes) for record in dataset.records)} instances"
+
+
+def record_start(workdir: Path, state: TrainState, data: Data) -> list[str]:
+    """Adds this start of the run in `workdir` on `data`, as `check_data` tells it, to its record.
+
+    Returns what is to be said of it. Of several processes the first one does it.
+    """
     told = []
     code, changes = describe_code()
     if len(changes) > _MOST_CHANGES:
@@ -58,7 +101,7 @@ def record_start(workdir: Path, state: TrainState, datasets: Mapping[str, CocoDa
         "directory": os.getcwd(),
         "code": code,
         **describe_machine(),
-        "data": {split: fingerprint(dataset) for split, dataset in datasets.items()},
+        **data,
         "weights": hash_arrays(state.variables),
     }
     path = workdir / STARTS_FILE

@@ -1,15 +1,34 @@
-"""The weights that a run starts from."""
+"""The state that a run starts from, and the weights in it."""
 
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import differences
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Variables, init
+from mask_rcnn_jax.places import latest_step
 from mask_rcnn_jax.pretrained import contradictions, conventions, load_weights, transplant
 from mask_rcnn_jax.training.checkpoint import restore_for_inference
 from mask_rcnn_jax.training.config import ExperimentConfig
+from mask_rcnn_jax.training.step import TrainState, init_state, replicate
+
+
+def first_state(config: ExperimentConfig, workdir: Path, mesh: Mesh) -> tuple[TrainState, list[str]]:
+    """The state before the first step, on every device; of a run with a checkpoint in `workdir` its shapes only.
+
+    Such a run is resumed with what the checkpoint holds: it needs neither random weights nor those that
+    `config.pretrained` names. Also what is to be said of those. Raises UserError where they do not fit the model.
+    """
+    everywhere = NamedSharding(mesh, P())
+    if processes.by_first(lambda: latest_step(workdir)) is not None:
+        shapes = jax.eval_shape(lambda: init_state(config))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes), []
+    variables, told = first_variables(config)
+    return replicate(init_state(config, variables), mesh), told
 
 
 def first_variables(config: ExperimentConfig) -> tuple[Variables, list[str]]:

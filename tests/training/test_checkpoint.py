@@ -11,7 +11,8 @@ import pytest
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata, restore_for_inference, score
-from mask_rcnn_jax.training.step import TrainState, init_state
+from mask_rcnn_jax.training.start import first_state
+from mask_rcnn_jax.training.step import TrainState, init_state, make_mesh, replicate
 from tests.tiny import tiny_experiment
 
 METADATA = Metadata(class_names=("a", "b"), category_ids=(3, 7), keypoint_names=("left", "right"))
@@ -51,6 +52,24 @@ def test_a_run_goes_on_from_the_latest_bit_for_bit(run):
         np.testing.assert_array_equal(a, b + 5)
     for a, b in zip(jax.tree.leaves(restored.optimizer), jax.tree.leaves(state.optimizer), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_resumed_run_reads_no_other_weights(run):
+    """A file of pretrained weights may be gone by then, and random ones would be drawn for nothing."""
+    workdir, config, state = run
+    mesh = make_mesh(config)
+    first, told = first_state(replace(config, pretrained="nowhere.pth"), workdir, mesh)
+    assert told == []
+    assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(first))
+    with Checkpoints(workdir, config, METADATA) as checkpoints:
+        restored, _ = checkpoints.restore(first)
+    assert int(restored.step) == 5
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    same = replicate(at_step(state, 5), mesh)
+    for found, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(same), strict=True):
+        assert (found.dtype, found.weak_type, found.sharding) == (expected.dtype, False, expected.sharding)
+    for a, b in zip(jax.tree.leaves(restored.variables), jax.tree.leaves(state.variables), strict=True):
+        np.testing.assert_array_equal(a, b + 5)
 
 
 def test_the_average_of_the_weights_is_kept_beside_them(tmp_path):

@@ -1,15 +1,17 @@
 """What a run records of how it came about, and of what it came to."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from mask_rcnn_jax.data import ShapesConfig, fingerprint, load_dataset, prepare_source
+from mask_rcnn_jax.data import CocoDataset, Record, ShapesConfig, fingerprint, load_dataset, prepare_source
 from mask_rcnn_jax.data.packed import Selection
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Variables
@@ -36,8 +38,9 @@ def state(config):
 
 
 def test_a_start_says_what_is_needed_to_repeat_it(state, dataset, tmp_path):
-    provenance.record_start(tmp_path, state, {"train": dataset})
-    provenance.record_start(tmp_path, replace(state, step=jax.numpy.int32(3)), {"train": dataset})
+    data = provenance.check_data(tmp_path, {"train": dataset})
+    provenance.record_start(tmp_path, state, data)
+    assert provenance.record_start(tmp_path, replace(state, step=jax.numpy.int32(3)), data) == []
     first, second = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
     assert (first["step"], second["step"]) == (0, 3)
     assert first["command"] == sys.argv
@@ -45,6 +48,8 @@ def test_a_start_says_what_is_needed_to_repeat_it(state, dataset, tmp_path):
     assert first["packages"]["jax"] == jax.__version__
     assert first["devices"] == {"platform": "cpu", "kind": "cpu", "count": len(jax.devices()), "processes": 1}
     assert first["data"] == {"train": fingerprint(dataset)}
+    instances = sum(len(record.boxes) for record in dataset.records)
+    assert first["data_size"] == {"train": f"16 images with {instances} instances"}
     assert first["weights"] == second["weights"] == provenance.hash_arrays(state.variables)
 
 
@@ -101,7 +106,7 @@ def test_code_is_told_by_revision_and_changes_that_bring_it_back(checkout, tmp_p
 
 
 def test_only_changes_of_the_package_are_kept_and_no_more_than_a_little(checkout, tmp_path):
-    state = TrainState(np.int32(0), Variables({}, {}), None, skipped=np.int32(0))
+    state = STATE
     git(checkout, "init", "-q")
     git(checkout, "add", "-A")
     (checkout.parent / "notes.py").write_text("a = 1\n")
@@ -126,6 +131,77 @@ def test_only_changes_of_the_package_are_kept_and_no_more_than_a_little(checkout
     git(checkout, "commit", "-q", "-m", "two")
     (checkout / "more.py").write_text("d = 4\n" * 400_000)
     assert len(provenance.describe_code()[1]) > 1 << 20
+
+
+STATE = TrainState(np.int32(0), Variables({}, {}), None, skipped=np.int32(0))
+
+
+def few_records(count=2, box=10.0, folder="/data") -> CocoDataset:
+    records = [
+        Record(
+            image_id=number,
+            path=f"{folder}/{number}.png",
+            height=32,
+            width=48,
+            boxes=np.array([[1, 2, box, 20]], np.float32),
+            classes=np.array([number % 2], np.int32),
+            segmentations=[[np.array([1, 2, 10, 2, 10, 20], np.float32)]],
+            iscrowd=np.array([False]),
+            areas=np.array([162], np.float32),
+            annotation_ids=np.array([number], np.int64),
+            source=number % 2,
+        )
+        for number in range(count)
+    ]
+    return CocoDataset(Path("a.json"), records, (3, 7), ("cat", "dog"))
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path):
+    def start(step: int, **datasets) -> None:
+        """With a checkpoint of this step, and none later."""
+        shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+        for item in ("model", "metadata") if step else ():
+            (tmp_path / "checkpoints" / str(step) / item).mkdir(parents=True)
+        data = provenance.check_data(tmp_path, datasets)
+        provenance.record_start(tmp_path, replace(STATE, step=np.int32(step)), data)
+
+    start(0, train=few_records(box=5.0), val=few_records())
+    start(0, train=few_records(), val=few_records())  # nothing was trained on the other data
+    start(4, train=few_records(folder="/moved"), val=few_records(folder="/elsewhere"))
+    lines = (tmp_path / "starts.jsonl").read_text()
+    for changed, how in (
+        ({"train": few_records(3), "val": few_records()}, "the train split .*2 images with 2 inst.* then, 3 .* now"),
+        (
+            {"train": few_records(), "val": few_records(box=9.0)},
+            "the val split .*2 images.*, but other names, sizes",
+        ),
+    ):
+        with pytest.raises(UserError, match=how):
+            start(5, **changed)
+    assert (tmp_path / "starts.jsonl").read_text() == lines
+    # The steps after a start that was itself gone back from do not count.
+    start(2, train=few_records(), val=few_records())
+    # Records of other versions, and spoilt ones, end no run.
+    older = {"step": 0, "data": {"train": "0"}}
+    (tmp_path / "starts.jsonl").write_text(json.dumps(older) + "\n")
+    with pytest.raises(UserError, match="the train split is not the one"):
+        start(5, train=few_records())
+    start(5, train=replace(few_records(), weights=(1.0, 1.0)))
+    (tmp_path / "starts.jsonl").write_text("[]\n")
+    start(5, train=few_records())
+
+
+def test_a_fingerprint_stays_what_it_was():
+    """Runs are compared with what they recorded: another value for the same data would keep them from being resumed."""
+    dataset = few_records()
+    one_source = replace(dataset, records=[replace(record, source=0) for record in dataset.records])
+    assert fingerprint(one_source) == "3819308d6d5f78e65098514311b8f81a0d3387fdedec7d9391972757b4a06a6f"
+
+
+def test_a_mixture_may_have_one_of_its_sources_moved():
+    dataset = few_records(4)
+    moved = [replace(r, path=f"/other/place{r.path}" if r.source else r.path) for r in dataset.records]
+    assert fingerprint(replace(dataset, records=moved)) == fingerprint(dataset)
 
 
 def test_the_result_is_of_every_bit(config, state, tmp_path):
