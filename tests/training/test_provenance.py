@@ -133,7 +133,7 @@ def test_only_changes_of_the_package_are_kept_and_no_more_than_a_little(checkout
     assert len(provenance.describe_code()[1]) > 1 << 20
 
 
-STATE = TrainState(np.int32(0), Variables({}, {}), None, skipped=np.int32(0))
+STATE = TrainState(jax.numpy.int32(0), Variables({}, {}), None)
 
 
 def few_records(count=2, box=10.0, folder="/data") -> CocoDataset:
@@ -163,7 +163,7 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path):
         for item in ("model", "metadata") if step else ():
             (tmp_path / "checkpoints" / str(step) / item).mkdir(parents=True)
         data = provenance.check_data(tmp_path, datasets)
-        provenance.record_start(tmp_path, replace(STATE, step=np.int32(step)), data)
+        provenance.record_start(tmp_path, replace(STATE, step=jax.numpy.int32(step)), data)
 
     start(0, train=few_records(box=5.0), val=few_records())
     start(0, train=few_records(), val=few_records())  # nothing was trained on the other data
