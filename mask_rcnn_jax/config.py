@@ -23,6 +23,7 @@ from mask_rcnn_jax.errors import UserError
 
 Config = TypeVar("Config")
 
+_LONGEST_KEY = 100
 _TYPE = "type"  # the key that holds a dataclass's name; no field may have it
 
 
@@ -173,7 +174,7 @@ def _load_dataclass(tree: dict[str, Any], classes: Sequence[Any], key: str) -> A
     cls = next((cls for cls in classes if cls.__name__ == name), None)
     if cls is None:
         expected = " or ".join(cls.__name__ for cls in classes) or "no table"
-        raise UserError(f"{_join(key, _TYPE)}: expected {expected}, not {name!r}")
+        raise UserError(f"{_join(key, _TYPE)}: expected {expected}, not {ranges.shown(name)}")
     hints = _hints(cls)
     for unknown in sorted(tree.keys() - hints.keys() - {_TYPE}):
         raise UserError(_unknown_key(_join(key, unknown), [_join(key, known) for known in hints]))
@@ -240,7 +241,10 @@ def _parse_member(text: str, member: Any, present: Any) -> Any:
     if origin is tuple:
         items, arguments = _split(text), typing.get_args(member)
         if len(arguments) == 2 and arguments[1] is Ellipsis:
-            arguments = (arguments[0],) * len(items)
+            try:
+                return [_parse(item, arguments[0]) for item in items]
+            except ValueError:  # the only item, without a comma after it
+                return [_parse(text, arguments[0])]
         return [_parse(item, argument) for item, argument in zip(items, arguments, strict=True)]
     if dataclasses.is_dataclass(member) and isinstance(member, type) and text == member.__name__:
         if isinstance(present, dict) and present[_TYPE] == text:
@@ -313,6 +317,8 @@ def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _unknown_key(key: str, known: Sequence[str]) -> str:
     """A message with the known keys whose last part is most like that of `key`, or else with those beside it."""
+    if len(key) > _LONGEST_KEY:  # no key of a person; comparing it would take minutes
+        return f"no key {key[:_LONGEST_KEY]}..."
 
     def likeness(candidate: str) -> tuple[float, float]:
         ratios = [

@@ -6,6 +6,7 @@ Ranges are checked where configurations are loaded, see `config`, and by `check`
 """
 
 import dataclasses
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -69,6 +70,9 @@ class Incidental:
     """Marks a setting that does not decide a run's result, such as where the data lie: it may differ on resume."""
 
 
+_BRIEFLY = reprlib.Repr()
+_BRIEFLY.maxstring = _BRIEFLY.maxother = 200
+
 Positive = Annotated[int, Range(1)]
 NotNegative = Annotated[int, Range(0)]
 Share = Annotated[float, Range(0, 1)]  # and probabilities, scores, IoUs
@@ -123,10 +127,11 @@ def with_incidentals_of(config: Config, other: object) -> Config:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a message has it; Python refuses to spell out integers of thousands of digits."""
+    """Return a value as a message has it: what is long or deep is cut, whoever wrote it."""
+    # Python refuses to spell out integers of thousands of digits.
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
-    return repr(value)
+    return _BRIEFLY.repr(value)
 
 
 def _check(value: Any, annotation: Any, key: str) -> None:

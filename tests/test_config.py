@@ -54,6 +54,7 @@ class Experiment:
     start: str | None = None
     splits: tuple[str, str] = ("train", "val")
     mixed: int | tuple[int, int] | str = 1
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
 def at(config: Any, key: str) -> Any:
@@ -95,6 +96,10 @@ def at(config: Any, key: str) -> Any:
         ("mixed=3", 3),
         ("mixed=3,4", (3, 4)),
         ("mixed=three", "three"),
+        ("pairs=(a,b),(c,d)", (("a", "b"), ("c", "d"))),
+        ("pairs=(a,b)", (("a", "b"),)),
+        ("pairs=((a,b))", (("a", "b"),)),
+        ("pairs=", ()),
     ],
 )
 def test_override_reads_a_value_as_its_annotation_says(assignment: str, expected: object) -> None:
@@ -305,6 +310,16 @@ def test_values_in_range_pass() -> None:
 def test_a_number_that_no_float_holds_is_refused() -> None:
     with pytest.raises(UserError, match=r"^part.rate: expected float, not an integer of 1329 bits$"):
         from_json(Whole, {"type": "Whole", "part": to_json(Bounded()) | {"rate": 10**400}, "other": None})
+
+
+def test_messages_stay_short_whatever_a_file_holds() -> None:
+    deep: Any = 1
+    for _ in range(500):
+        deep = [deep]
+    for change in ({"part": {"type": "x" * 10**6}}, {"part": deep}, {"part": "x" * 10**6}, {"x" * 10**6: 1}):
+        with pytest.raises(UserError) as caught:
+            from_json(Whole, to_json(Whole()) | change)
+        assert len(str(caught.value)) < 400
 
 
 def test_what_was_made_in_python_is_of_the_types_it_promises() -> None:
