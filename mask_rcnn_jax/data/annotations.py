@@ -14,7 +14,7 @@ from jaxtyping import Float
 from mask_rcnn_jax.data.entries import check_category, flag, is_number, shown, whole
 from mask_rcnn_jax.data.keypoints import category_keypoints, is_edge, read_keypoints
 from mask_rcnn_jax.data.masks import Segmentation
-from mask_rcnn_jax.data.rasterise import checked_rle, polygon, run_lengths
+from mask_rcnn_jax.data.rasterise import checked_rle_and_runs, polygon
 from mask_rcnn_jax.data.records import CocoDataset, Federated, Record
 from mask_rcnn_jax.data.shards import ShardImage
 
@@ -118,8 +118,8 @@ class AnnotationReader:
         segmentation, name = annotation.get("segmentation"), f"annotation {annotation['id']}"
         if isinstance(segmentation, dict):
             try:
-                rle = checked_rle(segmentation, height, width)
-                if not run_lengths(rle["counts"])[1::2].any():
+                rle, runs = checked_rle_and_runs(segmentation, height, width)
+                if not runs[1::2].any():
                     raise ValueError("it is empty")
                 return rle
             except ValueError as error:

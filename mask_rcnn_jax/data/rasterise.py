@@ -67,6 +67,11 @@ def checked_rle(rle: Any, height: int, width: int) -> RLE:
 
     Raises ValueError with the reason where it is not one of an image of `height` x `width` pixels.
     """
+    return checked_rle_and_runs(rle, height, width)[0]
+
+
+def checked_rle_and_runs(rle: Any, height: int, width: int) -> tuple[RLE, Int[np.ndarray, " runs"]]:
+    """Return what `checked_rle` does, and the lengths of its runs."""
     if not isinstance(rle, dict):
         raise ValueError("it is not an object of size and counts")
     size, counts = rle.get("size"), rle.get("counts")
@@ -85,8 +90,8 @@ def checked_rle(rle: Any, height: int, width: int) -> RLE:
     if runs.size == 0 or runs.max() > height * width or runs.sum() != height * width:
         raise ValueError(f"its runs do not cover the image's {height * width} pixels")
     if isinstance(counts, list):
-        return _compressed(runs, height, width)
-    return {"size": [height, width], "counts": counts}
+        return _compressed(runs, height, width), runs
+    return {"size": [height, width], "counts": counts}, runs
 
 
 def run_lengths(counts: bytes) -> Int[np.ndarray, " runs"]:

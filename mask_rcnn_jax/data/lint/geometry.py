@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.entries import is_number, shown
 from mask_rcnn_jax.data.masks import to_rle
-from mask_rcnn_jax.data.rasterise import checked_rle, polygon, run_lengths
+from mask_rcnn_jax.data.rasterise import checked_rle_and_runs, polygon
 
 Box = tuple[float, float, float, float]
 
@@ -74,7 +74,7 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> Mask:
         message = f"has an RLE of size {shown(rle.get('size'))} in an image of {[height, width]}"
         return Mask([("rle-size", message)])
     try:
-        runs = run_lengths(checked_rle(rle, height, width)["counts"])
+        _, runs = checked_rle_and_runs(rle, height, width)
     except ValueError as error:
         return Mask([("rle-broken", f"has an RLE that cannot be used: {error}")])
     ends = np.cumsum(runs)
