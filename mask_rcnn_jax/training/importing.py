@@ -1,6 +1,5 @@
 """Weights from elsewhere as a checkpoint of this project, with an experiment's configuration and the class names."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoConfig, DataConfig
+from mask_rcnn_jax.data.entries import check_category, check_object, list_of, parse_json
 from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import MaskRCNNConfig, init
@@ -84,7 +84,7 @@ def read_classes(text: str) -> Classes:
         return numbered_classes(int(text))
     path = Path(text)
     try:
-        content = path.read_text()
+        content = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--classes {text} is neither a number of classes nor a file of names ({error})") from None
     if path.suffix == ".json":
@@ -98,11 +98,14 @@ def read_classes(text: str) -> Classes:
 def _coco_classes(path: Path, content: str) -> Classes:
     """In the order of their ids, as datasets are read."""
     try:
-        categories = sorted(
-            (int(category["id"]), str(category["name"])) for category in json.loads(content)["categories"]
-        )
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"--classes {path} is not COCO's JSON with a list 'categories' of ids and names") from None
+        listed = list_of(check_object(parse_json(content)), "categories")
+        categories = sorted(check_category(entry) for entry in listed)
+    except ValueError as error:
+        raise UserError(
+            f"--classes {path} is not COCO's JSON with a list 'categories' of ids and names ({error})"
+        ) from None
+    if len({id_ for id_, _ in categories}) < len(categories):
+        raise UserError(f"--classes {path} has a category id twice; make the ids unique")
     if not categories:
         raise UserError(f"--classes {path} lists no categories")
     return Classes(tuple(name for _, name in categories), tuple(number for number, _ in categories))

@@ -227,6 +227,13 @@ def test_settings_that_do_not_fit_are_named(capsys, published, tmp_path, argumen
         ("twice.txt", "a\na\n", "one name on each line, no two the same"),
         ("empty.txt", "\n", "one name on each line"),
         ("list.json", "[1]", "not COCO's JSON with a list 'categories'"),
+        ("deep.json", "[" * 100_000, "nested too deeply"),
+        (
+            "text.json",
+            '{"categories": [{"id": "cat", "name": "cat"}]}',
+            "has the id 'cat', which is not a whole number",
+        ),
+        ("twice.json", '{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "a category id twice"),
         ("empty.json", '{"categories": []}', "lists no categories"),
     ],
 )
