@@ -42,9 +42,18 @@ def import_tfds() -> Any:
     return tensorflow_datasets
 
 
+def check_unicode(folder: Path, key: str) -> None:
+    """Raise UserError where a folder's name is not Unicode, which ArrayRecord needs; `key` is what it was given for."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{key}: shards cannot lie in {str(folder)!r}, which is no valid UTF-8; rename it") from None
+
+
 def version_directory(data_dir: str | Path, name: str, part: str) -> Path:
     """The folder of the dataset's highest version; `UserError` where there is none. `part` is a configuration."""
     folder = Path(data_dir) / name / part
+    check_unicode(folder, "data.source.data_dir")
     versions = [path for path in folder.glob("*.*.*") if (path / "dataset_info.json").is_file()]
     if not versions:
         raise UserError(f"{folder} holds no dataset; write it with mask-rcnn build-tfds, or set data.source.data_dir.")

@@ -19,7 +19,7 @@ from typing import Any
 
 from mask_rcnn_jax.data.coco import AnnotationFile, check_present, check_root, image_directory, read_annotations
 from mask_rcnn_jax.data.config import CocoConfig
-from mask_rcnn_jax.data.shards import ANNOTATIONS, EXAMPLES, import_tfds
+from mask_rcnn_jax.data.shards import ANNOTATIONS, EXAMPLES, check_unicode, import_tfds
 from mask_rcnn_jax.errors import UserError
 
 VERSION = "1.0.0"
@@ -44,6 +44,7 @@ def build_tfds(
     for word in (name, *splits):
         if not re.fullmatch(r"[A-Za-z]\w*", word):
             raise UserError(f"'{word}' is no name for shards; use letters, digits and _, and begin with a letter.")
+    check_unicode(Path(os.path.abspath(target)), "--out")
     if target.exists():
         raise UserError(f"{target} exists; remove it, or choose another --name or --out.")
     import_tfds()

@@ -238,3 +238,12 @@ def test_pictures_are_read_from_shards(shapes, tmp_path):
             write_pictures(load_dataset(config, "val"), [], outputs, 1, max_pixels=64 * 64 - 1)
     assert drawn[0] == drawn[1]
     assert len(drawn[0]) == 2
+
+
+def test_a_folder_that_shards_cannot_lie_in_is_named(shapes, tmp_path):
+    folder = tmp_path / "a\udcff"
+    with pytest.raises(UserError, match=r"--out: shards cannot lie in '.*a\\udcff/shapes'"):
+        build_tfds(shapes[0], folder, "shapes", ["train"])
+    assert not folder.exists()
+    with pytest.raises(UserError, match=r"data\.source\.data_dir: shards cannot lie in '.*a\\udcff"):
+        load_dataset(TfdsConfig(str(folder), "shapes"), "train")
