@@ -10,7 +10,7 @@ import jax
 import torch
 import torchvision
 
-from tests.conformance import average_precision, detectron2, stages, trained, training
+from tests.conformance import average_precision, detectron2, stages, trained, training, trajectory
 from tests.conformance.golden import NAMES
 from tests.conformance.needed import shared_folder
 from tests.conformance.rows import Row, markdown
@@ -77,6 +77,8 @@ def torchvision_rows(name: str) -> Iterator[Row]:
         yield from stages.STAGES[stage](case(name))
     if SOURCES[name].trained:
         yield from training.rows(name)
+    if name in trajectory.STEPS:
+        yield from trajectory.rows(name)
 
 
 def main() -> int:

@@ -30,9 +30,9 @@ def rows() -> list[Row]:
     return difference_rows(SOURCE, expected, evaluated(config(), imported(config(), model), images))
 
 
-def config() -> MaskRCNNConfig:
+def config(num_classes: int = 80) -> MaskRCNNConfig:
     """The model in this project's terms: a whole ResNet-18 under a pyramid and heads of a quarter of the channels."""
-    model = v1_config(80, 4)
+    model = v1_config(num_classes, 4)
     bottom_up = replace(model.backbone.bottom_up, depth=18, width=64)
     return replace(model, backbone=replace(model.backbone, bottom_up=bottom_up))
 
@@ -40,7 +40,7 @@ def config() -> MaskRCNNConfig:
 def trained() -> nn.Module:
     """torchvision's Mask R-CNN with a ResNet-18 from ImageNet, after some steps on a few of coco_mini's val images."""
     torch.manual_seed(0)
-    model, records = _model().train(), _images().records
+    model, records = untrained().train(), _images().records
     images = [reference.tensors([read_image(record.path)])[0] for record in records]
     targets = [target(record, 80) for record in records]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -70,7 +70,7 @@ def _images() -> CocoDataset:
     return replace(val, records=tuple(filter(easy, val.records))[:NUM_IMAGES])
 
 
-def _model() -> nn.Module:
+def untrained(num_classes: int = 80) -> nn.Module:
     body = resnet18(norm_layer=FrozenBatchNorm2d)
     _load_imagenet(body)
     stages = {f"layer{i}": str(i - 1) for i in range(1, 5)}
@@ -80,9 +80,9 @@ def _model() -> nn.Module:
         min_size=SHORT_SIDE,
         max_size=CANVAS,
         box_head=faster_rcnn.TwoMLPHead(64 * 7**2, 256),
-        box_predictor=faster_rcnn.FastRCNNPredictor(256, 81),
+        box_predictor=faster_rcnn.FastRCNNPredictor(256, num_classes + 1),
         mask_head=mask_rcnn.MaskRCNNHeads(64, (64, 64, 64, 64), 1),
-        mask_predictor=mask_rcnn.MaskRCNNPredictor(64, 64, 81),
+        mask_predictor=mask_rcnn.MaskRCNNPredictor(64, 64, num_classes + 1),
         rpn_post_nms_top_n_train=500,
         box_batch_size_per_image=256,
     )

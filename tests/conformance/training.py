@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
 from mask_rcnn_jax.models import DATA_AXIS, MaskRCNNConfig, Variables, loss_terms, rpn
@@ -151,14 +152,10 @@ def reference_of(name: str, dtype: str, memory_format: torch.memory_format = tor
     """The reference's losses and gradients; batch norms take the batch's statistics."""
     source, inputs, torch_type = case(name), inputs_of(name), getattr(torch, dtype)
     model = copy.deepcopy(source.model).to(torch_type).to(memory_format=memory_format).train()
-    images = ImageList(inputs.images.to(torch_type, memory_format=memory_format), inputs.sizes)
-    targets = [instances | {"boxes": instances["boxes"].to(torch_type)} for instances in inputs.targets]
     proposals = [boxes.to(torch_type) for boxes in inputs.proposals]
     given = mock.patch.object(model.rpn, "filter_proposals", return_value=(proposals, None))
     with lowest_indices(), given:
-        features = model.backbone(images.tensors)
-        proposals, losses = model.rpn(images, features, targets)
-        losses |= model.roi_heads(features, proposals, images.image_sizes, targets)[1]
+        losses = reference_losses(model, inputs, torch_type, memory_format)
         sum(losses.values()).backward()
     # The gradients take the way of the weights: what torchvision's parameters are called is said in one place.
     for parameter in model.parameters():
@@ -166,6 +163,27 @@ def reference_of(name: str, dtype: str, memory_format: torch.memory_format = tor
     with jax.enable_x64(dtype == "float64"):
         gradients = leaves(imported(replace(source.config, dtype=dtype), model).params)
     return Pass({LOSSES[loss]: value.item() for loss, value in losses.items()}, gradients)
+
+
+def reference_losses(
+    model: nn.Module,
+    inputs: Inputs,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> dict[str, torch.Tensor]:
+    """The losses, by torchvision's names, of a model that computes in `dtype`."""
+    images = ImageList(inputs.images.to(dtype, memory_format=memory_format), inputs.sizes)
+    targets = [instances | {"boxes": instances["boxes"].to(dtype)} for instances in inputs.targets]
+    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
+
+    def in_dtype(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        # The RPN's labels are float32, and would make its loss one as well.
+        return cross_entropy(logits, labels.to(logits.dtype))
+
+    with mock.patch.object(torch.nn.functional, cross_entropy.__name__, in_dtype):
+        features = model.backbone(images.tensors)
+        proposals, losses = model.rpn(images, features, targets)
+        return losses | model.roi_heads(features, proposals, images.image_sizes, targets)[1]
 
 
 @functools.lru_cache(maxsize=2)
@@ -189,13 +207,13 @@ def ours_of(name: str, dtype: str) -> Pass:
         return Pass({key: float(value) for key, value in losses.items()}, leaves(gradients))
 
 
-def training_batch(config: MaskRCNNConfig, inputs: Inputs) -> Batch:
-    """The inputs as `loss_terms` takes them: images before normalisation, masks as full bitmaps.
+def training_batch(config: MaskRCNNConfig, inputs: Inputs, slots: int | None = None) -> Batch:
+    """The inputs as `loss_terms` takes them: images before normalisation, masks as full bitmaps, in `slots` slots.
 
     Coordinates have the configuration's type, so that all is computed in it.
     """
     count, _, height, width = inputs.images.shape
-    slots = max(len(instances["boxes"]) for instances in inputs.targets)
+    slots = slots or max(len(instances["boxes"]) for instances in inputs.targets)
     images = inputs.images.double().numpy().transpose(0, 2, 3, 1) * config.pixel_std + config.pixel_mean
     boxes, classes = np.zeros((count, slots, 4), config.dtype), np.zeros((count, slots), np.int32)
     masks, valid = np.zeros((count, slots, height, width), np.uint8), np.zeros((count, slots), bool)
