@@ -114,7 +114,7 @@ class BatchNorm(nnx.Module):
         self, x: Float[Array, "B H W O"], counted: Bool[Array, " B"] | None
     ) -> tuple[Float[Array, " O"], Float[Array, " O"]]:
         """Mean and variance of the batch, which also move the running ones."""
-        weight = jnp.ones_like(x[:, :1, :1, :1]) if counted is None else at_least_float32(counted)[:, None, None, None]
+        weight = jnp.ones_like(x[:, :1, :1, :1]) if counted is None else counted.astype(x.dtype)[:, None, None, None]
         count = jax.lax.psum(jnp.sum(weight) * (x.shape[1] * x.shape[2]), DATA_AXIS)
         divisor = jnp.maximum(count, 1)
         mean = jax.lax.psum(jnp.sum(x * weight, axis=(0, 1, 2)), DATA_AXIS) / divisor
