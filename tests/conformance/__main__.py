@@ -49,6 +49,10 @@ with {versions}.
   memory format and by 5.0e-3 with channels last. So it is the larger of the two formats; channels last is this
   project's. Seeds of the random weights, and for the wide v2 how much its blocks add to what they pass on, are ones
   with which it is small.
+- *Steps*: whole runs of SGD on the same three images, with warm-up, a step of the schedule, clipping, momentum and
+  weight decay, each program with its own proposals (`tests/conformance/trajectory.py`; slow tests). Where batch norms
+  take the statistics of three small images, rounding doubles from step to step, and after 24 steps samples part: v2's
+  are ten. PyTorch's clipping adds 1e-6 to the norm; that is left out.
 - The trained model is a ResNet-18-FPN that torchvision trained for {steps} steps on the {images} images that it is
   evaluated on.
 

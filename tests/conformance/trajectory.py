@@ -59,7 +59,7 @@ def rows(name: str) -> list[Row]:
     return [
         Row(name, stage, "losses, worst step", losses, BOUND, "relative"),
         Row(name, stage, "gradient norm, worst step", norms, BOUND, "relative"),
-        Row(name, stage, "parameters and statistics at the end, worst", tensors, BOUND, "of the norm"),
+        Row(name, stage, "tensors at the end, worst", tensors, BOUND, "of the norm"),
     ]
 
 
