@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from mask_rcnn_jax.export.resize import Preprocessing, preprocess
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.export.resize import Preprocessing, largest_exact_side, preprocess
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, detect
 from mask_rcnn_jax.models.pooler import Pool, pool
 from mask_rcnn_jax.ops import paste_masks
@@ -22,12 +23,24 @@ Program = Callable[[Variables, UInt8[Array, "B H W 3"], Int[Array, "B 2"]], dict
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What a file is to take and give, beyond what the checkpoint says."""
+    """What a file is to take and give, beyond what the checkpoint says.
+
+    Raises UserError for an input whose resizing would not be exact.
+    """
 
     input_size: tuple[int, int]  # (height, width), pixels: the largest image
     preprocessing: Preprocessing
     batch: int | None = 1  # images a call; None: any number (StableHLO)
     paste_masks: bool = False  # bitmaps of the input's size instead of probabilities inside the boxes
+
+    def __post_init__(self) -> None:
+        height, width = self.input_size
+        largest = largest_exact_side(self.preprocessing)
+        if largest is not None and max(height, width) > largest:
+            raise UserError(
+                f"--input {height} {width}: the model's images are so much smaller that sides above {largest} pixels"
+                " cannot be resized exactly; give a smaller --input or a larger --canvas"
+            )
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import PIL
 from jaxtyping import Array, Float, Int, UInt8
 
-_HALF = 2**11  # Pillow's coefficients have 22 bits; two halves keep every sum an exact float32
+_COLUMNS_MAY_COME_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
+_ONE = 2**22  # Pillow's coefficients are multiples of 1 / 2**22
+# They are applied in two parts, the higher 16 bits and the lower 6, whose sums over an axis are integers below 2**24
+# and so exact in float32: the higher for any image, the lower for as many as 1044 cells a pixel.
+_LOW = 2**6
+_MOST_CELLS = 1044
 
 
 @dataclass(frozen=True)
@@ -31,14 +37,31 @@ def preprocess(
     An image that the canvas does not hold is made smaller until it does.
     """
     resized = resized_sizes(settings, sizes)
-    along = _pillow if settings.convention == "detectron2" else _linear
-    pixels = images.astype(jnp.float32)
-    # Each library's order: Pillow resizes rows first and rounds in between, torchvision columns.
-    axes = (1, 0) if settings.convention == "detectron2" else (0, 1)
-    for axis in axes:
-        of_image = jax.vmap(lambda image, n, m, axis=axis: along(image, axis, settings.canvas[axis], n, m))
-        pixels = of_image(pixels, sizes[:, axis], resized[:, axis])
+
+    def passes(*axes: int) -> Float[Array, "B h w 3"]:
+        along = _pillow if settings.convention == "detectron2" else _linear
+        pixels = images.astype(jnp.float32)
+        for axis in axes:
+            of_image = jax.vmap(lambda image, n, m, axis=axis: along(image, axis, settings.canvas[axis], n, m))
+            pixels = of_image(pixels, sizes[:, axis], resized[:, axis])
+        return pixels
+
+    if settings.convention == "torchvision":
+        return passes(0, 1), resized
+    # Pillow rounds in between. It resizes each row first, and from 13 on each column where far more rows go.
+    pixels = passes(1, 0)
+    if _COLUMNS_MAY_COME_FIRST and _may_shrink(settings, images.shape[1:3]):
+        gone = sizes - resized
+        columns_first = (gone[:, 0] > 0) & (gone[:, 0] > 2 * gone[:, 1])
+        pixels = jnp.where(columns_first[:, None, None, None], passes(0, 1), pixels)
     return pixels, resized
+
+
+def _may_shrink(settings: Preprocessing, input_size: tuple[int, ...]) -> bool:
+    """Return False where no image of the input is made smaller."""
+    (height, width), (canvas_height, canvas_width) = input_size, settings.canvas
+    fits = height <= canvas_height and width <= canvas_width and max(height, width) <= settings.max_side
+    return not (fits and min(height, width) <= settings.short_side)
 
 
 def resized_sizes(settings: Preprocessing, sizes: Int[Array, "B 2"]) -> Int[Array, "B 2"]:
@@ -62,29 +85,39 @@ def resized_sizes(settings: Preprocessing, sizes: Int[Array, "B 2"]) -> Int[Arra
         return jnp.clip(resized, 1, canvas).astype(jnp.int32)
 
 
+def largest_exact_side(settings: Preprocessing) -> int | None:
+    """Return the longest side in pixels whose image is resized exactly; None without a limit.
+
+    A pixel sees the cells of twice the reduction. Rounding makes that of a short axis half as large again as asked for.
+    """
+    if settings.convention == "torchvision":  # two cells a pixel, always
+        return None
+    return (_MOST_CELLS - 2) * min(settings.short_side, settings.max_side, *settings.canvas) // 3
+
+
 def _pillow(
     image: Float[Array, "..."], axis: int, length: int, old: Int[Array, ""], new: Int[Array, ""]
 ) -> Float[Array, "..."]:
     """The first `old` cells of an axis resized to `new` of `length`: Pillow's antialiased bilinear filter, to the bit.
 
-    A coefficient is an integer ratio, rounded to 22 bits by two divisions that fit int32.
+    A coefficient is a ratio of two integers, rounded to 22 bits. In float64, which holds both and decides the rounding:
+    products of two sides of a large image are beyond int32.
     """
-    cell, pixel = jnp.arange(image.shape[axis]), jnp.arange(length)[:, None]
-    widest = 2 * jnp.maximum(old, new)
-    weight = jnp.maximum(widest - jnp.abs((2 * cell + 1) * new - (2 * pixel + 1) * old), 0)
-    weight = jnp.where((cell < old) & (pixel < new), weight, 0)
-    total = jnp.maximum(jnp.sum(weight, axis=1, keepdims=True, dtype=jnp.int32), 1)
-    high = _divide(weight * _HALF, total)
-    low = _divide((weight * _HALF - high * total) * _HALF + _divide(total, 2), total)
+    with jax.enable_x64(True):
+        cells, pixels = old.astype(jnp.float64), new.astype(jnp.float64)
+        cell = jnp.arange(image.shape[axis], dtype=jnp.float64)
+        pixel = jnp.arange(length, dtype=jnp.float64)[:, None]
+        distance = jnp.abs((2 * cell + 1) * pixels - (2 * pixel + 1) * cells)
+        weight = jnp.maximum(2 * jnp.maximum(cells, pixels) - distance, 0.0)
+        weight = jnp.where((cell < cells) & (pixel < pixels), weight, 0.0)
+        total = jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1.0)
+        coefficient = jnp.floor(weight * _ONE / total + 0.5)
+        high = jnp.floor(coefficient / _LOW)
+        low = coefficient - high * _LOW
     products = _apply(high, image, axis), _apply(low, image, axis)
     high_sum, low_sum = (product.astype(jnp.int32) for product in products)
-    rounded = _divide(high_sum * _HALF + low_sum + _HALF**2 // 2, _HALF**2)
+    rounded = jax.lax.div(high_sum * _LOW + low_sum + _ONE // 2, jnp.full_like(high_sum, _ONE))
     return jnp.minimum(rounded, 255).astype(jnp.float32)
-
-
-def _divide(numerator: Int[Array, "..."], denominator: Int[Array, "..."] | int) -> Int[Array, "..."]:
-    """The quotient of what is not negative, where `//` would handle signs too."""
-    return jax.lax.div(numerator, jnp.broadcast_to(jnp.int32(denominator), numerator.shape))
 
 
 def _linear(

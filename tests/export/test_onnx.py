@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.export.resize import Preprocessing, preprocess
 from mask_rcnn_jax.ops.nms import nms
 
 onnx = pytest.importorskip("onnx")
@@ -19,6 +20,9 @@ BOOLS = RNG.uniform(size=(2, 5)) > 0.5
 ROWS = np.array([[1, 0], [0, 0]], np.int32)
 BOXES = (lambda corner: np.concatenate([corner, corner + 25], -1))(RNG.uniform(0, 60, (2, 300, 2)).astype(np.float32))
 SCORES = RNG.integers(0, 50, (2, 300)).astype(np.float32)
+
+TO_64 = Preprocessing(64, 64, (64, 64))
+LONG = RNG.integers(0, 256, (1, 8000, 2, 3), np.uint8)
 
 
 def through_onnx(function, *arguments: np.ndarray) -> list[np.ndarray]:
@@ -75,6 +79,7 @@ CASES = {
     "while": (steps, np.array(50, np.int32)),
     "scan": (lambda x: jax.lax.scan(lambda c, row: (c + row.sum(), (row * c, c)), jnp.float32(0), x), FLOATS),
     "map": (lambda x: jax.lax.map(lambda row: row * 2, x.reshape(10, 3), batch_size=4), FLOATS),
+    "large reduction": (lambda i: preprocess(TO_64, i, jnp.array([[8000, 2]])), LONG),
     "nms": (jax.vmap(lambda b, s: nms(b, s, s > 5, 0.4, 40)), BOXES, SCORES),
 }
 
