@@ -15,7 +15,7 @@ PACKAGE = ROOT / "mask_rcnn_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Each layer and the others of the package that it may import; docs/architecture.md draws this.
-LEAVES = {"errors", "files", "structures", "processes", "ranges", "places"}
+LEAVES = {"errors", "files", "structures", "processes", "ranges", "places", "determinism"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "ranges": {"errors"},
@@ -25,6 +25,7 @@ LAYERS: dict[str, set[str]] = {
     "output_folder": {"errors", "files"},
     "structures": set(),
     "processes": {"errors"},
+    "determinism": {"errors"},
     "ops": LEAVES,
     "models": {"ops"} | LEAVES,
     "data": {"errors", "files", "output_folder", "ranges"},

@@ -10,11 +10,12 @@ import jax
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.cli.experiment import add_process_options, join_processes, load_experiment
+from mask_rcnn_jax.cli.experiment import add_deterministic_option, add_process_options, join_processes, load_experiment
 from mask_rcnn_jax.cli.model import add_average_option
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import load_dataset, verify_images
+from mask_rcnn_jax.determinism import use_deterministic_programs
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import EvaluationResult, evaluate_model, format_table
 from mask_rcnn_jax.inference import use_compile_cache
@@ -64,11 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files there that no earlier evaluation has written, too"
     )
+    add_deterministic_option(parser)
     add_process_options(parser)
     return parser
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    if options.deterministic:
+        use_deterministic_programs()
     join_processes(options)
     use_compile_cache()
     is_path = _is_path(options.checkpoint)

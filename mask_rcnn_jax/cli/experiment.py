@@ -41,6 +41,14 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_deterministic_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits in every run on one kind of GPU, with slower programs",
+    )
+
+
 def join_processes(options: argparse.Namespace) -> None:
     """Joins the processes that the options name, if any; before anything else of jax is used."""
     explicit = (options.coordinator, options.processes, options.process)

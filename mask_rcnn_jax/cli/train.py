@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.cli.experiment import add_process_options, join_processes, load_experiment
+from mask_rcnn_jax.cli.experiment import add_deterministic_option, add_process_options, join_processes, load_experiment
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import check_prepared
+from mask_rcnn_jax.determinism import use_deterministic_programs
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.training import ExperimentConfig, train
 from mask_rcnn_jax.training.profiling import ProfileSteps
@@ -20,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     def command() -> None:
+        if options.deterministic:
+            use_deterministic_programs()
         join_processes(options)
         use_compile_cache()
         workdir = options.workdir or Path("runs") / _name(options.config or DEFAULT_CONFIG)
@@ -51,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         help="trace these steps, counted from 1, into WORKDIR/profile (without a value: a few after the warm-up)",
     )
     parser.add_argument("--wandb", metavar="PROJECT", help="send metrics to this project of Weights & Biases too")
+    add_deterministic_option(parser)
     add_process_options(parser)
     return parser
 

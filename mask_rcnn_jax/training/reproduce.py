@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from mask_rcnn_jax.data import fingerprint
+from mask_rcnn_jax.determinism import is_deterministic, use_deterministic_programs
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.training import provenance
 from mask_rcnn_jax.training.datasets import load_datasets
@@ -27,7 +28,8 @@ def reproduce(workdir: Path, out: Path, say: Callable[[str], None]) -> Verdict:
     """Trains in the folder `out`, which must not be there, as the run in `workdir` was trained, and compares the two.
 
     `say` is told first how code, packages, devices and data differ from those of the run. Raises `UserError` where
-    there is no finished run, where it is not recorded, or where there are not as many devices.
+    there is no finished run, where it is not recorded, or where there are not as many devices. A run that asked for
+    deterministic programs is repeated with them.
     """
     config, starts = read_config(workdir), provenance.read_starts(workdir)
     if config is None:
@@ -35,6 +37,8 @@ def reproduce(workdir: Path, out: Path, say: Callable[[str], None]) -> Verdict:
     expected = provenance.read_result(workdir)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise UserError(f"--out {out} is there already; name a folder that is not, or remove it")
+    if any(is_deterministic(start["environment"].get("XLA_FLAGS", "")) for start in starts):
+        use_deterministic_programs()  # before the devices are counted
     _check_devices(workdir, starts)
     data = {split: fingerprint(dataset) for split, dataset in load_datasets(config).items()}
     code, _ = provenance.describe_code()

@@ -1,0 +1,83 @@
+"""`--deterministic`: the flags are set before XLA reads them, recorded, and taken again by `reproduce`."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from mask_rcnn_jax import determinism
+from mask_rcnn_jax.cli import eval as eval_command
+from mask_rcnn_jax.cli import train as train_command
+from mask_rcnn_jax.determinism import FLAGS, is_deterministic, use_deterministic_programs
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.training import reproduce
+from tests.tiny import tiny_experiment
+
+# A process of its own: XLA reads its flags once, and stops the process where it does not know one.
+FRESH = """
+import json
+from mask_rcnn_jax.cli import train
+from mask_rcnn_jax.determinism import use_deterministic_programs
+from mask_rcnn_jax.training.provenance import describe_machine
+use_deterministic_programs()
+print(json.dumps(describe_machine()))
+"""
+
+
+@pytest.fixture
+def unused(monkeypatch):
+    """As if jax had used no device yet."""
+    monkeypatch.setattr(determinism.xla_bridge, "backends_are_initialized", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (None, []),
+        ("--xla_dump_to=x --xla_gpu_deterministic_ops=false", ["--xla_dump_to=x"]),
+        (f"--xla_dump_to=x {FLAGS[1]}", ["--xla_dump_to=x"]),
+    ],
+)
+def test_flags_are_added_to_those_of_the_user(given, kept, unused, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("XLA_FLAGS", given)
+    for _ in range(2):
+        use_deterministic_programs()
+        assert os.environ["XLA_FLAGS"].split() == [*kept, *FLAGS]
+
+
+def test_xla_knows_the_flags_and_a_start_records_them():
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert is_deterministic(json.loads(done.stdout)["environment"]["XLA_FLAGS"])
+
+
+@pytest.mark.parametrize("command", [train_command, eval_command])
+def test_too_late_is_said_before_anything_is_done(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    jax.devices()
+    assert command.main(["--deterministic", "--workdir", str(tmp_path / "run")]) == 2
+    assert f"set XLA_FLAGS='{' '.join(FLAGS)}' before the program starts" in capsys.readouterr().err
+    assert "XLA_FLAGS" not in os.environ
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", ["", " ".join(FLAGS)])
+def test_a_run_is_repeated_with_the_flags_that_it_had(flags, unused, tmp_path, monkeypatch):
+    def counted(workdir, starts):
+        raise UserError(os.environ.get("XLA_FLAGS", ""))  # what is set when devices are first asked for
+
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(reproduce, "read_config", lambda workdir: tiny_experiment(tmp_path))
+    starts = [{"environment": {"XLA_FLAGS": flags} if flags else {}}]
+    monkeypatch.setattr(reproduce.provenance, "read_starts", lambda workdir: starts)
+    monkeypatch.setattr(reproduce.provenance, "read_result", lambda workdir: {})
+    monkeypatch.setattr(reproduce, "_check_devices", counted)
+    with pytest.raises(UserError) as error:
+        reproduce.reproduce(tmp_path, tmp_path / "again", print)
+    assert str(error.value) == flags
