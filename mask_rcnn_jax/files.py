@@ -15,6 +15,7 @@ def replacing(path: Path) -> Iterator[Path]:
     # A hidden name that nobody else has, as short as any: the longest names allow no suffix.
     part = path.with_name(f".{hashlib.sha256(path.name.encode(errors=ANY_TEXT)).hexdigest()[:24]}.part")
     try:
+        part.unlink(missing_ok=True)  # as a link, it would have its target written
         yield part
         part.replace(path)
     finally:

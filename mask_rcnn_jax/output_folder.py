@@ -113,13 +113,18 @@ class _Record:
         name = self._name(file)
         if content in self._contents.get(name, set()):
             return
-        with self._file.open("ab") as record:
+        with open(self._file, "ab", opener=_open_itself) as record:
             # Begins with the line break, which half a line before it lacks.
             record.write(f"\n{json.dumps([name, *content])}".encode())
         self._contents.setdefault(name, set()).add(content)
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self._root).as_posix()
+
+
+def _open_itself(path: str, flags: int) -> int:
+    """Open the file, but not what a link of its name points to."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _content(file: Path) -> _Content:

@@ -120,6 +120,24 @@ def test_any_name_is_written(tmp_path) -> None:
     assert all(file.read_text() in ("again", "another's") for file in tmp_path.glob("*[!l]"))
 
 
+def test_nothing_is_written_through_a_link(tmp_path) -> None:
+    """A folder of unknown origin may hold links of the names that are written before and beside an output."""
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    victim.write_text("precious")
+    out.mkdir()
+    with OutputFolder(out).replacing(out / "a.png") as part:
+        part.write_text("mine")
+    part.symlink_to(victim)
+    write(OutputFolder(out), "a.png", "again")
+    assert (out / "a.png").read_text() == "again"
+    (out / RECORD).unlink()
+    (out / RECORD).symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        write(OutputFolder(out, overwrite=True), "a.png", "third")
+    assert victim.read_text() == "precious"
+    assert (out / "a.png").read_text() == "again"
+
+
 def test_what_lies_in_a_folder(tmp_path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "a" / "b")

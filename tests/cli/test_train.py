@@ -3,6 +3,9 @@
 import pytest
 
 from mask_rcnn_jax.cli.train import main
+from mask_rcnn_jax.data import DataConfig, ShapesConfig
+from mask_rcnn_jax.training import ExperimentConfig
+from mask_rcnn_jax.training.workdir import claim
 from tests.data.coco_files import annotation, write_dataset
 
 SMALL = [
@@ -83,3 +86,13 @@ def test_pretrained_weights_that_are_not_there_are_named(capsys, tmp_path):
 def test_a_folder_that_is_no_run_is_no_config(capsys, tmp_path):
     message = refused(capsys, tmp_path, "--config", str(tmp_path))
     assert f"--config {tmp_path} is a folder without a run's config.json" in message
+
+
+@pytest.mark.parametrize("option", ["--config", "--workdir"])
+def test_a_folder_does_not_say_where_to_write(option, tmp_path, capsys) -> None:
+    source = ShapesConfig(root=str(tmp_path / "victim"))
+    claim(tmp_path / "theirs", ExperimentConfig(data=DataConfig(source)))
+    workdir = [] if option == "--workdir" else ["--workdir", str(tmp_path / "mine")]
+    assert main([option, str(tmp_path / "theirs"), *workdir]) == 2
+    assert "victim holds no synthetic shapes, which only train.py --config FILE.py writes" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]

@@ -1,6 +1,7 @@
 """ArrayRecord shards: written without TensorFlow, read through tfds, and the same records bit for bit."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -247,3 +248,12 @@ def test_a_folder_that_shards_cannot_lie_in_is_named(shapes, tmp_path):
     assert not folder.exists()
     with pytest.raises(UserError, match=r"data\.source\.data_dir: shards cannot lie in '.*a\\udcff"):
         load_dataset(TfdsConfig(str(folder), "shapes"), "train")
+
+
+def test_shards_lie_in_a_folder_of_any_other_name(tmp_path):
+    image = {"id": 1, "file_name": os.fsdecode(b"caf\xe9\n.png"), "width": 16, "height": 12}
+    source, out = write_dataset(tmp_path / "coco", [], images=[image]), tmp_path / "[1]?#% *"
+    build_tfds(source, out, "shapes", ["train"])
+    (record,) = load_dataset(TfdsConfig(str(out), "shapes"), "train").records
+    assert record.path.endswith(image["file_name"])
+    assert record.open().read(4) == b"\x89PNG"
