@@ -201,3 +201,16 @@ def test_no_two_images_share_a_name(tmp_path) -> None:
     assert len(set(names)) == len(names)
     assert names[0] == "a_jpg"
     assert "notes" in names
+
+
+def test_a_second_run_replaces_what_the_first_wrote_and_takes_none_of_it(checkpoint, images, capsys) -> None:
+    out = images / "deep" / "out"
+    for _ in range(2):
+        assert predict(checkpoint, out, images, "--format", "overlay", "labels", "csv", "cutouts") == 0
+        assert "in 3 images" in capsys.readouterr().out
+    assert files(out / "labels") == ["a_jpg.png", "a_png.png", "deep/b.png"]
+    (out / "labels" / "a_png.png").write_text("corrected by hand")
+    # By hand, it is also an image of the folder again.
+    assert predict(checkpoint, out, images / "*.*", "--format", "labels") == 2
+    assert "a_png.png is there already" in capsys.readouterr().err
+    assert (out / "labels" / "a_png.png").read_text() == "corrected by hand"
