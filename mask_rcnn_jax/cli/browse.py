@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.command import printable, run
 from mask_rcnn_jax.cli.experiment import load_experiment
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import override
@@ -60,7 +60,7 @@ def _browse(options: argparse.Namespace) -> None:
     data, seed = experiment.data, experiment.seed if options.seed is None else options.seed
     dataset = verify_images(load_dataset(data.source, options.split or data.source.train_split), data)
     for line in dataset.describe_problems():
-        print(line)
+        print(printable(line))
     outputs = OutputFolder(options.out, (record.path for record in dataset.records), options.overwrite)
     try:
         paths = write_augmented(dataset, data, outputs, options.num, seed)

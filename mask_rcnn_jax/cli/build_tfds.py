@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.command import printable, run
 from mask_rcnn_jax.data import CocoConfig, DataConfig, build_tfds, load_dataset, verify_images
 from mask_rcnn_jax.places import check_place
 
@@ -46,7 +46,7 @@ def _build(options: argparse.Namespace) -> None:
         # All is written as it is; whoever trains from the shards leaves out the same.
         dataset = verify_images(load_dataset(source, split), DataConfig(broken_images="skip"))
         for line in dataset.describe_problems():
-            print(line)
+            print(printable(line))
 
     def progress(examples: Iterable, what: str, count: int) -> Iterable:
         return tqdm(examples, what, count, unit=" images", disable=None)

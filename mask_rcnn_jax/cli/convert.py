@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.command import printable, run
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.data.convert import (
     Case,
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = choose_splits(options.read(options), options.split, options.val_share)
         written = write_coco(source, options.input, options.out, images=options.images, overwrite=options.overwrite)
         for line in describe(written, options.out, None if options.all else _SHOWN):
-            print(line)
+            print(printable(line))
 
     return run(command)
 

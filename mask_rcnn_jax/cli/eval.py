@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from mask_rcnn_jax import processes
-from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.command import printable, run
 from mask_rcnn_jax.cli.experiment import add_deterministic_option, add_process_options, join_processes, load_experiment
 from mask_rcnn_jax.cli.model import add_average_option
 from mask_rcnn_jax.cli.numbers import number
@@ -90,7 +90,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     outputs.check([*_files(out), *picture_files(dataset, out, options.pictures)])
     images = f"{len(dataset.records)} images of {dataset.annotation_file}"
     if processes.is_first():
-        print(*dataset.describe_problems(), f"evaluating step {metadata.step} of {source} on {images}", sep="\n")
+        print(
+            *map(printable, dataset.describe_problems()),
+            f"evaluating step {metadata.step} of {source} on {images}",
+            sep="\n",
+        )
     result = evaluate_model(config.model, config.data, config.evaluation, variables, dataset, metadata.class_names)
     if not processes.is_first():
         return

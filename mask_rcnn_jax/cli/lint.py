@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.command import printable, run
 from mask_rcnn_jax.data.config import CocoConfig
 from mask_rcnn_jax.data.lint import CHECKS, describe, lint
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json:
             print(json.dumps(report.to_json(), indent=1, allow_nan=False))
         else:
-            print("\n".join(describe(report, None if options.all else _SHOWN)))
+            print(*map(printable, describe(report, None if options.all else _SHOWN)), sep="\n")
 
     return run(command) or int(errors > 0)
 

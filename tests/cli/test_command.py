@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.main import main
 from mask_rcnn_jax.data.transforms import open_image
 from mask_rcnn_jax.errors import UserError
+from tests.data.coco_files import annotation, write_dataset
 
 ODD = os.fsdecode(b"caf\xe9")
 
@@ -40,3 +42,12 @@ def test_large_images_are_no_bombs(tmp_path, monkeypatch, recwarn) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)  # Pillow warns up to twice its limit
     assert run(lambda: print(open_image(tmp_path / "a.png").size)) == 0
     assert not recwarn.list
+
+
+def test_names_in_reports_cannot_speak_to_the_terminal(tmp_path, capsys) -> None:
+    image = {"id": 1, "file_name": "\x1b[2J\r.png", "width": 17, "height": 12}  # another size than the file's
+    source = write_dataset(tmp_path, [annotation(image_id=1)], images=[image])
+    assert main(["lint", source.root]) == 1
+    printed = capsys.readouterr().out
+    assert "\\x1b[2J\\r.png" in printed
+    assert not set("\x1b\r") & set(printed)
