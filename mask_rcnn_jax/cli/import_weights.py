@@ -39,8 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--classes",
         metavar="FILE|N",
-        help="names of the classes, one a line, or COCO annotations, or how many; another number than the weights'"
-        " resets the predictors (default: what the weights were published for)",
+        help="names of the classes, one a line, or COCO annotations, or how many; where they are not as many as the"
+        " weights', predictors are kept for those of the same name (default: what the weights were published for)",
     )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="experiment with the model of the weights (default: inferred)"

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.data import load_dataset
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.models import Variables
 from mask_rcnn_jax.training import restore_for_inference
+from mask_rcnn_jax.training.checkpoint import Metadata
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.diagnosis import NOTHING, diagnose
 from mask_rcnn_jax.training.divergence import load_kept_step
@@ -44,9 +46,17 @@ def _replay(file: Path, checkpoint: str | None) -> int:
 def _stored(workdir: Path, config: ExperimentConfig, checkpoint: str | None) -> tuple[Variables, str]:
     """Variables of a checkpoint; of a run that has none yet, those that it began with."""
     if checkpoint is None and not any((workdir / "checkpoints").glob("[0-9]*")):
-        return first_variables(config)[0], "the parameters that the run began with"
+        return first_variables(config, _names(config))[0], "the parameters that the run began with"
     _, variables, metadata = restore_for_inference(workdir, checkpoint or "latest")
     return variables, f"the parameters of step {metadata.step}"
+
+
+def _names(config: ExperimentConfig) -> Metadata:
+    """The names in the run's data, which predictors from elsewhere go by; none where it began with no such."""
+    if config.pretrained is None:
+        return Metadata((), ())
+    data = load_dataset(config.data.source, config.data.source.train_split)
+    return Metadata(data.class_names, data.categories, keypoint_names=data.keypoint_names)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,9 +4,11 @@ from mask_rcnn_jax.pretrained.architecture import assumptions, count_classes, de
 from mask_rcnn_jax.pretrained.classes import Classes, numbered_classes, published_classes
 from mask_rcnn_jax.pretrained.convert import Report, Source, convert, load_resnet, transplant
 from mask_rcnn_jax.pretrained.files import read_tensors
+from mask_rcnn_jax.pretrained.rows import ByName, match
 from mask_rcnn_jax.pretrained.start import contradictions, conventions, load_weights
 
 __all__ = [
+    "ByName",
     "Classes",
     "Report",
     "Source",
@@ -20,6 +22,7 @@ __all__ = [
     "infer",
     "load_resnet",
     "load_weights",
+    "match",
     "numbered_classes",
     "published_classes",
     "read_tensors",

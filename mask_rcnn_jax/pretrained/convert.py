@@ -13,6 +13,7 @@ import numpy as np
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
 from mask_rcnn_jax.pretrained import detectron2, resnet, torchvision
+from mask_rcnn_jax.pretrained.rows import BY_NUMBER, ByName, listed
 from mask_rcnn_jax.pretrained.table import Found, Table, translate
 
 Source = Literal["torchvision", "detectron2"]
@@ -24,7 +25,6 @@ _PREDICTORS = re.compile(
     r"(box_head|cascade/stage\d)/(class_logits|box_deltas)/\w+|mask_head/predictor_\w+|keypoint_head/deconv/\w+"
 )
 _OPTIONAL_HEADS = ("mask_head", "keypoint_head")
-_SHOWN = 5  # names of a kind in a message
 
 
 @dataclass(frozen=True)
@@ -33,28 +33,42 @@ class Report:
 
     loaded: int
     missing: tuple[str, ...] = ()  # paths that the file has nothing for
-    reset: tuple[str, ...] = ()  # predictors for another number of classes or keypoints
+    reset: tuple[str, ...] = ()  # predictors for other classes, or for another number of classes or keypoints
     unused: tuple[str, ...] = ()  # tensors of heads that the model has not
+    by_name: ByName = BY_NUMBER  # what decided which predictors were kept
 
     def lines(self) -> list[str]:
         """What a person should know of it."""
         lines = [f"{self.loaded} tensors loaded"]
-        if self.reset:
-            lines.append(f"  of another number of classes, so reset at random: {_listed(_layers(self.reset))}")
+        of_keypoints = [path for path in self.reset if path.startswith("keypoint_head/")]
+        of_classes = [path for path in self.reset if path not in of_keypoints]
+        for what, matched, reset in (
+            ("classes", self.by_name.classes, of_classes),
+            ("keypoints", self.by_name.keypoints, of_keypoints),
+        ):
+            lines += matched.describe(what) if matched is not None else []
+            if reset:
+                why = f"another number of {what}" if matched is None else f"other {what}"
+                lines.append(f"  of {why}, so reset at random: {listed(_layers(reset))}")
         if self.missing:
-            lines.append(f"  not in it, initialised at random: {_listed(_layers(self.missing))}")
+            lines.append(f"  not in it, initialised at random: {listed(_layers(self.missing))}")
         if self.unused:
-            lines.append(f"  of heads that the model has not, left out: {_listed(self.unused)}")
+            lines.append(f"  of heads that the model has not, left out: {listed(self.unused)}")
         return lines
 
 
 def convert(
-    tensors: Mapping[str, np.ndarray], config: MaskRCNNConfig, source: Source, variables: Variables | None = None
+    tensors: Mapping[str, np.ndarray],
+    config: MaskRCNNConfig,
+    source: Source,
+    variables: Variables | None = None,
+    by_name: ByName = BY_NUMBER,
 ) -> tuple[Variables, Report]:
     """The variables of a model with the tensors of a detector, named and laid out as `source` does.
 
     Without `variables` the tensors must be all that the model needs. With them, what the tensors lack may be a mask or
-    keypoint head, and predictors for another number of classes keep the values they have in `variables`.
+    keypoint head, and predictors for another number of classes keep the values they have in `variables`; where the
+    tensors' classes are known `by_name`, those of every class that is not among them. Keypoints likewise.
     Raises UserError with every missing, unexpected and misshapen tensor.
     """
     expected = _flat(variables or _shapes(config))
@@ -62,7 +76,7 @@ def convert(
     if source == "detectron2":
         _complete_statistics(found, expected)
     if variables is not None:
-        return _fit_what_there_is(found, unknown, variables, config)
+        return _fit_what_there_is(found, unknown, variables, config, by_name)
     dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
     loaded = _fit(found, unknown, expected, _side(config))
     return _with(_shapes(config), {path: jnp.asarray(array, dtype) for path, array in loaded.items()}), Report(
@@ -70,10 +84,12 @@ def convert(
     )
 
 
-def transplant(weights: Variables, config: MaskRCNNConfig, variables: Variables) -> tuple[Variables, Report]:
+def transplant(
+    weights: Variables, config: MaskRCNNConfig, variables: Variables, by_name: ByName = BY_NUMBER
+) -> tuple[Variables, Report]:
     """`variables` of the model with the weights of another one of this project, as `convert` does it."""
     found = {path: Found(path, np.asarray(leaf)) for path, leaf in _flat(weights).items()}
-    return _fit_what_there_is(found, [], variables, config)
+    return _fit_what_there_is(found, [], variables, config, by_name)
 
 
 def load_resnet(tensors: Mapping[str, np.ndarray], variables: Variables) -> tuple[Variables, Report]:
@@ -89,7 +105,7 @@ def load_resnet(tensors: Mapping[str, np.ndarray], variables: Variables) -> tupl
     prefix = next((path.removesuffix("stem/conv/kernel") for path in expected if path.endswith("stem/conv/kernel")), "")
     found, unknown = translate(tensors, resnet.TABLE)
     if not found:
-        raise UserError(f"its tensors have names of no detector and no ResNet that is known: {_listed(list(tensors))}")
+        raise UserError(f"its tensors have names of no detector and no ResNet that is known: {listed(list(tensors))}")
     # C4 has the last stage beside its backbone.
     found = {path if path in expected and path.startswith("res5/") else prefix + path: x for path, x in found.items()}
     if any(name.endswith("_w") for name in tensors):
@@ -103,17 +119,39 @@ def load_resnet(tensors: Mapping[str, np.ndarray], variables: Variables) -> tupl
 
 
 def _fit_what_there_is(
-    found: dict[str, Found], unknown: Sequence[str], variables: Variables, config: MaskRCNNConfig
+    found: dict[str, Found],
+    unknown: Sequence[str],
+    variables: Variables,
+    config: MaskRCNNConfig,
+    by_name: ByName,
 ) -> tuple[Variables, Report]:
     expected, side = _flat(variables), _side(config)
-    reset = [path for path in found.keys() & expected.keys() if _outputs_differ(found[path], expected[path], path)]
+    taken = _taken(found, expected, config, by_name)
+    found = found | taken
+    reset = [path for path in taken if by_name.is_reset(path)] + [
+        path for path in found.keys() & expected.keys() if _outputs_differ(found[path], expected[path], path)
+    ]
     absent = [path for path in expected if _of_head(path) and _of_head(path) not in map(_of_head, found)]
     unused = [path for path in found if _of_head(path) and _of_head(path) not in map(_of_head, expected)]
     usable = {path: tensor for path, tensor in found.items() if path not in {*reset, *unused}}
     loaded = _fit(usable, unknown, expected, side, {*reset, *absent})
     names = [found[path].name for path in unused]
-    report = Report(len(loaded), tuple(absent), tuple(sorted(reset)), tuple(names))
+    report = Report(len(loaded), tuple(absent), tuple(sorted(reset)), tuple(names), by_name)
     return _with(variables, _as_before(loaded, expected)), report
+
+
+def _taken(
+    found: Mapping[str, Found], expected: Mapping[str, Any], config: MaskRCNNConfig, by_name: ByName
+) -> dict[str, Found]:
+    """The predictors with a part for each class or keypoint, in the order of the model's names."""
+    taken = {}
+    for path in found.keys() & expected.keys():
+        if config.box_head.class_agnostic and "/box_deltas/" in path:
+            continue  # one class and no class have as many
+        array = found[path].turned(_side(config)) if _PREDICTORS.fullmatch(path) else None
+        if array is not None and (values := by_name.take(path, array, np.asarray(expected[path]))) is not None:
+            taken[path] = Found(found[path].name, values)
+    return taken
 
 
 def _fit(
@@ -137,7 +175,7 @@ def _fit(
         else:
             loaded[path] = array
     lines = [
-        f"\n  {len(names)} {what}: {_listed(names, '; ' if names is misshapen else ', ')}"
+        f"\n  {len(names)} {what}: {listed(names, '; ' if names is misshapen else ', ')}"
         for names, what in (
             (missing, "missing"),
             (unexpected, "without a place in the model"),
@@ -190,11 +228,6 @@ def _complete_statistics(found: dict[str, Found], expected: Mapping[str, Any]) -
 
 def _layers(paths: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(re.sub("[/_](kernel|bias)$", "", path) for path in paths))
-
-
-def _listed(names: Sequence[str], separator: str = ", ") -> str:
-    shown = separator.join(names[:_SHOWN])
-    return f"{shown}{separator}and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 def _flat(variables: Variables) -> dict[str, Any]:

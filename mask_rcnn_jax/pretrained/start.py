@@ -1,6 +1,6 @@
 """What a training run may start from: a file of a backbone, or of a whole detector."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,29 +8,40 @@ import numpy as np
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
 from mask_rcnn_jax.pretrained.architecture import find_source, infer, resnet_of
+from mask_rcnn_jax.pretrained.classes import published_classes
 from mask_rcnn_jax.pretrained.convert import convert, load_resnet
 from mask_rcnn_jax.pretrained.files import read_tensors
+from mask_rcnn_jax.pretrained.rows import ByName, match
 
 Conventions = Mapping[str, object]
 
 
-def load_weights(path: str | Path, config: MaskRCNNConfig, variables: Variables) -> tuple[Variables, list[str]]:
+def load_weights(
+    path: str | Path, config: MaskRCNNConfig, variables: Variables, class_names: Sequence[str]
+) -> tuple[Variables, list[str]]:
     """`variables` with what the file holds for them, and what a person should know of it, line by line.
 
-    Raises UserError naming the file where it cannot be read, or holds what does not fit.
+    A detector's predictors are taken by the names of the model's classes. Where it is not known what the file's are,
+    they are taken for the model's, if there are as many. Raises UserError naming the file where it cannot be read, or
+    holds what does not fit.
     """
     tensors = read_tensors(path)
-    source = find_source(tensors)
+    source, told = find_source(tensors), []
     try:
         if source is None:
             loaded, report = load_resnet(tensors, variables)
             made_with = _of_backbone(tensors)
         else:
-            loaded, report = convert(tensors, config, source, variables)
-            made_with = conventions(infer(tensors, source))
+            inferred = infer(tensors, source)
+            made_with, known = conventions(inferred), published_classes(inferred, source)
+            by_name = ByName() if known is None else ByName(match(known.names, class_names))
+            loaded, report = convert(tensors, config, source, variables, by_name)
+            if known is None and inferred.num_classes == config.num_classes:
+                shown = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
+                told = [f"  the file does not say what its classes are: they are taken for {shown}, in this order"]
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return loaded, [*report.lines(), *(f"  warning: {line}" for line in contradictions(made_with, config))]
+    return loaded, [*report.lines(), *told, *(f"  warning: {line}" for line in contradictions(made_with, config))]
 
 
 def conventions(config: MaskRCNNConfig) -> Conventions:

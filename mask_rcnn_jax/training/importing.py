@@ -16,6 +16,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import MaskRCNNConfig, init
 from mask_rcnn_jax.places import FOLDER
 from mask_rcnn_jax.pretrained import (
+    ByName,
     Classes,
     Report,
     Source,
@@ -25,6 +26,7 @@ from mask_rcnn_jax.pretrained import (
     describe,
     find_source,
     infer,
+    match,
     numbered_classes,
     published_classes,
     read_tensors,
@@ -45,7 +47,8 @@ def import_weights(
     """Writes the checkpoint `out` with the weights of a detector's file, and returns what a person should know of it.
 
     The configuration is inferred, or that of `experiment`; `assignments` change it. `classes` of another number than
-    the file's reset the predictors. Raises UserError where the file is no detector, or does not fit the configuration.
+    the file's keep the predictors of those that it knows by name, and reset the others. Raises UserError where the file
+    is no detector, or does not fit the configuration.
     """
     if (out / FOLDER).is_dir():
         raise UserError(f"--out {out} holds checkpoints already; use another folder")
@@ -62,12 +65,18 @@ def import_weights(
     config = override(replace(config, pretrained=str(out)), assignments)
     if classes is not None:
         config = replace(config, model=replace(config.model, num_classes=len(classes.names)))
-    known = published_classes(config.model, source) if present == config.model.num_classes else None
-    named = classes or known or numbered_classes(config.model.num_classes)
+    known = published_classes(replace(config.model, num_classes=present), source)
+    named = classes or (known if present == config.model.num_classes else None)
+    unnamed = named is None
+    named = named or numbered_classes(config.model.num_classes)
+    # As many other names are names for the file's own classes.
+    by_name = known is not None and (present != len(named.names) or sorted(known.names) == sorted(named.names))
+    matched = match(known.names, named.names) if known is not None and by_name else None
     # Random variables are needed for predictors of other classes only; else everything must be in the file.
-    variables = None if present == len(named.names) else init(config.model, jax.random.key(config.seed))
+    complete = present == len(named.names) and (matched is None or matched.same)
+    variables = None if complete else init(config.model, jax.random.key(config.seed))
     with _naming(path):
-        variables, report = convert(tensors, config.model, source, variables)
+        variables, report = convert(tensors, config.model, source, variables, ByName(matched))
     claim(out, config)
     keypoint_names = _published_keypoints(config.model)
     with Checkpoints(out, config, Metadata(named.names, named.ids, keypoint_names=keypoint_names)) as checkpoints:
@@ -75,7 +84,7 @@ def import_weights(
     assumed = assumptions(config.model, source) if experiment is None else []
     if keypoint_names:
         assumed = [*assumed, f"keypoints are COCO's, {keypoint_names[0]} to {keypoint_names[-1]}"]
-    return _told(path, out, config, named, report, assumed=assumed, unnamed=not (classes or known))
+    return _told(path, out, config, named, report, assumed=assumed, unnamed=unnamed)
 
 
 def read_classes(text: str) -> Classes:

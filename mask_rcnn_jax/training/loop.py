@@ -45,15 +45,15 @@ def train(
     prepare_source(config.data.source)
     datasets = load_datasets(config)
     data = processes.by_first(partial(check_data, workdir, datasets))
-    state, about_weights = first_state(config, workdir, mesh)
     train_set, val_set = datasets["train"], datasets["val"]
+    metadata = Metadata(train_set.class_names, train_set.categories, keypoint_names=train_set.keypoint_names)
+    state, about_weights = first_state(config, workdir, mesh, metadata)
 
     with ExitStack() as stack:
         stop_requests = stack.enter_context(StopRequests())
         stack.enter_context(disk_faults(workdir))
         about_lock = stack.enter_context(locked(workdir))
         config = processes.by_first(partial(claim, workdir, config))
-        metadata = Metadata(train_set.class_names, train_set.categories, keypoint_names=train_set.keypoint_names)
         checkpoints = Checkpoints(workdir, config, metadata)
         stack.enter_context(checkpoints)
         state, about_state = checkpoints.restore(state)

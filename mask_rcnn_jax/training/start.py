@@ -11,13 +11,13 @@ from mask_rcnn_jax.config import differences
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Variables, init
 from mask_rcnn_jax.places import latest_step
-from mask_rcnn_jax.pretrained import contradictions, conventions, load_weights, transplant
-from mask_rcnn_jax.training.checkpoint import restore_for_inference
+from mask_rcnn_jax.pretrained import ByName, contradictions, conventions, load_weights, match, transplant
+from mask_rcnn_jax.training.checkpoint import Metadata, restore_for_inference
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.step import TrainState, init_state, replicate
 
 
-def first_state(config: ExperimentConfig, workdir: Path, mesh: Mesh) -> tuple[TrainState, list[str]]:
+def first_state(config: ExperimentConfig, workdir: Path, mesh: Mesh, names: Metadata) -> tuple[TrainState, list[str]]:
     """The state before the first step, on every device; of a run with a checkpoint in `workdir` its shapes only.
 
     Such a run is resumed with what the checkpoint holds: it needs neither random weights nor those that
@@ -27,36 +27,42 @@ def first_state(config: ExperimentConfig, workdir: Path, mesh: Mesh) -> tuple[Tr
     if processes.by_first(lambda: latest_step(workdir)) is not None:
         shapes = jax.eval_shape(lambda: init_state(config))
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes), []
-    variables, told = first_variables(config)
+    variables, told = first_variables(config, names)
     return replicate(init_state(config, variables), mesh), told
 
 
-def first_variables(config: ExperimentConfig) -> tuple[Variables, list[str]]:
+def first_variables(config: ExperimentConfig, names: Metadata) -> tuple[Variables, list[str]]:
     """Random variables drawn from the seed, with the weights that `config.pretrained` names in place of them.
 
-    Also what is to be said of those, line by line. Raises UserError where they do not fit the model.
+    `names` has those of the data; predictors are kept for the classes and keypoints that the weights know by name. Also
+    what is to be said of those, line by line. Raises UserError where they do not fit the model.
     """
     variables = init(config.model, jax.random.key(config.seed))
     if config.pretrained is None:
         return variables, []
     try:
         if Path(config.pretrained).is_dir():
-            variables, lines = _from_checkpoint(Path(config.pretrained), config, variables)
+            variables, lines = _from_checkpoint(Path(config.pretrained), config, variables, names)
         else:
-            variables, lines = load_weights(config.pretrained, config.model, variables)
+            variables, lines = load_weights(config.pretrained, config.model, variables, names.class_names)
     except UserError as error:
         raise UserError(f"pretrained={error}") from None
     return variables, [f"{config.pretrained}: {lines[0]}", *lines[1:]]
 
 
-def _from_checkpoint(path: Path, config: ExperimentConfig, variables: Variables) -> tuple[Variables, list[str]]:
+def _from_checkpoint(
+    path: Path, config: ExperimentConfig, variables: Variables, names: Metadata
+) -> tuple[Variables, list[str]]:
     """The weights of another run, or of an import, whose configuration is known."""
     stored, weights, metadata = restore_for_inference(path)
     # Nothing can be learnt from features that mean something else.
     if lines := contradictions(conventions(stored.model), config.model):
         raise UserError(f"{path}: {'; '.join(lines)}; set the model as the weights were made")
+    by_name = ByName(
+        match(metadata.class_names, names.class_names), match(metadata.keypoint_names, names.keypoint_names)
+    )
     try:
-        variables, report = transplant(weights, config.model, variables)
+        variables, report = transplant(weights, config.model, variables, by_name)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     told = [f"  model.{line}" for line in differences(stored.model, config.model)]

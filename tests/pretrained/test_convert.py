@@ -22,7 +22,7 @@ from mask_rcnn_jax.models import (
     architectures,
     init,
 )
-from mask_rcnn_jax.pretrained import convert, find_source, infer, read_tensors, transplant
+from mask_rcnn_jax.pretrained import ByName, Report, convert, find_source, infer, match, read_tensors, transplant
 from tests.pretrained.naming import as_detectron2, flat, random_variables
 
 RESNET = ResNetConfig(width=8, stem_width=16)
@@ -258,6 +258,55 @@ def test_another_number_of_classes_keeps_the_predictors_at_random():
     for path, leaf in flat(after).items():
         np.testing.assert_array_equal(leaf, flat(before if path.startswith(heads) else given)[path], path)
     assert "6 of another shape" in refusal(as_detectron2(given), config)
+
+
+def test_the_predictors_of_every_stage_go_by_the_names_of_the_classes():
+    cascade = architectures.cascade(FPN)
+    given, initial = random_variables(cascade, seed=1), init(cascade, jax.random.key(0))
+    after, report = transplant(given, cascade, initial, ByName(match("abcde", "exyza")))
+    assert report.lines()[1:] == [
+        "  predictors kept by name for 2 of its 5 classes: e, a",
+        "  not among its classes, so reset at random: x, y, z",
+    ]
+    for path in (f"{stage}/class_logits/kernel" for stage in ("box_head", "cascade/stage2", "cascade/stage3")):
+        found, before, random = (flat(tree)[path] for tree in (after, given, initial))
+        np.testing.assert_array_equal(found[:, [0, 4, 5]], before[:, [4, 0, 5]], path)
+        np.testing.assert_array_equal(found[:, 1:4], random[:, 1:4], path)
+    # Where no class has the name of another, deltas that are not of classes stay.
+    _, report = transplant(given, cascade, initial, ByName(match("abcde", "vwxyz")))
+    assert not any("box_deltas" in path for path in report.reset)
+    assert (
+        "of other classes, so reset at random: box_head/class_logits, cascade/stage2/class_logits" in report.lines()[1]
+    )
+
+
+def test_rows_of_other_numbers_of_classes():
+    """The predictors of a few of COCO's classes."""
+    some = replace(FPN, num_classes=2)
+    given = random_variables(FPN, seed=1)
+    after, report = transplant(given, some, init(some, jax.random.key(0)), ByName(match("abcde", "db")))
+    assert report.lines()[1:] == ["  predictors kept by name for 2 of its 5 classes: d, b"]
+    deltas = flat(given)["box_head/box_deltas/kernel"]
+    np.testing.assert_array_equal(flat(after)["box_head/box_deltas/kernel"], deltas[:, [12, 13, 14, 15, 4, 5, 6, 7]])
+    masks = flat(given)["mask_head/predictor_bias"]
+    np.testing.assert_array_equal(flat(after)["mask_head/predictor_bias"], masks[np.array([3, 1])])
+
+
+def test_keypoints_go_by_their_names():
+    """Without compiling or drawing a model: the rows alone."""
+    keypoints = ByName(keypoints=match(["nose", "left", "right"], ["right", "tail", "nose"]))
+    array, initial = np.arange(6.0).reshape(2, 3), -np.ones((2, 3))
+    taken = keypoints.take("keypoint_head/deconv/kernel", array, initial)
+    np.testing.assert_array_equal(taken, [[2, -1, 0], [5, -1, 3]])
+    assert keypoints.take("box_head/class_logits/bias", array[0], initial[0]) is None  # their number decides
+    assert match((), ["nose"]) is match(["nose"], ()) is None
+    report = Report(7, reset=("keypoint_head/deconv/bias",), by_name=ByName(keypoints=match(["a"], ["b"])))
+    assert report.lines()[1:] == ["  of other keypoints, so reset at random: keypoint_head/deconv"]
+    report = Report(7, reset=("keypoint_head/deconv/bias", "box_head/class_logits/bias"))
+    assert report.lines()[1:] == [
+        "  of another number of classes, so reset at random: box_head/class_logits",
+        "  of another number of keypoints, so reset at random: keypoint_head/deconv",
+    ]
 
 
 def test_class_agnostic_deltas_survive_another_number_of_classes():

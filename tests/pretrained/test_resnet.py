@@ -155,7 +155,7 @@ def test_a_part_of_a_resnet_says_what_is_missing(shared):
     config = MaskRCNNConfig(num_classes=2, backbone=FPNConfig(ResNetConfig(depth=18), channels=8), mask_head=None)
     config = replace(config, box_head=replace(config.box_head, fc_channels=8), channel_order="rgb")
     path = shared / "weights" / "resnet18_imagenet_partial.npz"
-    _, lines = load_weights(path, config, init(config, jax.random.key(0)))
+    _, lines = load_weights(path, config, init(config, jax.random.key(0)), ())
     _, report = load_resnet(read_tensors(path), init(config, jax.random.key(0)))
     assert all(re.fullmatch(r"backbone/bottom_up/res5/block\d/.*", missing) for missing in report.missing)
     assert len([missing for missing in report.missing if missing.endswith("kernel")]) == 4
@@ -167,12 +167,12 @@ def test_a_part_of_a_resnet_says_what_is_missing(shared):
 def test_settings_that_contradict_the_weights_are_warned_of(tmp_path, start, weights):
     np.savez(tmp_path / "torchvision.npz", **as_torchvision(weights))
     np.savez(tmp_path / "msra.npz", **as_caffe2(weights))
-    _, lines = load_weights(tmp_path / "torchvision.npz", BOXES, start)
+    _, lines = load_weights(tmp_path / "torchvision.npz", BOXES, start, ())
     assert lines[1:] == [
         "  warning: the weights were made with model.channel_order=rgb, the model has bgr",
         "  warning: the weights were made with model.backbone.bottom_up.stride_in_1x1=false, the model has true",
     ]
-    assert len(load_weights(tmp_path / "msra.npz", BOXES, start)[1]) == 1
+    assert len(load_weights(tmp_path / "msra.npz", BOXES, start, ())[1]) == 1
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_a_resumed_run_reads_no_other_weights(run):
     """A file of pretrained weights may be gone by then, and random ones would be drawn for nothing."""
     workdir, config, state = run
     mesh = make_mesh(config)
-    first, told = first_state(replace(config, pretrained="nowhere.pth"), workdir, mesh)
+    first, told = first_state(replace(config, pretrained="nowhere.pth"), workdir, mesh, METADATA)
     assert told == []
     assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(first))
     with Checkpoints(workdir, config, METADATA) as checkpoints:

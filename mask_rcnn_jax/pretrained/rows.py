@@ -1,0 +1,97 @@
+"""Parts of predictors, one a class or keypoint, taken by the names of the classes and keypoints."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Matched:
+    """For each name of a model, its place among the names of the weights; None where it is not there."""
+
+    names: tuple[str, ...]
+    places: tuple[int | None, ...]
+    count: int  # names of the weights
+
+    @property
+    def same(self) -> bool:
+        return self.places == tuple(range(self.count))
+
+    @property
+    def kept(self) -> list[str]:
+        return [name for name, place in zip(self.names, self.places, strict=True) if place is not None]
+
+    @property
+    def reset(self) -> list[str]:
+        return [name for name, place in zip(self.names, self.places, strict=True) if place is None]
+
+    def describe(self, what: str) -> list[str]:
+        """Return what is kept of the predictors of `what`, line by line; nothing where nothing is."""
+        if self.same:
+            return [f"  predictors kept: its {what} are the same"]
+        if not self.kept:
+            return []
+        if not self.reset and len(self.names) == self.count:
+            return [f"  predictors reordered by name: its {what} are the same in another order"]
+        kept = f"  predictors kept by name for {len(self.kept)} of its {self.count} {what}: {listed(self.kept)}"
+        return [kept, f"  not among its {what}, so reset at random: {listed(self.reset)}"] if self.reset else [kept]
+
+
+@dataclass(frozen=True)
+class ByName:
+    """The classes and keypoints of a model among those of the weights. None: unknown, so that their number decides."""
+
+    classes: Matched | None = None
+    keypoints: Matched | None = None
+
+    def take(self, path: str, array: np.ndarray, initial: np.ndarray) -> np.ndarray | None:
+        """Return the values of the predictor at `path`: those of `array` by name, and of `initial` for other names.
+
+        The last axis is that of the names. None where the array is no predictor with a part for each name.
+        """
+        for pattern, matched, each, background in (
+            (r"(box_head|cascade/stage\d)/class_logits/\w+", self.classes, 1, 1),
+            (r"box_head/box_deltas/\w+", self.classes, 4, 0),
+            (r"mask_head/predictor_\w+", self.classes, 1, 0),
+            (r"keypoint_head/deconv/\w+", self.keypoints, 1, 0),
+        ):
+            if matched is not None and re.fullmatch(pattern, path):
+                return _take(matched, array, initial, each, background)
+        return None
+
+    def is_reset(self, path: str) -> bool:
+        """Tell whether no name of the predictor at `path`, which `take` knows, is among those of the weights."""
+        matched = self.keypoints if path.startswith("keypoint_head/") else self.classes
+        return matched is not None and not matched.kept
+
+
+BY_NUMBER = ByName()
+
+
+def match(of_weights: Sequence[str], of_model: Sequence[str]) -> Matched | None:
+    """Find the names of the model among those of the weights; None where either has none."""
+    if not of_weights or not of_model:
+        return None
+    places = {name: place for place, name in reversed([*enumerate(of_weights)])}
+    return Matched(tuple(of_model), tuple(map(places.get, of_model)), len(of_weights))
+
+
+def listed(names: Sequence[str], separator: str = ", ", shown: int = 5) -> str:
+    """Join the first few names, and say how many more there are."""
+    text = separator.join(names[:shown])
+    return f"{text}{separator}and {len(names) - shown} more" if len(names) > shown else text
+
+
+def _take(matched: Matched, array: np.ndarray, initial: np.ndarray, each: int, background: int) -> np.ndarray | None:
+    sizes = tuple(each * count + background for count in (matched.count, len(matched.names)))
+    if array.shape[:-1] != initial.shape[:-1] or (array.shape[-1], initial.shape[-1]) != sizes:
+        return None
+    taken = np.array(initial)
+    for index, place in enumerate(matched.places):
+        if place is not None:
+            taken[..., each * index : each * (index + 1)] = array[..., each * place : each * (place + 1)]
+    if background and matched.kept:
+        taken[..., -1] = array[..., -1]  # the last; it goes with whatever is kept
+    return taken
