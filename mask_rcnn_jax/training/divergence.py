@@ -18,6 +18,7 @@ from mask_rcnn_jax import processes
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import replacing
 from mask_rcnn_jax.models import Variables
+from mask_rcnn_jax.pretrained import read_tensors
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.diagnosis import NOTHING, diagnose, named
 from mask_rcnn_jax.training.metrics import Writer
@@ -79,19 +80,20 @@ class KeptStep:
 
 def load_kept_step(path: Path) -> KeptStep:
     """Reads what a run kept of a step; raises `UserError` where the file is something else."""
-    try:
-        with np.load(path) as file:
-            arrays = dict(file)
-        step = int(arrays.pop("step"))
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path} is no step that a run kept in its folder {FOLDER} ({error})") from None
     parts: dict[str, dict[str, Any]] = {"params": {}, "buffers": {}}
-    for path_in_tree in [name for name in arrays if "/" in name]:
-        *outer, name = path_in_tree.split("/")
-        tree: dict[str, Any] = parts
-        for key in outer:
-            tree = tree.setdefault(key, {})
-        tree[name] = arrays.pop(path_in_tree)
+    try:
+        arrays = read_tensors(path)
+        step = arrays.pop("step").item()
+        for path_in_tree in [name for name in arrays if "/" in name]:
+            part, *outer, name = path_in_tree.split("/")
+            tree = parts[part]
+            for key in outer:
+                tree = tree.setdefault(key, {})
+                if not isinstance(tree, dict):
+                    raise ValueError(f"{path_in_tree} lies in an array")
+            tree[name] = arrays.pop(path_in_tree)
+    except (UserError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is no step that a run kept in its folder {FOLDER} ({error})") from None
     return KeptStep(step, arrays, Variables(**parts) if parts["params"] else None)
 
 

@@ -208,6 +208,20 @@ def test_a_huge_learning_rate_names_a_stage(tmp_path):
     assert diagnose(config, kept.variables, kept.batch, 2) in str(info.value)
 
 
+@pytest.mark.parametrize(
+    "arrays",
+    [{}, {"step": np.zeros(2)}, {"step": 1, "other/a": 1}, {"step": 1, "params/a": 1, "params/a/b": 1}, None],
+    ids=["no step", "two", "elsewhere", "in an array", "cut off"],
+)
+def test_other_files_are_no_kept_steps(tmp_path, arrays):
+    path = tmp_path / "step_00000002.npz"
+    np.savez(path, **{"image_ids": np.zeros(1)}, **(arrays or {}))
+    if arrays is None:
+        path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"step_00000002\.npz is no step that a run kept"):
+        load_kept_step(path)
+
+
 def empty(batch: Batch) -> Batch:
     truth = jax.tree.map(np.zeros_like, batch.ground_truth)
     return replace(batch, ground_truth=truth)
