@@ -9,6 +9,7 @@ Nothing else of the package is needed, so that this file may be copied to where 
     found["boxes"], found["scores"], [model.class_names[index] for index in found["classes"]]
 """
 
+import errno
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,7 +114,10 @@ def _stablehlo(path: Path) -> tuple[dict[str, Any], Callable[[np.ndarray, np.nda
             exported = export.deserialize(bytearray(archive.read("program.bin")))
     except BrokenFileError:
         raise
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # what is damaged may fail anywhere, in three libraries
+        # The disk's own failures are no damage, but an archive may name a place before its start.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise BrokenFileError(f"{path} is no exported model, or only a part of one ({error})") from error
     compiled, on_device = jax.jit(exported.call), jax.device_put(weights)
 

@@ -13,9 +13,9 @@ from PIL import Image, features
 from mask_rcnn_jax.data.image_files import UNREADABLE, count_frames, displayed_size, opened_image
 from mask_rcnn_jax.data.transforms import open_image
 from mask_rcnn_jax.errors import UserError
+from tests.byte_mutants import mutant
 
 MAX_PIXELS = 1_000_000  # a header with changed bits may ask for gigabytes
-EXTREMES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 XMP = '<rdf:Description tiff:Orientation="8"/>'
 
 # By format: what `Image.save` is told, and the mode of the image.
@@ -56,32 +56,6 @@ def originals(kind: str) -> list[bytes]:
             grey.save(content, kind, **options, **more)
             found.append(content.getvalue())
     return found
-
-
-def mutant(sources: list[bytes], rng: random.Random) -> bytes:
-    data = bytearray(rng.choice(sources))
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        place = rng.randrange(len(data)) if data else 0
-        place = min(place, rng.choice((16, 64, len(data))))  # headers hold sizes and offsets
-        kind = rng.randrange(7)
-        if kind == 0:
-            del data[place:]
-        elif kind == 1:
-            del data[place : place + rng.randint(1, 50)]
-        elif kind == 2:
-            data[place:place] = rng.randbytes(rng.randint(1, 50))
-        elif kind == 3:
-            data[place:place] = rng.choice(sources)[: rng.randint(1, 200)]
-        elif kind == 4:
-            width, order = rng.choice("BHIQ"), rng.choice("<>")
-            data[place : place + struct.calcsize(width)] = struct.pack(
-                order + width, rng.choice(EXTREMES) % (1 << 8 * struct.calcsize(width))
-            )
-        else:
-            for _ in range(rng.randint(1, 8)):
-                if data:
-                    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    return bytes(data)
 
 
 def with_checksums(png: bytes) -> bytes:
