@@ -64,7 +64,7 @@ def _mutate(root: list[Any], rng: np.random.Generator) -> None:
 def _choose(root: list[Any], rng: np.random.Generator) -> tuple[Any, Any]:
     """A container of the tree and a key in it: levels are walked down until a coin says to stop."""
     parent, key = root, 0
-    while isinstance(parent[key], list | dict) and parent[key] and rng.random() < 0.85:
+    while isinstance(parent[key], list | dict) and parent[key] and rng.random() < 0.95:
         parent = parent[key]
         key = list(parent)[rng.integers(len(parent))] if isinstance(parent, dict) else int(rng.integers(len(parent)))
     return parent, key

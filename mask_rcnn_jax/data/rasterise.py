@@ -161,13 +161,16 @@ def _rle_of_polygon(coordinates: Float[np.ndarray, " n"], height: int, width: in
     first = np.maximum(np.ceil((low - 2) / _FIFTHS), 0).astype(np.int64)
     last = np.minimum(np.floor((high - 3) / _FIFTHS), width - 1).astype(np.int64)
     total = np.cumsum(np.maximum(last - first + 1, 0))
-    changes = np.zeros(0, np.int64)
+    changes, found = np.zeros(0, np.int64), []
     for begin in range(0, int(total[-1]), _AT_ONCE):
         crossing = np.arange(begin, min(begin + _AT_ONCE, int(total[-1])))
         side = np.searchsorted(total, crossing, "right")
         column = last[side] - (total[side] - 1 - crossing)
         row = _crossing_rows(starts[side], ends[side], column, height)
-        changes = _odd(np.concatenate([changes, column * height + row]))
+        found.append(column * height + row)
+        if len(found) * _AT_ONCE > max(changes.size, 8 * _AT_ONCE):  # seldom, or it would be done over and over
+            changes, found = _odd(np.concatenate([changes, *found])), []
+    changes = _odd(np.concatenate([changes, *found]))
     changes = changes[changes < height * width]
     return _compressed(np.diff(changes, prepend=0, append=height * width), height, width)
 

@@ -50,7 +50,7 @@ COCO = {
         annotation(area=60.5, keypoints=[3, 3, 2, 0, 0, 0], num_keypoints=1),
         annotation(id=2, image_id=3, category_id=10, segmentation=[*SQUARE, [1, 1, 5, 1, 5, 9]]),
         annotation(id=3, segmentation={"size": [HEIGHT, WIDTH], "counts": [20, 5, 167]}, iscrowd=1, bbox=[1, 8, 2, 4]),
-        annotation(id=4, segmentation={"size": [HEIGHT, WIDTH], "counts": "d06f4"}, bbox=[1, 8, 1, 4]),
+        annotation(id=4, segmentation={"size": [HEIGHT, WIDTH], "counts": "d05W5"}, bbox=[1, 8, 1, 4]),
     ],
     "categories": [
         {"id": 20, "name": "b", "keypoints": ["left_eye", "right_eye"], "skeleton": [[1, 2]]},
