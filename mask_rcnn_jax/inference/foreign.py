@@ -1,7 +1,6 @@
 """Checks of entries of COCO results files, which another program may have written."""
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,18 +19,22 @@ def check_result(result: Any, category_ids: Sequence[int]) -> None:
         raise ValueError(f"is {shown(result)}, not an object")
     if result.get("category_id") not in category_ids:
         raise ValueError(f"has the unknown category_id {shown(result.get('category_id'))}")
-    score, box, keypoints = (result.get(key) for key in ("score", "bbox", "keypoints"))
-    if not _are_numbers([score]):
-        raise ValueError(f"has the score {shown(score)}, which is not a number")
-    if "bbox" in result and not (_are_numbers(box) and len(box) == 4):
-        raise ValueError(f"has the bbox {shown(box)}, which is not four numbers")
-    if "keypoints" in result and not (_are_numbers(keypoints) and len(keypoints) % 3 == 0 < len(keypoints)):
-        raise ValueError(f"has the keypoints {shown(keypoints)}, which are not threes of numbers")
+    if not _is_number(result.get("score")):
+        raise ValueError(f"has the score {shown(result.get('score'))}, which is not a number")
+    if "bbox" in result and _count(result["bbox"]) != 4:
+        raise ValueError(f"has the bbox {shown(result['bbox'])}, which is not four numbers")
+    if "keypoints" in result and (not _count(result["keypoints"]) or _count(result["keypoints"]) % 3):
+        raise ValueError(f"has the keypoints {shown(result['keypoints'])}, which are not threes of numbers")
 
 
-def _are_numbers(values: Any) -> bool:
-    """Whether this is a sequence of finite numbers, NumPy's too; true and false are none."""
-    return isinstance(values, Sequence | np.ndarray) and all(
-        isinstance(value, Real) and not isinstance(value, bool | np.bool_) and abs(value) <= _LARGEST
-        for value in values
-    )
+def _count(values: Any) -> int:
+    """The length of a sequence of numbers, 0 for what is none."""
+    if not isinstance(values, Sequence | np.ndarray) or not all(map(_is_number, values)):
+        return 0
+    return len(values)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether this is a finite number, NumPy's too; true and false are none."""
+    is_real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return is_real and bool(-_LARGEST <= value <= _LARGEST)
