@@ -88,7 +88,7 @@ def read(content: bytes) -> str | None:
         return message
     assert (image.mode, image.width * image.height <= MAX_PIXELS) == ("RGB", True)
     assert np.asarray(image).shape == (image.height, image.width, 3)
-    assert size in (None, (image.height, image.width))
+    assert size == (image.height, image.width)
     return None
 
 

@@ -103,10 +103,12 @@ def exported() -> bytes:
 
 def fuzz_exports(folder: Path, count: int, seed: int) -> None:
     file = folder / "a.stablehlo"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for content in mutants([exported()], count, seed):
         file.write_bytes(content)
         with pytest.raises(BrokenFileError, match=r"a\.stablehlo"):
             load(file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1 << 20  # KiB
 
 
 @pytest.mark.parametrize("kind", KINDS)
