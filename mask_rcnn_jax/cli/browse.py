@@ -8,12 +8,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_rcnn_jax.cli.command import printable, run
+from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.experiment import load_experiment
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoConfig, DataConfig, load_dataset, verify_images
-from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.errors import UserError, printable
 from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.places import check_place
 from mask_rcnn_jax.ranges import SEED, Range

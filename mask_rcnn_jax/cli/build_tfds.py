@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mask_rcnn_jax.cli.command import printable, run
+from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.data import CocoConfig, DataConfig, build_tfds, load_dataset, verify_images
+from mask_rcnn_jax.errors import printable
 from mask_rcnn_jax.places import check_place
 
 

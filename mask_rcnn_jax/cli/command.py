@@ -2,17 +2,12 @@
 
 import io
 import logging
-import os
-import re
 import sys
 import warnings
 from collections.abc import Callable
 
-from mask_rcnn_jax.errors import Stopped, UserError
+from mask_rcnn_jax.errors import Stopped, UserError, described, exit_status
 from mask_rcnn_jax.files import ANY_TEXT
-
-# Control characters, and line breaks that are not those of a message: its further lines are indented.
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]|\n(?!  )")
 
 
 def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted") -> int:
@@ -26,17 +21,9 @@ def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted"
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
         return main() or 0
-    except UserError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return os.EX_TEMPFAIL
-    except KeyboardInterrupt:
+    except (UserError, Stopped) as error:
+        print(described(error), file=sys.stderr)
+        return exit_status(error)
+    except KeyboardInterrupt as error:
         print(when_interrupted, file=sys.stderr)
-        return 130
-
-
-def printable(message: str) -> str:
-    """Return the message with escapes for what a file's name may do to a terminal."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), message)
+        return exit_status(error)

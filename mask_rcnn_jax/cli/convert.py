@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mask_rcnn_jax.cli.command import printable, run
+from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.data.convert import (
     Case,
@@ -23,7 +23,7 @@ from mask_rcnn_jax.data.convert import (
     read_yolo,
     write_coco,
 )
-from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.errors import UserError, printable
 from mask_rcnn_jax.places import check_place
 from mask_rcnn_jax.ranges import Range
 

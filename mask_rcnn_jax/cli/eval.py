@@ -9,14 +9,19 @@ from pathlib import Path
 import jax
 
 from mask_rcnn_jax import processes
-from mask_rcnn_jax.cli.command import printable, run
-from mask_rcnn_jax.cli.experiment import add_deterministic_option, add_process_options, join_processes, load_experiment
+from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.experiment import (
+    add_deterministic_option,
+    add_process_options,
+    joined_processes,
+    load_experiment,
+)
 from mask_rcnn_jax.cli.model import add_average_option
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import load_dataset, verify_images
 from mask_rcnn_jax.determinism import use_deterministic_programs
-from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.errors import UserError, printable
 from mask_rcnn_jax.evaluation import EvaluationResult, evaluate_model, format_table
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
@@ -34,7 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.workdir is None and not _is_path(options.checkpoint):
         parser.error("give --workdir DIR, or --checkpoint PATH")
-    return run(lambda: _evaluate(options))
+
+    def command() -> None:
+        if options.deterministic:
+            use_deterministic_programs()
+        with joined_processes(options):
+            _evaluate(options)
+
+    return run(command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,9 +83,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    if options.deterministic:
-        use_deterministic_programs()
-    join_processes(options)
     use_compile_cache()
     is_path = _is_path(options.checkpoint)
     source = Path(options.checkpoint) if is_path else options.workdir

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from mask_rcnn_jax import processes
@@ -49,14 +50,13 @@ def add_deterministic_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def join_processes(options: argparse.Namespace) -> None:
-    """Joins the processes that the options name, if any; before anything else of jax is used."""
+def joined_processes(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """Return a context in which the processes that the options name, if any, run together; see `processes.joined`."""
     explicit = (options.coordinator, options.processes, options.process)
     if any(value is not None for value in explicit):
         if None in explicit:
             raise UserError("--coordinator, --processes and --process belong together; give all three")
         if not 0 <= options.process < options.processes:
             raise UserError(f"--process {options.process} must be from 0 to --processes {options.processes} - 1")
-        processes.start(*explicit)
-    elif options.distributed:
-        processes.start(None, None, None)
+        return processes.joined(*explicit)
+    return processes.joined(None, None, None) if options.distributed else nullcontext()

@@ -9,9 +9,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_rcnn_jax.cli.command import printable, run
+from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.data.config import CocoConfig
 from mask_rcnn_jax.data.lint import CHECKS, describe, lint
+from mask_rcnn_jax.errors import printable
 
 _SHOWN = 5  # findings of a kind that are printed
 

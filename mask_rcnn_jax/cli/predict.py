@@ -26,7 +26,7 @@ from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-from mask_rcnn_jax.cli.command import printable, run
+from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.model import add_model_options, model_of
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.cli.outputs import FORMATS, Writer
@@ -34,7 +34,7 @@ from mask_rcnn_jax.cli.videos import predict_sequences, predict_videos, video_fi
 from mask_rcnn_jax.data import read_image
 from mask_rcnn_jax.data.inputs import InputImage, find_images, frame_count
 from mask_rcnn_jax.data.video import VIDEO_SUFFIXES
-from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.errors import UserError, printable
 from mask_rcnn_jax.inference import Detections, ImageLike, Model, Predictor, use_compile_cache
 from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor
 from mask_rcnn_jax.inference.tiling import TiledPredictor, TilingConfig

@@ -4,7 +4,12 @@ import argparse
 from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.cli.experiment import add_deterministic_option, add_process_options, join_processes, load_experiment
+from mask_rcnn_jax.cli.experiment import (
+    add_deterministic_option,
+    add_process_options,
+    joined_processes,
+    load_experiment,
+)
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import check_prepared
 from mask_rcnn_jax.determinism import use_deterministic_programs
@@ -23,14 +28,14 @@ def main(arguments: list[str] | None = None) -> int:
     def command() -> None:
         if options.deterministic:
             use_deterministic_programs()
-        join_processes(options)
-        use_compile_cache()
-        workdir = options.workdir or Path("runs") / _name(options.config or DEFAULT_CONFIG)
-        settings, from_file = _config(options.config, workdir)
-        config = override(settings, options.set)
-        if not from_file and config.data.source == settings.data.source:
-            check_prepared(config.data.source)  # a folder of unknown origin does not say where to write
-        train(config, workdir, options.profile, options.wandb)
+        with joined_processes(options):
+            use_compile_cache()
+            workdir = options.workdir or Path("runs") / _name(options.config or DEFAULT_CONFIG)
+            settings, from_file = _config(options.config, workdir)
+            config = override(settings, options.set)
+            if not from_file and config.data.source == settings.data.source:
+                check_prepared(config.data.source)  # a folder of unknown origin does not say where to write
+            train(config, workdir, options.profile, options.wandb)
 
     return run(command, when_interrupted="interrupted; the same command goes on from the last checkpoint")
 

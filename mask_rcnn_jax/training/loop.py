@@ -53,6 +53,7 @@ def train(
         stop_requests = stack.enter_context(StopRequests())
         stack.enter_context(disk_faults(workdir))
         about_lock = stack.enter_context(locked(workdir))
+        processes.check_shared(workdir)
         config = processes.by_first(partial(claim, workdir, config))
         checkpoints = Checkpoints(workdir, config, metadata)
         stack.enter_context(checkpoints)

@@ -33,12 +33,12 @@ from mask_rcnn_jax import processes
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.step import make_mesh
 
-processes.start(sys.argv[2], 2, int(sys.argv[6]))
-sharding = NamedSharding(make_mesh(ExperimentConfig(batch_size=4)), P("data"))
-time.sleep(40 * jax.process_index())
-assert processes.gather(jax.process_index()) == [0, 1]
-time.sleep(40 * (1 - jax.process_index()))
-assert jnp.sum(jax.make_array_from_callback((4,), sharding, lambda _: np.ones(1))) == 4
+with processes.joined(sys.argv[2], 2, int(sys.argv[6])):
+    sharding = NamedSharding(make_mesh(ExperimentConfig(batch_size=4)), P("data"))
+    time.sleep(40 * jax.process_index())
+    assert processes.gather(jax.process_index()) == [0, 1]
+    time.sleep(40 * (1 - jax.process_index()))
+    assert jnp.sum(jax.make_array_from_callback((4,), sharding, lambda _: np.ones(1))) == 4
 """
 
 
