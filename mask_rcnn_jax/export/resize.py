@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import PIL
 from jaxtyping import Array, Float, Int, UInt8
 
+from mask_rcnn_jax.ops.precision import EXACT
+
 _COLUMNS_MAY_COME_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 _ONE = 2**22  # Pillow's coefficients are multiples of 1 / 2**22
 # They are applied in two parts, the higher 16 bits and the lower 6, whose sums over an axis are integers below 2**24
@@ -139,4 +141,4 @@ def _linear(
 def _apply(weights: Array, image: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     product = "ph,hwc->pwc" if axis == 0 else "qw,hwc->hqc"
     # Exact integers, and positions that decide: not the reduced precision that accelerators take by default.
-    return jnp.einsum(product, weights.astype(jnp.float32), image, precision="highest")
+    return jnp.einsum(product, weights.astype(jnp.float32), image, precision=EXACT)

@@ -127,12 +127,21 @@ def _stablehlo(path: Path) -> tuple[dict[str, Any], Callable[[np.ndarray, np.nda
     return metadata, call
 
 
+def _exact(providers: Sequence[str]) -> list[str | tuple[str, dict[str, str]]]:
+    """Return ONNX Runtime's providers, kept from TF32: an ONNX product cannot ask for its own precision, and resizing,
+    coordinates and masks are products. TensorRT has no such switch.
+    """
+    options = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+    names = [name for name in providers if name != "TensorrtExecutionProvider"]
+    return [(name, options[name]) if name in options else name for name in names]
+
+
 def _onnx(path: Path) -> tuple[dict[str, Any], Callable[[np.ndarray, np.ndarray], Arrays]]:
     import onnxruntime
     from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf
 
     try:
-        session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
+        session = onnxruntime.InferenceSession(path, providers=_exact(onnxruntime.get_available_providers()))
     except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
         raise BrokenFileError(f"{path} is no ONNX model, or only a part of one ({error})") from error
     properties = session.get_modelmeta().custom_metadata_map

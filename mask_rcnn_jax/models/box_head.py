@@ -20,7 +20,7 @@ from mask_rcnn_jax.models.rpn import Proposals
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ops.matching import Matches, match_boxes
 from mask_rcnn_jax.ops.nms import nms
-from mask_rcnn_jax.ops.precision import at_least_float32
+from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 from mask_rcnn_jax.ops.sampling import sample
 from mask_rcnn_jax.ranges import AtLeastZero, BoxWeights, Channels, Layers, Positive, Share
 from mask_rcnn_jax.structures import GroundTruth, PaddedDetections
@@ -177,7 +177,7 @@ def box_losses(
     gt_deltas = box_ops.encode(truth.boxes[rois.gt_index], rois.boxes, config.box_weights)
     classes = jnp.zeros_like(rois.classes) if config.class_agnostic else rois.classes
     of_class = jax.nn.one_hot(classes, box_deltas.shape[1], dtype=box_deltas.dtype)  # zero for background
-    pred_deltas = jnp.einsum("rk,rkc->rc", of_class, box_deltas)
+    pred_deltas = jnp.einsum("rk,rkc->rc", of_class, box_deltas, precision=EXACT)
     error = jnp.where(rois.foreground[:, None], pred_deltas - gt_deltas, 0.0)
     correct = jnp.argmax(class_logits, axis=-1) == rois.classes
     return {

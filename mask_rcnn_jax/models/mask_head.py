@@ -22,7 +22,7 @@ from mask_rcnn_jax.models.layers import (
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig
 from mask_rcnn_jax.ops.masks import mask_targets
-from mask_rcnn_jax.ops.precision import at_least_float32
+from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 from mask_rcnn_jax.ranges import Channels, Layers
 from mask_rcnn_jax.structures import GroundTruth
 
@@ -81,7 +81,8 @@ class MaskHead(nnx.Module):
         x = jax.nn.relu(self.deconv(x))
         kernel, bias = self.predictor_kernel[...].astype(x.dtype), self.predictor_bias[...].astype(x.dtype)
         of_class = jax.nn.one_hot(classes, kernel.shape[1], dtype=x.dtype)
-        logits = jnp.einsum("rhwc,rc->rhw", x, of_class @ kernel.T) + (of_class @ bias)[:, None, None]
+        kernel, bias = (jnp.matmul(of_class, values, precision=EXACT) for values in (kernel.T, bias))
+        logits = jnp.einsum("rhwc,rc->rhw", x, kernel) + bias[:, None, None]
         return at_least_float32(logits)
 
 

@@ -1,7 +1,7 @@
 """RoIAlign of a pyramid as two dense products a level: the form for accelerators.
 
 A RoI's features are `Wy @ F @ Wx.T` over the whole level, without a gather or, backward, a scatter. Chunks of RoIs
-bound the memory of the intermediate product.
+bound the memory of the intermediate product. Products have the full precision of float32: weights are coordinates.
 
 Shape letters: `H W` sides of a level, `R` RoIs, `P` bins a side.
 """
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mask_rcnn_jax.ops._interpolation import Pooling, axis_weights
+from mask_rcnn_jax.ops.precision import EXACT
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -48,9 +49,9 @@ def _pool_level(
 
     def pool(weights):
         along_y, along_x = weights
-        rows = jnp.einsum("ph,hwc->pwc", along_y, features)
+        rows = jnp.einsum("ph,hwc->pwc", along_y, features, precision=EXACT)
         # Batched over p rather than contracted as [q, w] x [w, (p, c)], which would transpose the larger operand.
-        return jnp.einsum("pqw,pwc->pqc", jnp.broadcast_to(along_x, (bins, bins, width)), rows)
+        return jnp.einsum("pqw,pwc->pqc", jnp.broadcast_to(along_x, (bins, bins, width)), rows, precision=EXACT)
 
     chunk = max(1, _CHUNK_BYTES // (4 * bins * width * channels))
     if chunk >= rois.shape[0]:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from mask_rcnn_jax.ops._interpolation import Pooling, cell_weights
 from mask_rcnn_jax.ops._loops import as_index, part, row, with_part, zero_of
+from mask_rcnn_jax.ops.precision import EXACT
 
 _WINDOW = 16  # of 8, 16 and 32 cells the fastest in sum, at 256x256 and at 832x1344 pixels
 
@@ -55,8 +56,8 @@ def backward(
             y, weights_y = _window(rows, roi, lax.div(window, wide))
             x, weights_x = _window(columns, roi, lax.rem(window, wide))
             each_row = jnp.broadcast_to(weights_x.T, (bins, *weights_x.T.shape))
-            of_rows = jnp.einsum("pwq,pqc->pwc", each_row, row(roi_gradients, roi))
-            of_cells = jnp.einsum("hp,pwc->hwc", weights_y.T, of_rows)[None]
+            of_rows = jnp.einsum("pwq,pqc->pwc", each_row, row(roi_gradients, roi), precision=EXACT)
+            of_cells = jnp.einsum("hp,pwc->hwc", weights_y.T, of_rows, precision=EXACT)[None]
             corner = lax.div(roi, as_index(rois_per_image)), y, x, 0
             return with_part(level_gradient, part(level_gradient, corner, of_cells.shape) + of_cells, corner)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mask_rcnn_jax.ops.precision import at_least_float32
+from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 
 # Measured on CPU: smaller tiles repeat more of the first product, larger ones look further past small boxes.
 _TILE = (64, 128)  # height and width, pixels
@@ -112,8 +112,8 @@ def _highest_of_tiles(
     along_y = _bicubic_weights(y.astype(heatmaps.dtype), height, heatmaps.shape[-1])
     along_x = _bicubic_weights(x.astype(heatmaps.dtype), width, heatmaps.shape[-1])
     # The highest is sought among near-equals: the reduced precision of accelerators would choose another.
-    values = jnp.einsum("tyh,tjhw->tjyw", along_y, heatmaps, precision="highest")
-    values = jnp.einsum("tjyw,txw->tjyx", values, along_x, precision="highest")
+    values = jnp.einsum("tyh,tjhw->tjyw", along_y, heatmaps, precision=EXACT)
+    values = jnp.einsum("tjyw,txw->tjyx", values, along_x, precision=EXACT)
     inside = (y < height)[:, None, :, None] & (x < width)[:, None, None, :]
     pixels = (y * width)[:, None, :, None] + x[:, None, None, :]
     return _first_highest(jnp.where(inside, values, -jnp.inf), pixels, axis=(2, 3))

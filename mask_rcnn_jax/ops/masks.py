@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from mask_rcnn_jax.ops._interpolation import axis_weights
-from mask_rcnn_jax.ops.precision import at_least_float32
+from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 
 _TARGET_CHUNK_CELLS = 2**21  # mask cells taken at once: small grids in one go, full bitmaps RoI by RoI
 _PASTE_CHUNK = 8
@@ -114,4 +114,4 @@ def _paste_weights_torchvision(start, end, side: int, length: int) -> Float[Arra
 
 def _separable(along_y: Float[Array, "P H"], mask: Float[Array, "H W"], along_x: Float[Array, "Q W"]):
     # Thresholds follow: the reduced precision that accelerators take for products by default would flip pixels.
-    return jnp.einsum("ph,hw,qw->pq", along_y, mask, along_x, precision="highest")
+    return jnp.einsum("ph,hw,qw->pq", along_y, mask, along_x, precision=EXACT)

@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 from jax import export
 
+from mask_rcnn_jax.export.program import ExportSettings, abstract_inputs, program
+from mask_rcnn_jax.export.resize import Preprocessing
 from mask_rcnn_jax.export.runtime import FORMAT, PLATFORMS, BrokenFileError, ExportedModel, load
 from mask_rcnn_jax.export.stablehlo import export_stablehlo
+from mask_rcnn_jax.models import init
 from mask_rcnn_jax.ops import multilevel_roi_align
-from tests.export.models import CLASS_NAMES, INPUT, assert_same, exportable, ordinary, pictures
+from tests.export.models import CANVAS, CLASS_NAMES, INPUT, assert_same, config, exportable, ordinary, pictures
+from tests.programs import count_exact_products
 
 # What a person runs who has the file and the module alone: finds things in pictures, and tells what was imported.
 STRANGER = """
@@ -106,6 +110,34 @@ def test_each_platform_has_its_own_form_of_roi_align(platforms):
     text = export.export(jax.jit(pooled), platforms=platforms)(*inputs).mlir_module()
     assert ("stablehlo.while" in text) == ("cpu" in platforms)
     assert len(platforms) == 1 or "stablehlo.case" in text
+
+
+def test_only_layers_round_in_products_from_bytes_to_bitmaps():
+    settings = ExportSettings(INPUT, Preprocessing(64, 96, CANVAS), paste_masks=True)
+    variables = jax.eval_shape(lambda: init(config("fpn"), jax.random.key(0)))
+    traced = jax.jit(program(config("fpn"), settings)).trace(variables, *abstract_inputs(settings, 1))
+    for platform in ("cuda", "tpu"):
+        # Resizing, RoIAlign of three poolers on four levels, masks of classes, keypoints, pasting.
+        assert count_exact_products(traced.lower(lowering_platforms=(platform,))) > 4 + 3 * 4 * 2
+
+
+def test_onnx_runtime_is_kept_from_tf32(tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf
+
+    asked = []
+
+    def session(path, providers):
+        asked.extend(providers)
+        raise InvalidProtobuf("not needed here")
+
+    present = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: present)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(BrokenFileError):
+        load(tmp_path / "model.onnx")
+    assert asked == [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
 
 
 def test_a_file_says_what_it_holds(stablehlo):

@@ -15,6 +15,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import DATA_AXIS, NormConfig
 from mask_rcnn_jax.training import AdamWConfig, CosineDecay, ExperimentConfig, ScheduleConfig
 from mask_rcnn_jax.training.step import TrainState, init_state, make_mesh, make_train_step, replicate, shard
+from tests.programs import count_exact_products
 from tests.tiny import tiny_batch, tiny_experiment, tiny_model
 
 
@@ -160,12 +161,22 @@ def test_the_step_lowers_for_gpu_and_tpu():
     assert (lowered.platforms, lowered.nr_devices) == (("cuda", "tpu"), 2)
 
 
-def test_the_step_for_gpu_adds_nothing_in_any_order():
-    """Of all that a step does a GPU leaves open only the order in which it writes what is scattered to one place."""
+@pytest.fixture(scope="module")
+def traced_step():
     config, mesh = tiny_experiment(Path("unused"), model=tiny_model()), mesh_of(1)
     assert config.model.backbone.bottom_up.freeze_at == 0  # the gradient passes the stem's pool
-    inputs = replicate(init_state(config), mesh), shard(tiny_batch(8), mesh)
-    program = jax.export.export(make_train_step(config, mesh), platforms=("cuda",))(*inputs).mlir_module()
+    return make_train_step(config, mesh).trace(jax.eval_shape(lambda: init_state(config)), tiny_batch(8))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_only_layers_round_in_products_of_a_step(traced_step, platform):
+    # RoIAlign of two poolers on four levels, forward and backward, deltas of classes, masks of classes, mask targets.
+    assert count_exact_products(traced_step.lower(lowering_platforms=(platform,))) > 2 * 4 * 4
+
+
+def test_the_step_for_gpu_adds_nothing_in_any_order(traced_step):
+    """Of all that a step does a GPU leaves open only the order in which it writes what is scattered to one place."""
+    program = traced_step.lower(lowering_platforms=("cuda",)).as_text()
     assert "select_and_scatter" not in program
     scatters = program.split('"stablehlo.scatter"')[1:]
     assert scatters  # or the text is no longer what is searched here
