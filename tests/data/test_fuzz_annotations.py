@@ -156,6 +156,8 @@ def test_converters(tmp_path, tool, count, seed):
     }
     usable, count = 0, count // 6 if tool == "yolo" else count  # PyYAML takes its time
     for number, mutant in enumerate(mutants(trees[tool], count, seed)):
+        if tool == "yolo":  # no path leaves the folder: the machine's files are not to be walked
+            mutant = mutant.replace(b"/", b"_").replace(b"..", b"_")
         (folder / names[tool]).write_bytes(mutant)
         usable += converts(tmp_path / "out", readers[tool], number % 10 == 0)
     assert count / 10 < usable < count

@@ -39,7 +39,7 @@ def read_yolo(path: Path, classes: Sequence[str] | None = None, boxes: Boxes = "
     root = path.parent if settings is not None and path.is_file() else path
     if settings is None:
         names = list(classes or _listed_classes(root))
-        images = {split: list_images(folder) for split, folder in _image_folders(root).items()}
+        images = {split: _listed(folder) for split, folder in _image_folders(root).items()}
         image_root = root
     else:
         if "kpt_shape" in settings:
@@ -134,7 +134,7 @@ def _images(root: Path, entries: Any) -> list[Path]:
         if not os.path.exists(path) and entry.startswith("../"):  # an export's paths are from beside the splits
             path = root / entry[3:]
         if os.path.isdir(path):
-            found += list_images(path)
+            found += _listed(path)
         elif path.suffix == ".txt" and os.path.isfile(path):
             try:
                 lines = [line.strip() for line in read_lines(path)]
@@ -144,6 +144,13 @@ def _images(root: Path, entries: Any) -> list[Path]:
         else:
             raise UserError(f"{path} does not exist; correct the path in the data.yaml.")
     return found
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list_images(folder)
+    except OSError as error:  # such as a folder that goes while it is walked
+        raise UserError(f"Folder {folder} cannot be listed ({error}); name one that holds only images.") from None
 
 
 def _named(root: Path, files: Sequence[Path]) -> list[tuple[str, Path]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from mask_rcnn_jax.data.convert import yolo
 from tests.data.convert.known import (
     HEIGHT,
     WIDTH,
@@ -161,3 +162,18 @@ def test_yolo_names_are_text_whatever_they_look_like(tmp_path):
     assert convert("yolo", tmp_path / "in", "--out", tmp_path / "out") == 0
     content = json.loads((tmp_path / "out" / "annotations" / "instances_train.json").read_text())
     assert [category["name"] for category in content["categories"]] == ["no", "1.0", "2020-13-45"]
+
+
+@pytest.mark.parametrize("settings", [{"train": "images/train", "names": ["a"]}, None])
+def test_yolo_folders_that_cannot_be_listed(tmp_path, capsys, monkeypatch, settings):
+    yolo_folder(tmp_path / "in")
+    (tmp_path / "in" / "classes.txt").write_text("a")
+    if settings:
+        write_json(tmp_path / "in" / "data.yaml", settings)
+
+    def gone(folder):
+        raise FileNotFoundError(2, "No such file or directory", str(folder / "x"))
+
+    monkeypatch.setattr(yolo, "list_images", gone)
+    assert convert("yolo", tmp_path / "in", "--out", tmp_path / "out") == 2
+    assert "images/train cannot be listed" in capsys.readouterr().err
