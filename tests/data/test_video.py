@@ -78,8 +78,20 @@ def test_frames_of_too_many_pixels_are_not_decoded(tmp_path):
         VideoReader(path, 48 * 64 - 1)
 
 
+def transport_stream(path: Path, frames: list[np.ndarray]) -> Path:
+    """A video to which others can be appended."""
+    with av.open(str(path), "w", format="mpegts") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
 def test_frames_that_become_too_large_are_not_decoded(tmp_path):
-    small, large = write(tmp_path / "small.ts", gradients(20)), write(tmp_path / "large.ts", gradients(9, 480, 640))
+    small = transport_stream(tmp_path / "small.ts", gradients(20))
+    large = transport_stream(tmp_path / "large.ts", gradients(9, 480, 640))
     path = tmp_path / "grows.mpg"
     path.write_bytes(small.read_bytes() + large.read_bytes())
     with VideoReader(path, 48 * 64) as reader:
@@ -90,7 +102,7 @@ def test_frames_that_become_too_large_are_not_decoded(tmp_path):
 
 def test_a_playlist_is_no_video(tmp_path):
     """FFmpeg would open what it names, wherever that is."""
-    video = write(tmp_path / "a.ts", gradients(3))
+    video = transport_stream(tmp_path / "a.ts", gradients(3))
     path = tmp_path / "list.m3u8"
     path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{video}\n#EXT-X-ENDLIST\n")
     with pytest.raises(UserError, match="cannot be read"):
