@@ -27,6 +27,12 @@ print(json.dumps(describe_machine()))
 """
 
 
+@pytest.fixture(autouse=True)
+def no_flags(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # so that what a test sets is undone, too
+    monkeypatch.delenv("XLA_FLAGS")
+
+
 @pytest.fixture
 def unused(monkeypatch):
     """As if jax had used no device yet."""
@@ -42,7 +48,6 @@ def unused(monkeypatch):
     ],
 )
 def test_flags_are_added_to_those_of_the_user(given, kept, unused, monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
     if given is not None:
         monkeypatch.setenv("XLA_FLAGS", given)
     for _ in range(2):
@@ -51,15 +56,13 @@ def test_flags_are_added_to_those_of_the_user(given, kept, unused, monkeypatch):
 
 
 def test_xla_knows_the_flags_and_a_start_records_them():
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert is_deterministic(json.loads(done.stdout)["environment"]["XLA_FLAGS"])
 
 
 @pytest.mark.parametrize("command", [train_command, eval_command])
-def test_too_late_is_said_before_anything_is_done(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
+def test_too_late_is_said_before_anything_is_done(command, tmp_path, capsys):
     jax.devices()
     assert command.main(["--deterministic", "--workdir", str(tmp_path / "run")]) == 2
     assert f"set XLA_FLAGS='{' '.join(FLAGS)}' before the program starts" in capsys.readouterr().err
@@ -72,7 +75,6 @@ def test_a_run_is_repeated_with_the_flags_that_it_had(flags, unused, tmp_path, m
     def counted(workdir, starts):
         raise UserError(os.environ.get("XLA_FLAGS", ""))  # what is set when devices are first asked for
 
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setattr(reproduce, "read_config", lambda workdir: tiny_experiment(tmp_path))
     starts = [{"environment": {"XLA_FLAGS": flags} if flags else {}}]
     monkeypatch.setattr(reproduce.provenance, "read_starts", lambda workdir: starts)
