@@ -21,6 +21,7 @@ MOST_COORDINATES = 2**20  # of a polygon: each costs time at every visit of its 
 _FIFTHS = 5  # pycocotools' steps a pixel
 _WALKED = 2**20  # steps that pycocotools may take: 16 MB
 _AT_ONCE = 2**18  # crossings that are computed at a time
+_MERGED = 64  # RLEs at a time
 _FARTHEST = 2.0**40  # pixels: corners beyond are moved there, where products of coordinates are still exact
 _NUMBERS = frozenset({int, float})
 _API: Any = coco_mask  # its stubs know no polygons and no uncompressed RLE
@@ -58,8 +59,8 @@ def rle_of_polygons(polygons: Sequence[Any], height: int, width: int) -> RLE:
     if not polygons:
         raise ValueError("it has no polygons")
     if all(_is_short(coordinates) for coordinates in polygons):
-        return _API.merge(_API.frPyObjects(polygons, height, width))
-    return _API.merge([_rle_of_polygon(coordinates, height, width) for coordinates in polygons])
+        return _union(_API.frPyObjects(polygons, height, width))
+    return _union([_rle_of_polygon(coordinates, height, width) for coordinates in polygons])
 
 
 def checked_rle(rle: Any, height: int, width: int) -> RLE:
@@ -125,6 +126,13 @@ def _listed_runs(counts: list[Any], pixels: int) -> Int[np.ndarray, " runs"]:
     if counts and not 0 <= min(counts) <= max(counts) <= pixels:
         raise ValueError(f"its runs do not cover the image's {pixels} pixels")
     return np.array(counts, np.int64)
+
+
+def _union(rles: list[RLE]) -> RLE:
+    """The union of RLEs, in groups: one after the other each would walk through the runs of all before it."""
+    while len(rles) > _MERGED:
+        rles = [_API.merge(rles[start : start + _MERGED]) for start in range(0, len(rles), _MERGED)]
+    return _API.merge(rles)
 
 
 def _compressed(runs: Int[np.ndarray, " runs"], height: int, width: int) -> RLE:

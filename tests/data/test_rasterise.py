@@ -67,6 +67,22 @@ def test_many_corners_in_a_large_image(monkeypatch):
     assert coco_mask.area(to_rle([np.concatenate([corners.ravel(), [side, side]])], side, side)) > 0
 
 
+def test_many_polygons_are_united_in_groups(monkeypatch):
+    """Runs that are walked through grow with the polygons, not with their square."""
+    corners = np.random.default_rng(0).uniform(0, 300, (500, 1, 2)) + np.array([[0, 0], [9, 0], [9, 9]])
+    polygons = [triangle.ravel() for triangle in corners]
+    expected = coco_mask.merge(coco_mask.frPyObjects(polygons, 310, 310))
+    merge, walked = coco_mask.merge, []
+
+    def counted(rles):
+        walked.append(len(rles) * len(merge(rles)["counts"]))
+        return merge(rles)
+
+    monkeypatch.setattr(coco_mask, "merge", counted)
+    assert to_rle(polygons, 310, 310) == expected
+    assert sum(walked) < 500 * len(expected["counts"]) / 3
+
+
 @pytest.mark.parametrize(
     ("polygon", "message"),
     [
