@@ -138,11 +138,12 @@ def _exact(providers: Sequence[str]) -> list[str | tuple[str, dict[str, str]]]:
 
 def _onnx(path: Path) -> tuple[dict[str, Any], Callable[[np.ndarray, np.ndarray], Arrays]]:
     import onnxruntime
-    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf
 
     try:
         session = onnxruntime.InferenceSession(path, providers=_exact(onnxruntime.get_available_providers()))
-    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
+    except OSError:
+        raise
+    except Exception as error:  # its own kinds, and that of text that is not UTF-8
         raise BrokenFileError(f"{path} is no ONNX model, or only a part of one ({error})") from error
     properties = session.get_modelmeta().custom_metadata_map
     try:

@@ -12,6 +12,7 @@ from random import Random
 
 import pytest
 
+from mask_rcnn_jax.export.runtime import BrokenFileError, load
 from tests.byte_mutants import mutant
 
 STORED = Path(__file__).with_name("stored")
@@ -61,7 +62,7 @@ def fuzz(kind: str, folder: Path, count: int, seed: int) -> None:
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    loaded, memory = map(int, done.stdout.split())
+    loaded, memory = map(int, done.stdout.splitlines()[-1].split())  # ONNX Runtime may print before
     assert 0 < loaded < count
     assert memory < 1 << 20  # KiB
 
@@ -71,6 +72,15 @@ def test_mutants_load_or_are_refused(kind, tmp_path):
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
     fuzz(kind, tmp_path, AT_ONCE, seed=0)
+
+
+def test_names_that_are_not_text_are_damage(tmp_path):
+    pytest.importorskip("onnxruntime")
+    (sound,) = mutants("onnx", 0, seed=0)
+    file = tmp_path / "a.onnx"
+    file.write_bytes(sound.replace(b"Identity", b"\xb9dentity"))
+    with pytest.raises(BrokenFileError, match=r"a\.onnx is no ONNX model"):
+        load(file)
 
 
 @pytest.mark.slow
