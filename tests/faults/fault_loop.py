@@ -1,0 +1,211 @@
+"""Repeats a short training, a resumption, an evaluation and a prediction while another file operation fails each time.
+
+`python -m tests.faults.fault_loop --folder FOLDER [--every K] [--seed S] [--scenarios NAME ...]`, as SQLite is tested:
+the n-th operation (open, read, write, stat, rename, fsync, mkdir, unlink) on the data, the workdir or the output fails
+once, with EIO, ENOSPC, EACCES or ESTALE in turn, for every K-th n. The command must end with status 0 or 2 and without
+a traceback, and the same command must then come to what it comes to without a fault, bit for bit. Needs Linux and cc.
+"""
+
+import argparse
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from tests.faults.harness import PATIENCE, ROOT, assert_same_end, finished_steps, write_settings
+from tests.tiny import tiny_experiment
+
+ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.ESTALE)
+STEPS = 2
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A command whose operations on files fail, and what it must have come to at its end."""
+
+    name: str
+    command: tuple[str, ...]
+    prepare: Callable[[Path], None]  # takes away from a copy of everything what the command makes
+    check: Callable[[Path, Path], None]  # of the folder that the command worked in, and of the one without a fault
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The n-th operation, as it failed."""
+
+    number: int
+    error: int
+    operation: str = "no operation"
+
+    def __str__(self) -> str:
+        return f"operation {self.number}, {errno.errorcode[self.error]} in {self.operation}"
+
+
+class Loop:
+    """Works in `folder`: `whole` is what all commands come to without a fault, `subject` a copy in which one fails."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._whole, self._subject = folder, folder / "whole", folder / "subject"
+        self._library, self._counter, self._log = folder / "failing_calls.so", folder / "counter", folder / "operation"
+        self._subject.mkdir(parents=True)
+        source = Path(__file__).with_name("failing_calls.c")
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", self._library, source, "-ldl"], check=True)
+        config = tiny_experiment(self._subject, steps=STEPS, checkpoint_every=1)
+        images(self._subject / "images")
+        self._scenarios = scenarios(write_settings(config, folder), self._subject)
+        for scenario in self._scenarios:
+            if scenario.name != "resume":
+                status, output = self._run(scenario)
+                assert status == 0, output
+        self._subject.rename(self._whole)
+
+    def faults(self, name: str, every: int, seed: int) -> Iterator[tuple[Fault, str | None]]:
+        """Each fault of a scenario, and what went wrong after it."""
+        (scenario,) = (scenario for scenario in self._scenarios if scenario.name == name)
+        self._afresh(scenario)
+        assert self._run(scenario)[0] == 0
+        count = int(np.fromfile(self._counter, np.int64)[0])
+        assert count > 0
+        scenario.check(self._subject, self._whole)
+        print(f"{name}: {count} operations", flush=True)
+        for number in range(1 + int(np.random.default_rng(seed).integers(every)), count + 1, every):
+            yield self._fault(scenario, Fault(number, ERRORS[number // every % len(ERRORS)]))
+
+    def _fault(self, scenario: Scenario, fault: Fault) -> tuple[Fault, str | None]:
+        self._afresh(scenario)
+        status, output = self._run(scenario, fault)
+        if self._log.is_file():
+            fault = Fault(fault.number, fault.error, self._log.read_text().strip())
+        if status not in (0, 2):
+            return fault, f"status {status}: {output[-2000:]}"
+        if "Traceback" in output:
+            return fault, f"a traceback: {output[-2000:]}"
+        if status == 2:
+            if len(re.findall("^error: ", output, re.MULTILINE)) != 1:
+                return fault, f"not one sentence: {output[-2000:]}"
+            status, output = self._run(scenario)
+            if status != 0:
+                return fault, f"does not go on: {output[-2000:]}"
+        try:
+            scenario.check(self._subject, self._whole)
+        except (AssertionError, OSError) as error:
+            return fault, f"another result: {error}"
+        return fault, None
+
+    def _afresh(self, scenario: Scenario) -> None:
+        shutil.rmtree(self._subject, ignore_errors=True)
+        shutil.copytree(self._whole, self._subject, symlinks=True)
+        scenario.prepare(self._subject)
+
+    def _run(self, scenario: Scenario, fault: Fault | None = None) -> tuple[int, str]:
+        np.zeros(1, np.int64).tofile(self._counter)
+        self._log.unlink(missing_ok=True)
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "LD_PRELOAD": str(self._library),
+            "FAULT_FOLDER": str(self._subject),
+            "FAULT_COUNTER": str(self._counter),
+            "FAULT_AT": str(fault.number if fault else 0),
+            "FAULT_ERRNO": str(fault.error if fault else 0),
+            "FAULT_LOG": str(self._log),
+        }
+        done = subprocess.run(
+            [sys.executable, *scenario.command],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=PATIENCE,
+            check=False,
+        )
+        return done.returncode, done.stdout.decode(errors="replace")
+
+
+def scenarios(settings: Path, subject: Path) -> tuple[Scenario, ...]:
+    run, out = subject / "run", subject / "out"
+    train = ("train.py", "--config", str(settings), "--workdir", str(run))
+    mask_rcnn = "import sys; from mask_rcnn_jax.cli.main import main; sys.exit(main())"
+    predict = ("-c", mask_rcnn, "predict", str(subject / "images"), "--checkpoint", str(run))
+    return (
+        Scenario("start", train, _without("run", "shapes"), _same_run),
+        Scenario("resume", train, _without("run/checkpoints/2", "run/result.json"), _same_run),
+        Scenario(
+            "evaluate", ("eval.py", "--workdir", str(run), "--pictures", "2"), _without("run/eval"), _same("run/eval")
+        ),
+        Scenario(
+            "predict",
+            (*predict, "--out", str(out), "--format", "csv", "--format", "coco"),
+            _without("out"),
+            _same("out"),
+        ),
+    )
+
+
+def images(folder: Path) -> None:
+    folder.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (48 + 8 * number, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def _without(*names: str) -> Callable[[Path], None]:
+    def prepare(subject: Path) -> None:
+        for name in names:
+            path = subject / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    return prepare
+
+
+def _same_run(subject: Path, whole: Path) -> None:
+    assert finished_steps(subject / "run")[-1] == STEPS
+    assert not (subject / "run" / "damaged").exists(), "a checkpoint was lost"
+    assert_same_end(subject / "run", whole / "run", STEPS)
+
+
+def _same(name: str) -> Callable[[Path, Path], None]:
+    def check(subject: Path, whole: Path) -> None:
+        found, expected = (
+            {
+                path.relative_to(folder): path.read_bytes()
+                for path in folder.rglob("*")
+                if path.is_file() and not path.name.startswith(".")
+            }
+            for folder in (subject / name, whole / name)
+        )
+        assert expected, "nothing was made"
+        assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+        different = [str(path) for path in found if found[path] != expected[path]]
+        assert not different, different
+
+    return check
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="an empty folder to work in")
+    parser.add_argument("--every", type=int, default=1, help="of so many operations one fails")
+    parser.add_argument("--seed", type=int, default=0, help="decides which one")
+    parser.add_argument("--scenarios", nargs="+", default=["start", "resume", "evaluate", "predict"])
+    arguments = parser.parse_args()
+    loop, wrong = Loop(arguments.folder.resolve()), 0
+    for name in arguments.scenarios:
+        for fault, trouble in loop.faults(name, arguments.every, arguments.seed):
+            wrong += trouble is not None
+            print(f"{name}, {fault}: {trouble or 'answered'}", flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
