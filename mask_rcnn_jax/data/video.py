@@ -22,6 +22,7 @@ VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".m
 _CONTAINERS = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,asf"}
 
 _DEFAULT_RATE = Fraction(25)
+_FINEST = 2**16 - 1  # denominator of a rate: encoders count time in 32-bit ratios
 _SPARE = 0.02  # share of its stated length that a whole video may lack: containers round
 _CODECS = ("libx264", "mpeg4")  # the first that this FFmpeg can write
 
@@ -40,7 +41,12 @@ class VideoReader:
         self._av = _library()
         try:
             # Absolute, since FFmpeg takes a name with a colon for a URL.
-            self._container = self._av.open(os.path.abspath(path), options=limit, container_options=_CONTAINERS)
+            self._container = self._av.open(
+                os.path.abspath(path),
+                options=limit,
+                container_options=_CONTAINERS,
+                metadata_errors="replace",  # titles of any encoding
+            )
         except FileNotFoundError:
             raise UserError(f"Video {path} does not exist.") from None
         except self._av.FFmpegError as error:
@@ -49,6 +55,9 @@ class VideoReader:
             self._container.close()
             raise UserError(f"{path} holds no pictures; give a video.")
         self._stream = self._container.streams.video[0]
+        if self._stream.codec_context is None:
+            self._container.close()
+            raise UserError(f"Video {path} has frames in a format that this FFmpeg cannot decode; convert the file.")
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.options = limit
         width, height = self._stream.codec_context.width, self._stream.codec_context.height
@@ -114,7 +123,8 @@ class VideoWriter:
         replace: Callable[[Path], AbstractContextManager[Path]] = replacing,
     ):
         self.path = Path(path)
-        self._av, self._rate, self._replace, self._stack = _library(), rate, replace, ExitStack()
+        self._av, self._replace, self._stack = _library(), replace, ExitStack()
+        self._rate = max(rate.limit_denominator(_FINEST), Fraction(1, _FINEST))
         self._container: Any = None
         self._stream: Any = None
 
@@ -128,7 +138,7 @@ class VideoWriter:
             picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
             assert self._container is not None
             self._container.mux(self._stream.encode(picture))
-        except OSError as error:
+        except (OSError, self._av.FFmpegError) as error:
             raise self._unwritable(error) from None
 
     def _open(self, height: int, width: int) -> None:
@@ -152,13 +162,16 @@ class VideoWriter:
                     self._container.close()
                 if error is not None:
                     raise error
-        except OSError as failure:
+        except (OSError, self._av.FFmpegError) as failure:
             if failure is error:
                 raise
             raise self._unwritable(failure) from None
 
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"Video {self.path} cannot be written: {error.strerror or error}")
+    def _unwritable(self, error: Any) -> UserError:
+        frames = ""
+        if self._stream is not None and not isinstance(error, OSError):  # FFmpeg does not say that a frame is too large
+            frames = f" in frames of {self._stream.width} x {self._stream.height}"
+        return UserError(f"Video {self.path} cannot be written{frames}: {error.strerror or error}")
 
 
 def _library() -> ModuleType:

@@ -131,3 +131,28 @@ def test_a_name_is_no_url(tmp_path, monkeypatch, name):
     with VideoReader(write(Path(name), gradients(5))) as reader:
         assert len(list(reader.frames())) == 5
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_video_of_any_metadata_and_of_no_known_codec(tmp_path):
+    path = tmp_path / "a.mp4"
+    content = write(path, gradients(3)).read_bytes()
+    encoder = content.index(b"Lavf")
+    path.write_bytes(content[:encoder] + b"\xe9" + content[encoder + 1 :])
+    with VideoReader(path) as reader:
+        assert len(list(reader.frames())) == 3
+    path.write_bytes(content.replace(b"avc1", b"none").replace(b"mp4v", b"none"))
+    with pytest.raises(UserError, match=r"a\.mp4 has frames in a format that"):
+        VideoReader(path)
+
+
+@pytest.mark.parametrize("rate", [Fraction("23.97602397602397602"), Fraction("1e-12"), Fraction("999.9999999")])
+def test_any_rate_is_written(tmp_path, rate):
+    path = write(tmp_path / "a.mp4", gradients(2), rate)
+    with VideoReader(path) as reader:
+        assert len(list(reader.frames())) == 2
+
+
+def test_frames_that_the_codec_does_not_take(tmp_path):
+    with pytest.raises(UserError, match=r"a\.mp4 cannot be written in frames of 70000 x 2"):
+        write(tmp_path / "a.mp4", [np.zeros((2, 70_000, 3), np.uint8)])
+    assert not list(tmp_path.iterdir())
