@@ -6,6 +6,7 @@ and RLEs are checked first, and outlines too long to walk are rasterised from th
 to the same pixels.
 """
 
+import re
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from pycocotools import mask as coco_mask
+
+from mask_rcnn_jax.data.entries import shown
 
 RLE = dict[str, Any]
 
@@ -23,6 +26,9 @@ _WALKED = 2**20  # steps that pycocotools may take: 16 MB
 _AT_ONCE = 2**18  # crossings that are computed at a time
 _MERGED = 64  # RLEs at a time
 _FARTHEST = 2.0**40  # pixels: corners beyond are moved there, where products of coordinates are still exact
+# Negative numbers of more than six digits, whose sign pycocotools shifts out of 32 bits; it writes none of an image
+# below 2**29 pixels.
+_MISREAD = re.compile(rb"[P-o]{6}[@-O]")
 _NUMBERS = frozenset({int, float})
 _API: Any = coco_mask  # its stubs know no polygons and no uncompressed RLE
 
@@ -32,6 +38,7 @@ def polygon(values: Any) -> Float[np.ndarray, " n"]:
 
     Raises ValueError with the reason where there are no three points of finite numbers.
     """
+    values = list(values) if isinstance(values, tuple) else values
     if isinstance(values, list) and values and all(type(pair) is list for pair in values):
         values = list(chain.from_iterable(values))
     if not isinstance(values, list):
@@ -52,10 +59,10 @@ def polygon(values: Any) -> Float[np.ndarray, " n"]:
 def rle_of_polygons(polygons: Sequence[Any], height: int, width: int) -> RLE:
     """Rasterise the union of `polygons` to an image of `height` x `width` pixels, to the pixels of pycocotools.
 
-    Polygons are arrays, or lists as annotation files hold them. Memory does not depend on where their corners lie.
+    Polygons are arrays, or lists or tuples of numbers. Memory does not depend on where their corners lie.
     Raises ValueError for polygons of less than three points or that are not finite.
     """
-    polygons = [polygon(values) if isinstance(values, list) else _bounded(values) for values in polygons]
+    polygons = [_bounded(values) if hasattr(values, "__array__") else polygon(values) for values in polygons]
     if not polygons:
         raise ValueError("it has no polygons")
     if all(_is_short(coordinates) for coordinates in polygons):
@@ -79,7 +86,7 @@ def checked_rle_and_runs(rle: Any, height: int, width: int) -> tuple[RLE, Int[np
     if not isinstance(size, list | tuple) or len(size) != 2 or not _NUMBERS.issuperset(map(type, size)):
         raise ValueError("its size is not two numbers")
     if list(size) != [height, width]:
-        raise ValueError(f"its size is {size[0]:.10g} x {size[1]:.10g}, the image's {height} x {width}")
+        raise ValueError(f"its size is {shown(size[0])} x {shown(size[1])}, the image's {height} x {width}")
     if isinstance(counts, list):
         runs = _listed_runs(counts, height * width)
     else:
@@ -90,9 +97,10 @@ def checked_rle_and_runs(rle: Any, height: int, width: int) -> tuple[RLE, Int[np
     # The largest first: the sum of absurd runs would overflow.
     if runs.size == 0 or runs.max() > height * width or runs.sum() != height * width:
         raise ValueError(f"its runs do not cover the image's {height * width} pixels")
-    if isinstance(counts, list):
-        return _compressed(runs, height, width), runs
-    return {"size": [height, width], "counts": counts}, runs
+    rle = _compressed(runs, height, width) if isinstance(counts, list) else {"size": [height, width], "counts": counts}
+    if _MISREAD.search(rle["counts"]):
+        raise ValueError("its counts have more digits than pycocotools can read")
+    return rle, runs
 
 
 def run_lengths(counts: bytes) -> Int[np.ndarray, " runs"]:

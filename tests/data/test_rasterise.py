@@ -114,6 +114,7 @@ def test_pairs_are_read_as_well():
     [
         ([16, 12], [192], "its size is 16 x 12, the image's 12 x 16"),
         ([2**31, 2**31], [2**62], "its size is"),
+        ([10**400, 16], [192], "its size is 1000"),
         ([12], [192], "not two numbers"),
         ("12", [192], "not two numbers"),
         (None, [192], "not two numbers"),
@@ -136,6 +137,31 @@ def test_pairs_are_read_as_well():
 def test_rles_that_are_none(size, counts, message):
     with pytest.raises(ValueError, match=message):
         to_rle({"size": size, "counts": counts}, 12, 16)
+
+
+@pytest.mark.parametrize("digits", [6, 7, 8])
+def test_counts_that_pycocotools_would_misread(digits):
+    """Longer than they need to be: pycocotools loses the sign of negative numbers, and with it the mask."""
+    runs = [50, 20, 10, 5, 107]
+    differences = [*runs[:3], runs[3] - runs[1], runs[4] - runs[2]]
+    counts = b"".join(
+        bytes(48 + (value >> 5 * place & 31) + 32 * (place < digits - 1) for place in range(digits))
+        for value in differences
+    )
+    assert rasterise.run_lengths(counts).tolist() == runs
+    if digits == 6:
+        assert coco_mask.area(to_rle({"size": [12, 16], "counts": counts}, 12, 16)) == 25
+    else:
+        with pytest.raises(ValueError, match="more digits than pycocotools"):
+            to_rle({"size": [12, 16], "counts": counts}, 12, 16)
+
+
+@pytest.mark.parametrize("polygons", [[{}], [None], [10**400] * 6, [(1, 2, 3, 4, 5, "x")]])
+def test_what_is_no_list_of_polygons(polygons):
+    with pytest.raises(ValueError, match="it is no list|not all coordinates"):
+        to_rle(polygons, 12, 16)
+    square = (1, 1, 5, 1, 5, 5, 1, 5)
+    assert to_rle([square], 12, 16) == to_rle([list(square)], 12, 16) == to_rle([np.array(square)], 12, 16)
 
 
 def test_counts_as_text_bytes_and_list_are_one():
