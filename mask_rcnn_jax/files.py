@@ -10,10 +10,14 @@ ANY_TEXT = "mask_rcnn_jax.any_text"  # the `errors` of text files and streams; s
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` at the end of the `with`, and is removed where that fails."""
+def replacing(path: Path, owner: str = "") -> Iterator[Path]:
+    """A path to write to, which becomes `path` at the end of the `with`, and is removed where that fails.
+
+    Those who may write to one `path` at the same time each need an `owner` of their own.
+    """
     # A hidden name that nobody else has, as short as any: the longest names allow no suffix.
-    part = path.with_name(f".{hashlib.sha256(path.name.encode(errors=ANY_TEXT)).hexdigest()[:24]}.part")
+    name = hashlib.sha256(f"{path.name}/{owner}".encode(errors=ANY_TEXT)).hexdigest()[:24]
+    part = path.with_name(f".{name}.part")
     try:
         part.unlink(missing_ok=True)  # as a link, it would have its target written
         yield part

@@ -7,6 +7,7 @@ place, is no longer the command's own.
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -32,6 +33,7 @@ class OutputFolder:
         self._inputs = {_place(path): path for path in inputs}
         self._inputs.pop(None, None)
         self._record = _Record(self.root)
+        self._owner = secrets.token_hex(8)
 
     def check(self, files: Iterable[Path]) -> None:
         """Raise UserError where writing `files`, which lie below the root, would replace what must stay."""
@@ -39,7 +41,7 @@ class OutputFolder:
         for file in files:
             if (path := self._inputs.get(_place(file))) is not None:
                 raise UserError(f"{file} would replace the input {path}; choose another --out.")
-            if not self._overwrite and os.path.lexists(file) and not os.path.isdir(file) and not self._record.has(file):
+            if not self._overwrite and os.path.lexists(file) and not os.path.isdir(file) and not self._is_own(file):
                 foreign.append(file)
         if foreign:
             more = f" and {len(foreign) - 1} more are" if len(foreign) > 1 else " is"
@@ -48,6 +50,11 @@ class OutputFolder:
                 " another --out, or replace with --overwrite."
             )
 
+    def _is_own(self, file: Path) -> bool:
+        if not self._record.has(file) and self._record.is_outdated():  # another command writes here, too
+            self._record = _Record(self.root)
+        return self._record.has(file)
+
     @contextmanager
     def replacing(self, file: Path) -> Iterator[Path]:
         """A path to write to, which becomes `file` at the end of the `with`; its folder is made.
@@ -55,7 +62,7 @@ class OutputFolder:
         Raises UserError as `check` does, also for what has come there since; OSError where it cannot be written.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as part:
+        with replacing(file, self._owner) as part:
             yield part
             self.check([file])
             # First recorded, then put in its place: what a kill leaves there is either the one on record or the other.
@@ -86,14 +93,15 @@ class _Record:
         self._root, self._file = root, root / RECORD
         self._contents: dict[str, set[_Content]] = {}
         try:
-            lines = self._file.read_bytes().splitlines()
+            content = self._file.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            lines = []
+            content = b""
         except OSError as error:
             raise UserError(
                 f"{self._file} cannot be read ({error.strerror or error}); make it readable, or remove it."
             ) from None
-        for line in lines:
+        self._length = len(content)
+        for line in content.splitlines():
             # Half a line is what a kill leaves of one.
             try:
                 name, size, digest = json.loads(line)
@@ -109,13 +117,20 @@ class _Record:
         except OSError:
             return False
 
+    def is_outdated(self) -> bool:
+        """Tell whether the record has grown since it was read, other than by `add`."""
+        try:
+            return os.path.getsize(self._file) != self._length
+        except OSError:
+            return False
+
     def add(self, file: Path, content: _Content) -> None:
         name = self._name(file)
         if content in self._contents.get(name, set()):
             return
         with open(self._file, "ab", opener=_open_itself) as record:
             # Begins with the line break, which half a line before it lacks.
-            record.write(f"\n{json.dumps([name, *content])}".encode())
+            self._length += record.write(f"\n{json.dumps([name, *content])}".encode())
         self._contents.setdefault(name, set()).add(content)
 
     def _name(self, file: Path) -> str:

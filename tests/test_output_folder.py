@@ -156,6 +156,22 @@ def test_half_a_file_is_none(tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_two_commands_at_once(tmp_path) -> None:
+    """Each writes its own file, of which the last stays; none is half the other's."""
+    first, second = OutputFolder(tmp_path), OutputFolder(tmp_path)
+    with first.replacing(tmp_path / "a") as part:
+        part.write_text("first")
+        with second.replacing(tmp_path / "a") as others, others.open("w") as half:
+            half.write("sec")
+            half.flush()
+            assert part.read_text() == "first"
+            half.write("ond")
+        assert (tmp_path / "a").read_text() == "second"
+    assert (tmp_path / "a").read_text() == "first"
+    OutputFolder(tmp_path).check([tmp_path / "a"])
+    assert not list(tmp_path.glob(".*.part"))
+
+
 def test_outputs_are_no_inputs(tmp_path) -> None:
     photos = tmp_path / "photos"
     image = photos / "set" / "a.png"
