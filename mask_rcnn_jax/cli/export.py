@@ -6,6 +6,7 @@ loads either.
 
 import argparse
 import importlib.util
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,9 +115,9 @@ def _check_out(out: Path) -> None:
     """Raises UserError for what can be known to fail before the checkpoint is read."""
     if out.suffix not in (".onnx", ".stablehlo"):
         raise UserError(f"--out {out}: its name must end in .stablehlo or .onnx, which says what to write")
-    if out.is_dir():
+    if os.path.isdir(out):
         raise UserError(f"--out {out} is a folder; name a file")
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise UserError(f"--out {out}: the folder {out.parent} does not exist; make it first")
     if out.suffix == ".onnx" and importlib.util.find_spec("onnx") is None:
         raise UserError(f"--out {out} needs the package onnx: pip install 'mask-rcnn-jax[onnx]'")

@@ -15,6 +15,7 @@ import argparse
 import functools
 import glob
 import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -190,7 +191,7 @@ def _files(
 
 def _sequence_name(text: str, taken: Sequence[str]) -> str:
     """The last folder that an input spells out, with a number where it is taken."""
-    folder = Path(text) if Path(text).is_dir() else Path(text).parent
+    folder = Path(text) if os.path.isdir(text) else Path(text).parent
     name = next((part for part in reversed(folder.resolve().parts[1:]) if not glob.has_magic(part)), "sequence")
     numbered = (f"{name}_{k}" for k in itertools.count(2))
     return next(n for n in itertools.chain([name], numbered) if n not in taken)

@@ -64,7 +64,7 @@ def load_coco(config: CocoConfig | ShapesConfig, split: str) -> CocoDataset:
 
 def check_root(root: str | Path) -> Path:
     """The directory of a source; `UserError` where it does not exist."""
-    if not Path(root).is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"Data directory {root} does not exist; set data.source.root to a COCO-style directory.")
     return Path(root)
 
@@ -105,7 +105,7 @@ def read_annotations(path: Path, check_image: Callable[[Any], int] = check_image
 def image_directory(root: Path, split: str) -> Path:
     """The folder of the split's images; `UserError` where there is none."""
     for directory in (root / split, root / "images" / split):
-        if directory.is_dir():
+        if os.path.isdir(directory):
             return directory
     raise UserError(f"Image directory {root / split} does not exist; put the images of split '{split}' there.")
 

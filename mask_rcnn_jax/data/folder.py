@@ -1,5 +1,6 @@
 """A folder of images without annotations, to predict on."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -19,13 +20,13 @@ def image_folder(path: str | Path) -> CocoDataset:
     images by theirs are left out and counted. Raises `UserError` where there is no image.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{path} does not exist; name an image or a folder of images.")
     records: list[Record] = []
     problems: Counter[str] = Counter()
     examples: dict[str, str] = {}
     what = "images that cannot be read, left out"
-    for file in without_outputs(list_images(path), path) if path.is_dir() else [path]:
+    for file in without_outputs(list_images(path), path) if os.path.isdir(path) else [path]:
         try:
             with opened_image(file) as image:
                 height, width = displayed_size(image)

@@ -5,6 +5,7 @@ and whatever Pillow raises for a broken one becomes one of `UNREADABLE`.
 """
 
 import io
+import os
 import struct
 import threading
 import time
@@ -136,7 +137,7 @@ def list_images(folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Path]
         for path in folder.rglob("*")
         if path.suffix.lower() in suffixes
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+        and os.path.isfile(path)
     )
 
 

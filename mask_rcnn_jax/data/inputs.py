@@ -49,18 +49,18 @@ def frame_count(path: Path) -> int:
 def _files(text: str) -> list[tuple[Path, Path]] | str:
     """Files, each with its path relative to what names the outputs; or what is wrong."""
     path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(path):
         files = without_outputs(list_images(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES), path)
         images = [(image, image.relative_to(path)) for image in files]
         return images or f"{text} holds no image; name a folder of images or videos"
-    if path.exists():
+    if os.path.exists(path):
         return [(path, Path(path.name))]
     if not glob.has_magic(text):
         return f"{text} does not exist; name an image, a folder or a pattern"
     # Folders that are there are no pattern, whatever their names hold; below them files of one name may be in several.
     fixed = next((parent for parent in path.parents if os.path.isdir(parent)), Path())
     matches = sorted(glob.glob(str(path.relative_to(fixed)), root_dir=fixed, recursive=True))
-    files = without_outputs([fixed / match for match in matches if (fixed / match).is_file()], fixed)
+    files = without_outputs([fixed / match for match in matches if os.path.isfile(fixed / match)], fixed)
     images = [(file, file.relative_to(fixed)) for file in files]
     return images or f"{text} matches no file; correct the pattern"
 

@@ -5,6 +5,7 @@ tensorflow-datasets is imported when shards are first read; it needs no TensorFl
 
 import functools
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def version_directory(data_dir: str | Path, name: str, part: str) -> Path:
     """The folder of the dataset's highest version; `UserError` where there is none. `part` is a configuration."""
     folder = Path(data_dir) / name / part
     check_unicode(folder, "data.source.data_dir")
-    versions = [path for path in folder.glob("*.*.*") if (path / "dataset_info.json").is_file()]
+    versions = [path for path in folder.glob("*.*.*") if os.path.isfile(path / "dataset_info.json")]
     if not versions:
         raise UserError(f"{folder} holds no dataset; write it with mask-rcnn build-tfds, or set data.source.data_dir.")
     return max(versions, key=lambda path: [int(number) for number in path.name.split(".")])

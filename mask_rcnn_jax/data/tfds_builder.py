@@ -45,7 +45,7 @@ def build_tfds(
         if not re.fullmatch(r"[A-Za-z]\w*", word):
             raise UserError(f"'{word}' is no name for shards; use letters, digits and _, and begin with a letter.")
     check_unicode(Path(os.path.abspath(target)), "--out")
-    if target.exists():
+    if os.path.exists(target):
         raise UserError(f"{target} exists; remove it, or choose another --name or --out.")
     import_tfds()
     root = check_root(source.root)

@@ -4,6 +4,7 @@ A pixel is label * 1000 + number in an instance, and the bare label elsewhere; a
 is a group of objects that were not told apart.
 """
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -36,12 +37,12 @@ def read_cityscapes(root: Path) -> Source:
     Raises UserError where `root` is not laid out as Cityscapes is.
     """
     annotations = root / _ANNOTATIONS
-    if not annotations.is_dir():
+    if not os.path.isdir(annotations):
         raise UserError(
             f"Folder {annotations} does not exist; name the folder that holds {_ANNOTATIONS} and {_IMAGES}."
         )
     splits: dict[str, list[Task]] = {}
-    for folder in sorted(path for path in annotations.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in annotations.iterdir() if os.path.isdir(path)):
         masks = sorted(folder.glob(f"*/*{_SUFFIX}"))
         if masks:
             splits[folder.name] = [Task(mask.name, partial(_picture, root, folder.name, mask)) for mask in masks]

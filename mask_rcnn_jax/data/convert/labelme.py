@@ -52,7 +52,7 @@ def read_labelme(root: Path, classes: Sequence[str] | None = None) -> Source:
     `classes` are the labels to keep, in order; without it all are kept. Images that no JSON file speaks of are not
     converted: they may hold objects that nobody outlined yet. Raises UserError for a folder without JSON files.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"Folder {root} does not exist; name the folder with LabelMe's JSON files.")
     folders = split_folders(root) or {UNSPLIT: root}
     splits: dict[str, list[Task]] = {}

@@ -4,6 +4,7 @@ Coordinates are continuous pixels of the image as displayed, which covers [0, W]
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +77,7 @@ def numbered(names: Sequence[str]) -> dict[str, int]:
 
 def split_folders(root: Path) -> dict[str, Path]:
     """The folders of `root` that are named as splits; empty when there are none."""
-    return {name: root / name for name in SPLIT_FOLDERS if (root / name).is_dir()}
+    return {name: root / name for name in SPLIT_FOLDERS if os.path.isdir(root / name)}
 
 
 def choose_splits(source: Source, split: str | None, val_share: float | None) -> Source:

@@ -81,7 +81,7 @@ def _count(pictures: Sequence[Picture], which: Callable[[Instance], bool]) -> in
 
 
 def _check_target(out: Path, splits: Iterable[str], root: Path, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
+    if os.path.exists(out) and not os.path.isdir(out):
         raise UserError(f"--out {out} is a file; name a folder.")
     taken = {".", "..", "annotations"}
     for split in splits:
@@ -155,9 +155,8 @@ def _categories(source: Source, out: Path, pictures: dict[str, list[Picture]]) -
     of_split = pictures.values()
     used = sorted({instance.category for all_ in of_split for picture in all_ for instance in picture.instances})
     categories = source.categories or {name: index + 1 for index, name in enumerate(used)}
-    kept = sorted(
-        {*out.glob("annotations/instances_*.json")} - {out / "annotations" / _annotation_name(s) for s in pictures}
-    )
+    held = out.glob("annotations/instances_*.json") if os.path.isdir(out) else ()  # raises for a long name
+    kept = sorted({*held} - {out / "annotations" / _annotation_name(s) for s in pictures})
     for file in kept:
         try:
             listed = list_of(read_object(file), "categories")
@@ -231,7 +230,7 @@ def _move(target: Path, out: Path, splits: Sequence[str], replaced: Path) -> Non
     Annotations leave first and come last: in between the split has none, which every reader refuses. Where a move
     fails, those before it are undone.
     """
-    if not out.exists():
+    if not os.path.exists(out):
         os.replace(target, out)
         return
     (out / "annotations").mkdir(exist_ok=True)
@@ -240,7 +239,7 @@ def _move(target: Path, out: Path, splits: Sequence[str], replaced: Path) -> Non
     try:
         for split in splits:
             parts = Path("annotations") / _annotation_name(split), Path(split)
-            moves = [(out / part, replaced / part) for part in parts if (out / part).exists()]
+            moves = [(out / part, replaced / part) for part in parts if os.path.lexists(out / part)]
             moves += [(target / part, out / part) for part in reversed(parts)]
             for source, destination in moves:
                 os.replace(source, destination)

@@ -36,7 +36,7 @@ def read_yolo(path: Path, classes: Sequence[str] | None = None, boxes: Boxes = "
     for a folder that is laid out in another way, and for poses.
     """
     settings = _settings(path)
-    root = path.parent if settings is not None and path.is_file() else path
+    root = path.parent if settings is not None and os.path.isfile(path) else path
     if settings is None:
         names = list(classes or _listed_classes(root))
         images = {split: _listed(folder) for split, folder in _image_folders(root).items()}
@@ -66,7 +66,7 @@ def read_yolo(path: Path, classes: Sequence[str] | None = None, boxes: Boxes = "
 
 def _settings(path: Path) -> dict[Any, Any] | None:
     """The content of the YAML file at `path` or in the folder `path`, None for a folder without one."""
-    if path.is_dir():
+    if os.path.isdir(path):
         found = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
         if len(found) > 1:
             raise UserError(f"Folder {path} holds {len(found)} YAML files; name the one that describes the data.")
@@ -108,7 +108,7 @@ def _named_classes(settings: dict[Any, Any]) -> list[str]:
 
 def _listed_classes(root: Path) -> list[str]:
     for name in _CLASS_FILES:
-        if (root / name).is_file():
+        if os.path.isfile(root / name):
             try:
                 return [line.strip() for line in read_lines(root / name) if line.strip()]
             except ValueError as error:
@@ -118,10 +118,10 @@ def _listed_classes(root: Path) -> list[str]:
 
 def _image_folders(root: Path) -> dict[str, Path]:
     """Folders of images by split: images/SPLIT, SPLIT/images, images, or the folder itself."""
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"{root} does not exist; name a data.yaml or a folder.")
     images = root / "images"
-    return split_folders(images) or split_folders(root) or {UNSPLIT: images if images.is_dir() else root}
+    return split_folders(images) or split_folders(root) or {UNSPLIT: images if os.path.isdir(images) else root}
 
 
 def _images(root: Path, entries: Any) -> list[Path]:

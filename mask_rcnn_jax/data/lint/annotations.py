@@ -1,5 +1,6 @@
 """Checks of an annotation file: its entries, their ids, and what they refer to."""
 
+import os
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,7 @@ def read_split(root: Path, name: str, annotation_file: str) -> Split:
     content = _read(split, root / annotation_file)
     if content is None:
         return split
-    folders = [folder for folder in (name, f"images/{name}") if (root / folder).is_dir()]
+    folders = [folder for folder in (name, f"images/{name}") if os.path.isdir(root / folder)]
     if folders:
         split.folder = folders[0]
     else:

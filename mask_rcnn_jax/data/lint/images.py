@@ -55,7 +55,7 @@ def _inspect(root: Path, split: str, path: str, decode: bool) -> File:
     """Reads one file."""
     file = root / path
     try:
-        if not file.is_file():
+        if not os.path.isfile(file):
             return File(split, path, ("image-missing", "does not exist"))
         if file.stat().st_size == 0:
             return File(split, path, ("image-broken", "is empty: it has no bytes"))
