@@ -107,7 +107,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     result = evaluate_model(config.model, config.data, config.evaluation, variables, dataset, metadata.class_names)
     if not processes.is_first():
         return
-    print(format_table(result.metrics), *result.left_out, sep="\n")
+    print(format_table(result.metrics), *map(printable, result.left_out), sep="\n")
     shown, limit = result.dataset, config.data.max_pixels
     try:
         _write(result, metadata.step, outputs)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.experiment import load_experiment
+from mask_rcnn_jax.errors import printable
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.places import check_place
 from mask_rcnn_jax.training.importing import import_weights, read_classes
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         classes = None if options.classes is None else read_classes(options.classes)
         experiment = None if options.config is None else load_experiment(options.config)
         for line in import_weights(options.source, options.out, classes, experiment, options.set):
-            print(line)
+            print(printable(line))
 
     return run(command)
 

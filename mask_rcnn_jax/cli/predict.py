@@ -263,7 +263,8 @@ def _write_all(
                 except UserError as error:
                     failures.append(f"What was found in {found.path} cannot be written: {error}")
             if (frames := frame_count(Path(found.path))) > 1:
-                bar.write(f"{found.path} has {frames} frames; the first one is used", file=sys.stderr)
+                note = f"{found.path} has {frames} frames; the first one is used"
+                bar.write(printable(note), file=sys.stderr)
             count += len(found)
             bar.update()
     return count

@@ -17,7 +17,7 @@ from mask_rcnn_jax.cli.tables import open_table
 from mask_rcnn_jax.data import read_image
 from mask_rcnn_jax.data.inputs import InputImage
 from mask_rcnn_jax.data.video import VideoReader, VideoWriter
-from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.errors import UserError, printable
 from mask_rcnn_jax.inference import Detections
 from mask_rcnn_jax.inference.tracking import Tracker
 from mask_rcnn_jax.output_folder import OutputFolder
@@ -128,7 +128,7 @@ def predict_clip(
             yield frame
 
     with (
-        tqdm(total=clip.stated_frames, unit="frame", desc=name, disable=None) as bar,
+        tqdm(total=clip.stated_frames, unit="frame", desc=printable(name), disable=None) as bar,
         VideoWriter(video, clip.rate, outputs.replacing) as writer,
         outputs.replacing(table) as part,
         open_table(part) as append,

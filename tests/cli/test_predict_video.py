@@ -4,18 +4,24 @@ import csv
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
+from mask_rcnn_jax.cli import videos
 from mask_rcnn_jax.cli.main import main
+from mask_rcnn_jax.cli.predict import _write_all
+from mask_rcnn_jax.data.inputs import InputImage
 from mask_rcnn_jax.data.video import VideoReader, VideoWriter
-from mask_rcnn_jax.inference import Predictor
+from mask_rcnn_jax.inference import Detections, Predictor
 from mask_rcnn_jax.inference.augmented import AugmentationConfig
-from mask_rcnn_jax.inference.checkpoint import Metadata
-from mask_rcnn_jax.output_folder import RECORD
+from mask_rcnn_jax.inference.checkpoint import Metadata, Model
+from mask_rcnn_jax.models import MaskRCNNConfig
+from mask_rcnn_jax.output_folder import RECORD, OutputFolder
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.checkpoint import Checkpoints
 from mask_rcnn_jax.training.step import init_state
@@ -147,3 +153,26 @@ def test_frames_of_too_many_pixels_are_refused(checkpoint, tmp_path, capsys) -> 
     path = video(tmp_path / "a.mp4", 2)
     assert predict(checkpoint, tmp_path / "out", path, "--max-pixels", 48 * 64 - 1) == 1
     assert "a.mp4 has frames of 64 x 48, more than data.max_pixels 3071" in capsys.readouterr().err
+
+
+def test_names_that_would_rule_the_terminal_are_escaped(tmp_path, monkeypatch, capsys) -> None:
+    """A progress bar on a terminal has the name of its video; a note has that of an animated image."""
+    monkeypatch.setattr(videos, "tqdm", lambda *given, **named: tqdm(*given, **named | {"disable": False}))
+    monkeypatch.setattr(videos, "Tracker", lambda: SimpleNamespace(update=lambda found: np.zeros(0, int)))
+    name = "\x1b[2Jclip"
+    clip = SimpleNamespace(rate=Fraction(5), problem=None, stated_frames=2, frames=lambda: [noise(16, 16)] * 2)
+    nothing = Detections.from_coco([], 16, 16, CLASS_NAMES)
+    stub = SimpleNamespace(stream=lambda images: [nothing for _ in images])
+    assert videos.predict_clip(stub, clip, name, OutputFolder(tmp_path), []) == (2, 0)
+
+    animated = tmp_path / f"{name}.gif"
+    image = Image.fromarray(noise(16, 16))
+    image.save(animated, save_all=True, append_images=[image.rotate(90)])
+    found = Detections.from_coco([], 16, 16, CLASS_NAMES, path=str(animated))
+    model = Model(MaskRCNNConfig(), DATA, {}, CLASS_NAMES, (1,), 7)
+    stub = SimpleNamespace(shapes=[], stream=lambda images, on_error: [found])
+    assert _write_all(stub, model, [InputImage(animated, name)], [], []) == 0
+
+    said = capsys.readouterr().err
+    assert "\x1b[2J" not in said
+    assert said.count("\\x1b[2Jclip") >= 2

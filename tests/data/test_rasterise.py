@@ -158,7 +158,7 @@ def test_counts_that_pycocotools_would_misread(digits):
 
 @pytest.mark.parametrize("polygons", [[{}], [None], [10**400] * 6, [(1, 2, 3, 4, 5, "x")]])
 def test_what_is_no_list_of_polygons(polygons):
-    with pytest.raises(ValueError, match="it is no list|not all coordinates"):
+    with pytest.raises(ValueError, match=r"it is no list|not all coordinates"):
         to_rle(polygons, 12, 16)
     square = (1, 1, 5, 1, 5, 5, 1, 5)
     assert to_rle([square], 12, 16) == to_rle([list(square)], 12, 16) == to_rle([np.array(square)], 12, 16)
