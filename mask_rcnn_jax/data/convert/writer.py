@@ -26,6 +26,10 @@ PlaceImage = Literal["link", "symlink", "copy"]
 _NO_LINKS = (errno.ENOSYS, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP)  # as of FAT, and some network file systems
 
 
+class _NotUndone(Exception):
+    """A failure after which what was replaced is not back in its place."""
+
+
 @dataclass(frozen=True)
 class Written:
     """What was converted."""
@@ -115,6 +119,7 @@ def _write(
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=parent))
+    replaced = beside / "replaced"
     try:
         target = beside / "coco"
         (target / "annotations").mkdir(parents=True)
@@ -123,9 +128,15 @@ def _write(
                 _place(picture, target / split / picture.file_name, images)
             content = json.dumps(_coco(of_split, categories), separators=(",", ":"))
             (target / "annotations" / _annotation_name(split)).write_text(content)
-        _move(target, out, list(pictures), beside / "replaced")
-    finally:
+        _move(target, out, list(pictures), replaced)
+    except _NotUndone as error:
+        raise UserError(
+            f"{out} cannot be written ({error}), nor put back what it held, which lies in {replaced}; move it back."
+        ) from None
+    except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
+        raise
+    shutil.rmtree(beside, ignore_errors=True)
 
 
 def _read(tasks: Sequence[Task], cases: list[Case]) -> list[Picture]:
@@ -228,7 +239,7 @@ def _move(target: Path, out: Path, splits: Sequence[str], replaced: Path) -> Non
     """Moves what was written to its place; what it replaces goes to `replaced`.
 
     Annotations leave first and come last: in between the split has none, which every reader refuses. Where a move
-    fails, those before it are undone.
+    fails, those before it are undone; _NotUndone where that fails, too.
     """
     if not os.path.exists(out):
         os.replace(target, out)
@@ -242,9 +253,13 @@ def _move(target: Path, out: Path, splits: Sequence[str], replaced: Path) -> Non
             moves = [(out / part, replaced / part) for part in parts if os.path.lexists(out / part)]
             moves += [(target / part, out / part) for part in reversed(parts)]
             for source, destination in moves:
+                moved.append((source, destination))  # before it is: Ctrl-C may come between the two
                 os.replace(source, destination)
-                moved.append((source, destination))
-    except BaseException:
-        for source, destination in reversed(moved):
-            os.replace(destination, source)
+    except BaseException as error:
+        try:
+            for source, destination in reversed(moved):
+                if not os.path.lexists(source):
+                    os.replace(destination, source)
+        except (OSError, KeyboardInterrupt):
+            raise _NotUndone(str(error) or "interrupted") from error
         raise

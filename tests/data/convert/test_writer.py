@@ -110,6 +110,44 @@ def test_a_failed_move_is_undone(tmp_path, monkeypatch, capsys, call):
     assert everything(tmp_path) == before
 
 
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_an_interruption_right_after_a_move(tmp_path, monkeypatch, call):
+    source, out = write_input(tmp_path / "in"), tmp_path / "out"
+    assert convert("labelme", source, "--out", out) == 0
+    before, calls, replace = everything(tmp_path), [], os.replace
+
+    def interrupt(*arguments):
+        replace(*arguments)
+        calls.append(arguments)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    assert convert("labelme", source, "--out", out, "--overwrite") == 130
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("call", [2, 3, 4])
+def test_what_cannot_be_put_back_is_kept(tmp_path, monkeypatch, capsys, call):
+    """The disk fails for good in the middle: what stood there is not deleted with what was to replace it."""
+    source, out = write_input(tmp_path / "in"), tmp_path / "out"
+    assert convert("labelme", source, "--out", out) == 0
+    before, calls, replace = everything(out), [], os.replace
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) >= call:
+            raise OSError("Input/output error")
+        replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", fail)
+    assert convert("labelme", source, "--out", out, "--overwrite") == 2
+    (replaced,) = tmp_path.glob(".out-*/replaced")
+    assert f"(Input/output error), nor put back what it held, which lies in {replaced}" in capsys.readouterr().err
+    kept = everything(out) | everything(replaced)
+    assert {name: kept.get(name) for name in before} == before
+
+
 @pytest.mark.parametrize("spelling", ["same", "link", "dots"])
 @pytest.mark.parametrize("how", ["labelme", "via"])
 def test_the_input_is_never_replaced(tmp_path, capsys, how, spelling):
