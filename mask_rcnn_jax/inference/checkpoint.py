@@ -6,6 +6,7 @@ are beside them in `evaluation.json`; older checkpoints have theirs in `metadata
 """
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -214,9 +215,14 @@ def _choose(run: _Run, steps: list[int], which: str) -> int:
         return _as_step(which, run.folder)
     scores: dict[int, float] = {}
     for step in steps:
-        with whole(run.folder / str(step)):
-            if metrics := stored_metrics(run.plain / str(step)):
-                scores[step] = score(metrics)
+        try:
+            metrics = stored_metrics(run.plain / str(step))
+        except Damaged as error:
+            if not os.path.exists(run.plain / str(step) / "metadata" / "metadata"):
+                continue  # it is being removed by its run, or was when that was killed, and so is not the best
+            raise damaged(run.folder / str(step), error) from error
+        if metrics:
+            scores[step] = score(metrics)
     # A run stopped before its first evaluation has no best; its latest is what there is.
     return best_step(scores) if scores else steps[-1]
 

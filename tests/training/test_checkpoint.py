@@ -154,6 +154,18 @@ def test_inference_takes_the_named_checkpoint(run, which, step):
     np.testing.assert_array_equal(jax.tree.leaves(variables)[0], jax.tree.leaves(state.variables)[0] + step)
 
 
+def test_the_best_is_found_beside_one_that_is_half_removed(run, tmp_path):
+    """As a run that goes on removes it meanwhile, or left it when it was killed."""
+    copied = Path(shutil.copytree(run[0], tmp_path / "run"))
+    half_removed = copied / "checkpoints" / "4"
+    for item in ("metadata", "model"):
+        shutil.rmtree(half_removed / item)
+    assert restore_for_inference(copied)[2].step == 2
+    (copied / "checkpoints" / "5" / "evaluation.json").write_text("{")
+    with pytest.raises(UserError, match="5 is damaged or half copied"):
+        restore_for_inference(copied)
+
+
 def test_a_checkpoint_can_be_named_by_its_folder(run, tmp_path):
     workdir, _, _ = run
     assert restore_for_inference(workdir / "checkpoints" / "4")[2].step == 4
