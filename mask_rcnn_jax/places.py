@@ -21,7 +21,7 @@ def run_folder(path: Path) -> Path:
 
 def latest_step(workdir: Path) -> int | None:
     """Return the step of the latest finished checkpoint of the run in `workdir`, be it whole or not; None without."""
-    return max((int(path.name) for path in _inside(workdir / FOLDER) if _is_checkpoint(path)), default=None)
+    return max((int(path.name) for path in inside(workdir / FOLDER) if _is_checkpoint(path)), default=None)
 
 
 def check_place(option: str, path: Path) -> None:
@@ -34,7 +34,7 @@ def check_place(option: str, path: Path) -> None:
         )
     real = Path(os.path.realpath(path))
     for folder in (real, *real.parents):
-        if _is_checkpoint(folder) or (folder.name == FOLDER and any(map(_is_checkpoint, _inside(folder)))):
+        if _is_checkpoint(folder) or (folder.name == FOLDER and any(map(_is_checkpoint, inside(folder)))):
             raise UserError(
                 f"{option} {path} lies in {folder}, which belongs to a run's checkpoints and is deleted with them; name"
                 " another place"
@@ -45,5 +45,11 @@ def _is_checkpoint(folder: Path) -> bool:
     return folder.name.isdecimal() and all(os.path.isdir(folder / item) for item in ("model", "metadata"))
 
 
-def _inside(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if os.path.isdir(folder) else []
+def inside(folder: Path) -> list[Path]:
+    """Return what lies in a folder, nothing where there is none. Raises `UserError` where it cannot be listed."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror or error}); mend that") from None

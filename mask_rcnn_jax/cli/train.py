@@ -1,6 +1,7 @@
 """`python train.py`: trains a model, and goes on where it stopped when started again with the same workdir."""
 
 import argparse
+import os
 from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
@@ -73,7 +74,7 @@ def _profile_steps(text: str) -> ProfileSteps:
 
 def _name(config: Path) -> str:
     """The run's name: that of the file, or of the folder, which may have a dot in it."""
-    return config.resolve().name if config.is_dir() else config.stem
+    return config.resolve().name if os.path.isdir(config) else config.stem
 
 
 def _config(file: Path | None, workdir: Path) -> tuple[ExperimentConfig, bool]:
@@ -81,4 +82,4 @@ def _config(file: Path | None, workdir: Path) -> tuple[ExperimentConfig, bool]:
     if file is None and (stored := read_config(workdir)) is not None:
         return stored, False
     file = file or DEFAULT_CONFIG
-    return load_experiment(file), not file.is_dir()
+    return load_experiment(file), not os.path.isdir(file)

@@ -1,5 +1,6 @@
 """Runs a finished run again, and says whether it comes to the same bits."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 from mask_rcnn_jax.data import fingerprint
 from mask_rcnn_jax.determinism import is_deterministic, use_deterministic_programs
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.places import inside
 from mask_rcnn_jax.training import provenance
 from mask_rcnn_jax.training.datasets import load_datasets
 from mask_rcnn_jax.training.loop import train
@@ -35,7 +37,7 @@ def reproduce(workdir: Path, out: Path, say: Callable[[str], None]) -> Verdict:
     if config is None:
         raise UserError(f"{workdir} holds no run")
     expected = provenance.read_result(workdir)
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+    if os.path.lexists(out) and (inside(out) or not os.path.isdir(out)):
         raise UserError(f"--out {out} is there already; name a folder that is not, or remove it")
     if any(is_deterministic(start["environment"].get("XLA_FLAGS", "")) for start in starts):
         use_deterministic_programs()  # before the devices are counted

@@ -13,7 +13,7 @@ from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import differences, from_json, to_json
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import replacing
-from mask_rcnn_jax.places import FOLDER, check_place
+from mask_rcnn_jax.places import FOLDER, check_place, inside
 from mask_rcnn_jax.ranges import with_incidentals_of
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.provenance import METRICS_FILE, STARTS_FILE
@@ -27,11 +27,15 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of 
 def read_config(workdir: Path) -> ExperimentConfig | None:
     """The configuration of the run in `workdir`, or None where there is no run."""
     path = workdir / CONFIG_FILE
-    if not path.is_file():
-        return None
     try:
-        tree = json.loads(path.read_text())
-    except ValueError as error:
+        tree = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); mend that, or use another folder"
+        ) from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); use another --workdir") from None
     try:
         return from_json(ExperimentConfig, tree)
@@ -73,8 +77,8 @@ def check_workdir(workdir: Path) -> None:
     """Raises `UserError` where no run can begin or go on in `workdir`, whatever its settings are. Touches nothing."""
     check_place("--workdir", workdir)
     checkpoints = _checkpoints(workdir)
-    began = any((workdir / name).exists() for name in (METRICS_FILE, STARTS_FILE))
-    if checkpoints and not began and not any((path / "optimizer").exists() for path in checkpoints):
+    began = any(os.path.exists(workdir / name) for name in (METRICS_FILE, STARTS_FILE))
+    if checkpoints and not began and not any(os.path.exists(path / "optimizer") for path in checkpoints):
         raise UserError(
             f"{workdir} holds weights to start from, such as an import's, and no run that could be resumed; to start"
             f" from them, train in another --workdir with pretrained={workdir}"
@@ -111,12 +115,11 @@ def _lock(workdir: Path, stack: ExitStack) -> list[str]:
 
 def _checkpoints(workdir: Path) -> list[Path]:
     """List the finished checkpoints."""
-    folder = workdir / FOLDER
-    return [path for path in folder.iterdir() if path.name.isdecimal()] if os.path.isdir(folder) else []
+    return [path for path in inside(workdir / FOLDER) if path.name.isdecimal()]
 
 
 def _trained(workdir: Path) -> list[str]:
     """What of a run lies in the folder: checkpoints, finished or not, and metrics."""
     folder, metrics = workdir / FOLDER, workdir / METRICS_FILE
-    found = [FOLDER] if folder.is_dir() and any(folder.iterdir()) else []
+    found = [FOLDER] if inside(folder) else []
     return [*found, METRICS_FILE] if metrics.is_file() and metrics.stat().st_size else found

@@ -48,6 +48,12 @@ def test_a_config_file_that_is_not_there_is_named(capsys, tmp_path):
     assert "nowhere.py does not exist" in refused(capsys, tmp_path, "--config", str(tmp_path / "nowhere.py"))
 
 
+@pytest.mark.parametrize("option", ["--config", "--workdir"])
+def test_names_that_no_file_system_takes_are_refused(capsys, option):
+    assert main([option, "a" * 5000]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_a_config_of_something_else_is_named(capsys, tmp_path):
     file = tmp_path / "other.py"
     file.write_text("from mask_rcnn_jax.data import CocoConfig\n\n\ndef get_config():\n    return CocoConfig()\n")

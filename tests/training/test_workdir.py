@@ -4,12 +4,14 @@ import errno
 import fcntl
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoConfig, LvisConfig, MixtureConfig, TfdsConfig
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.places import latest_step
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.workdir import check_workdir, claim, locked, read_config
 from tests.tiny import tiny_experiment
@@ -100,9 +102,28 @@ def test_a_spoilt_configuration_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
         read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
+        read_config(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="does not fit this version"):
         read_config(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """Names that are too long fail as folders do that may not be searched, whoever runs the tests."""
+    with pytest.raises(UserError, match=r"config\.json cannot be read \(File name too long\); mend that"):
+        read_config(tmp_path / ("a" * 300))
+    with pytest.raises(UserError, match=r"checkpoints cannot be read \(File name too long\); mend that"):
+        check_workdir(tmp_path / ("a" * 300))
+
+    def fails(folder):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "iterdir", fails)
+    for action in (check_workdir, latest_step, lambda workdir: claim(workdir, tiny_experiment(workdir))):
+        with pytest.raises(UserError, match=r"checkpoints cannot be read \(Stale file handle\); mend that"):
+            action(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
