@@ -1,7 +1,8 @@
 """Parts of predictors, one a class or keypoint, taken by the names of the classes and keypoints."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,11 +72,22 @@ BY_NUMBER = ByName()
 
 
 def match(of_weights: Sequence[str], of_model: Sequence[str]) -> Matched | None:
-    """Find the names of the model among those of the weights; None where either has none."""
+    """Find the names of the model among those of the weights; None where either has none.
+
+    A name that occurs several times is found as often as it is there, one after the other.
+    """
     if not of_weights or not of_model:
         return None
-    places = {name: place for place, name in reversed([*enumerate(of_weights)])}
-    return Matched(tuple(of_model), tuple(map(places.get, of_model)), len(of_weights))
+    places = {name: place for place, name in enumerate(_numbered(of_weights))}
+    return Matched(tuple(of_model), tuple(map(places.get, _numbered(of_model))), len(of_weights))
+
+
+def _numbered(names: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Each name with how often it has occurred before."""
+    seen: Counter[str] = Counter()
+    for name in names:
+        yield name, seen[name]
+        seen[name] += 1
 
 
 def listed(names: Sequence[str], separator: str = ", ", shown: int = 5) -> str:

@@ -292,6 +292,14 @@ def test_rows_of_other_numbers_of_classes():
     np.testing.assert_array_equal(flat(after)["mask_head/predictor_bias"], masks[np.array([3, 1])])
 
 
+def test_classes_of_one_name_keep_their_own_predictors():
+    found = [match("aab", names) for names in ("aab", "baaa", "bc")]
+    same, more, other = (matched for matched in found if matched is not None)
+    assert (same.places, same.describe("classes")) == ((0, 1, 2), ["  predictors kept: its classes are the same"])
+    assert (more.places, more.reset) == ((2, 0, 1, None), ["a"])
+    assert other.places == (2, None)
+
+
 def test_keypoints_go_by_their_names():
     """Without compiling or drawing a model: the rows alone."""
     keypoints = ByName(keypoints=match(["nose", "left", "right"], ["right", "tail", "nose"]))
