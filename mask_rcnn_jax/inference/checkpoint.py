@@ -7,7 +7,7 @@ are beside them in `evaluation.json`; older checkpoints have theirs in `metadata
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,8 @@ def load_model(path: str | Path, which: str = "best", average: bool = False) -> 
     with fitting(stored.folder):
         data = from_json(DataConfig, stored.experiment["data"])
     metadata = stored.metadata
+    with whole(stored.folder):
+        _check_names(stored.model, metadata)
     names = metadata.keypoint_names or _older_keypoint_names(stored.model, data)
     return Model(
         stored.model, data, stored.variables, metadata.class_names, metadata.category_ids, metadata.step, names
@@ -146,6 +148,19 @@ def stored_metrics(checkpoint: Path) -> dict[str, float] | None:
 def best_step(scores: Mapping[int, float]) -> int:
     """The step of the highest score, the earliest of equal ones."""
     return max(sorted(scores), key=lambda step: scores[step])
+
+
+def _check_names(model: MaskRCNNConfig, metadata: Metadata) -> None:
+    """Raise `Damaged` where the model has not as many classes, or keypoints, as the metadata name."""
+    counts: list[tuple[str, Sequence[Any], int]] = [
+        ("class_names", metadata.class_names, model.num_classes),
+        ("category_ids", metadata.category_ids, model.num_classes),
+    ]
+    if metadata.keypoint_names and model.keypoint_head is not None:
+        counts += [("keypoint_names", metadata.keypoint_names, model.keypoint_head.num_keypoints)]
+    for key, found, expected in counts:
+        if len(found) != expected:
+            raise Damaged(f"{key} of the metadata are {len(found)}, and the model has {expected}")
 
 
 def _older_keypoint_names(model: MaskRCNNConfig, data: DataConfig) -> tuple[str, ...]:

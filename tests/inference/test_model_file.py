@@ -13,7 +13,8 @@ from mask_rcnn_jax import load_model
 from mask_rcnn_jax.data import CocoConfig, DataConfig, ShapesConfig
 from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.inference.checkpoint import Metadata, _older_keypoint_names
+from mask_rcnn_jax.inference.checkpoint import Metadata, _check_names, _older_keypoint_names
+from mask_rcnn_jax.inference.stored import Damaged
 from mask_rcnn_jax.models import MaskRCNNConfig
 from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
 from mask_rcnn_jax.training.checkpoint import Checkpoints
@@ -133,6 +134,24 @@ def test_another_version_is_named(copied, change, part) -> None:
     message = refused(copied)
     assert "is of another version" in message
     assert part in message
+
+
+@pytest.mark.parametrize("key", ["class_names", "category_ids"])
+def test_names_and_ids_are_those_of_all_classes(copied, key) -> None:
+    file = copied / "metadata" / "metadata"
+    tree = json.loads(file.read_text())
+    tree[key].pop()
+    file.write_text(json.dumps(tree))
+    assert f"{key} of the metadata are 5, and the model has 6" in refused(copied)
+
+
+def test_keypoints_are_named_all_or_none() -> None:
+    model = MaskRCNNConfig(num_classes=2, keypoint_head=KeypointHeadConfig(num_keypoints=3))
+    metadata = Metadata(("a", "b"), (1, 2))
+    _check_names(model, metadata)
+    _check_names(model, replace(metadata, keypoint_names=("x", "y", "z")))
+    with pytest.raises(Damaged, match="keypoint_names of the metadata are 2, and the model has 3"):
+        _check_names(model, replace(metadata, keypoint_names=JOINTS))
 
 
 @pytest.mark.parametrize(("key", "value"), [("fc_channels", 48), ("num_fcs", 3)])
