@@ -29,6 +29,7 @@ from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.places import check_place, run_folder
 from mask_rcnn_jax.ranges import Range
 from mask_rcnn_jax.training import ExperimentConfig, restore_for_inference
+from mask_rcnn_jax.training.datasets import check_alike
 from mask_rcnn_jax.training.workdir import read_config
 from mask_rcnn_jax.visualize import picture_files, write_pictures
 
@@ -95,6 +96,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     _check_fits(config.model, variables)
     dataset = load_dataset(config.data.source, options.split or config.data.source.val_split)
     dataset = verify_images(dataset, config.data)
+    check_alike({"eval": dataset})
     outputs = OutputFolder(out, [dataset.annotation_file, *(r.path for r in dataset.records)], options.overwrite)
     outputs.check([*_files(out), *picture_files(dataset, out, options.pictures)])
     images = f"{len(dataset.records)} images of {dataset.annotation_file}"

@@ -1,6 +1,16 @@
 """The data of a run, checked before the first step for everything that can be."""
 
-from mask_rcnn_jax.data import CocoDataset, eval_batches, load_dataset, trainable_records, verify_images
+from collections.abc import Mapping
+
+from mask_rcnn_jax import processes
+from mask_rcnn_jax.data import (
+    CocoDataset,
+    eval_batches,
+    fingerprint,
+    load_dataset,
+    trainable_records,
+    verify_images,
+)
 from mask_rcnn_jax.data.keypoint_flips import describe_flips, mirrored
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import keypoint_sigmas
@@ -27,7 +37,26 @@ def load_datasets(config: ExperimentConfig) -> dict[str, CocoDataset]:
     train_set, val_set = verify_images(train_set, config.data), verify_images(val_set, config.data)
     trainable_records(train_set, config.data)
     eval_batches(val_set, config.data, 1).close()  # raises where an image cannot fit the canvas
-    return {"train": train_set, "val": val_set}
+    datasets = {"train": train_set, "val": val_set}
+    check_alike(datasets)
+    return datasets
+
+
+def check_alike(datasets: Mapping[str, CocoDataset]) -> None:
+    """Raise `UserError` in all processes where one of them has read other images or annotations than the first.
+
+    Each takes its share of what it has read itself: of other lists, images would be left out and others counted twice.
+    """
+    if processes.index_and_count()[1] == 1:
+        return
+    first, *others = processes.gather({split: fingerprint(dataset) for split, dataset in datasets.items()})
+    for index, found in enumerate(others, 1):
+        for split in first:
+            if found[split] != first[split]:
+                raise UserError(
+                    f"process {index} has read other images or annotations of {datasets[split].annotation_file} than"
+                    " the first process; give all hosts the same data"
+                )
 
 
 def _check_keypoints(config: ExperimentConfig, train_set: CocoDataset, val_set: CocoDataset) -> None:

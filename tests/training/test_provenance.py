@@ -11,11 +11,13 @@ import jax
 import numpy as np
 import pytest
 
+from mask_rcnn_jax import processes
 from mask_rcnn_jax.data import CocoDataset, Record, ShapesConfig, fingerprint, load_dataset, prepare_source
 from mask_rcnn_jax.data.packed import Selection
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Variables
 from mask_rcnn_jax.training import provenance
+from mask_rcnn_jax.training.datasets import check_alike
 from mask_rcnn_jax.training.reproduce import how_to_get_code
 from mask_rcnn_jax.training.step import TrainState, init_state
 from tests.tiny import tiny_experiment
@@ -35,6 +37,17 @@ def dataset(config):
 @pytest.fixture(scope="module")
 def state(config):
     return init_state(config)
+
+
+def test_all_processes_have_the_same_data(dataset, monkeypatch):
+    other = replace(dataset, records=list(dataset.records)[1:])
+    check_alike({"train": dataset})
+    monkeypatch.setattr(processes, "index_and_count", lambda: (0, 3))
+    monkeypatch.setattr(processes, "gather", lambda found: [found] * 3)
+    check_alike({"train": dataset, "val": other})
+    monkeypatch.setattr(processes, "gather", lambda found: [found, found, found | {"val": fingerprint(dataset)}])
+    with pytest.raises(UserError, match=r"process 2 has read other images or annotations of .* than the first"):
+        check_alike({"train": dataset, "val": other})
 
 
 def test_a_start_says_what_is_needed_to_repeat_it(state, dataset, tmp_path):
