@@ -35,7 +35,9 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     run code, or would take much more memory than the file has bytes.
     """
     path = Path(path)
-    if path.is_dir():
+    if "\0" in str(path):  # as a configuration's may have
+        raise UserError(f"{path} is not the name of a file")
+    if os.path.isdir(path):
         raise UserError(f"{path} is a folder, not a file of weights")
     try:
         with path.open("rb") as file:

@@ -1,5 +1,6 @@
 """The state that a run starts from, and the weights in it."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -41,7 +42,7 @@ def first_variables(config: ExperimentConfig, names: Metadata) -> tuple[Variable
     if config.pretrained is None:
         return variables, []
     try:
-        if Path(config.pretrained).is_dir():
+        if os.path.isdir(config.pretrained):
             variables, lines = _from_checkpoint(Path(config.pretrained), config, variables, names)
         else:
             variables, lines = load_weights(config.pretrained, config.model, variables, names.class_names)

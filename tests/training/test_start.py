@@ -91,6 +91,17 @@ def test_names_decide_which_predictors_are_kept(run):
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [("a" * 5000, "cannot be read: File name too long"), ("a\0b", "is not the name of a file")],
+    ids=["long", "null"],
+)
+def test_names_that_no_file_has_are_refused(run, name, message):
+    """As the configuration in a folder of unknown origin may have them."""
+    with pytest.raises(UserError, match=f"^pretrained=.*{message}"):
+        first_variables(replace(run[1], pretrained=name), named("abcdef"))
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"channel_order": "bgr"}, "made with model.channel_order=rgb, the model has bgr; set the model as"),
