@@ -94,8 +94,15 @@ def finished_steps(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
-def is_writing_checkpoint(workdir: Path) -> bool:
-    return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+def is_writing_checkpoint(workdir: Path, since: float) -> bool:
+    """Whether a checkpoint was begun after the time `since` and is not finished; a kill leaves what it cut off."""
+    for path in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"):
+        try:
+            if path.stat().st_ctime > since:
+                return True
+        except FileNotFoundError:
+            continue  # finished
+    return False
 
 
 def arrays(workdir: Path, step: int) -> dict[str, Any]:
