@@ -13,7 +13,7 @@ from tests.data.test_augment import scenes
 
 ROOT = Path(__file__).parents[2]
 LOADING = """
-import multiprocessing, sys
+import multiprocessing, sys, time
 from pathlib import Path
 from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.data import CocoConfig, DataConfig, load_coco, train_batches
@@ -26,8 +26,7 @@ def command():
     maps = Path(f"/proc/{worker.pid}/maps")
     mapped = {line.split()[5] for line in maps.open() if "/dev/shm/" in line} if maps.exists() else ()
     print("loading", *mapped, flush=True)
-    for _ in batches:
-        pass
+    time.sleep(600)  # while the worker loads ahead
 
 if __name__ == "__main__":
     sys.exit(run(command))
