@@ -74,7 +74,7 @@ class _OneFileEach:
         return [out / cls.folder / f"{image.name}{cls.suffix}"]
 
     def save(self, name: str, write: Callable[[Path], object]) -> None:
-        """Has `write` write the file `name` below `place`."""
+        """Have `write` write the file `name` below `place`."""
         try:
             with self._outputs.replacing(self.place / name) as part:
                 write(part)

@@ -170,5 +170,5 @@ class AnnotationReader:
 
 
 def _is_side(low: float, high: float) -> bool:
-    """Whether a side has a length that is still there in float32, as boxes are."""
+    """Tell whether a side has a length that is still there in float32, as boxes are."""
     return bool(high - low >= _SHORTEST_SIDE and np.float32(high) > np.float32(low))

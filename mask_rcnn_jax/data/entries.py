@@ -106,7 +106,7 @@ def file_name(entry: JsonObject, key: str = "file_name") -> str:
 
 
 def is_unicode(value: str) -> bool:
-    """Whether the text has no half of a surrogate pair, which JSON can hold and nothing can print."""
+    """Tell whether the text has no half of a surrogate pair, which JSON can hold and nothing can print."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -115,7 +115,7 @@ def is_unicode(value: str) -> bool:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a value is a finite number that may measure something; true and false are none."""
+    """Tell whether a value is a finite number that may measure something; true and false are none."""
     return type(value) in (int, float) and -_LARGEST < value < _LARGEST
 
 

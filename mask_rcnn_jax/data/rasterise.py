@@ -158,7 +158,7 @@ def _bounded(coordinates: Any) -> Float[np.ndarray, " n"]:
 
 
 def _is_short(coordinates: Float[np.ndarray, " n"]) -> bool:
-    """Whether pycocotools walks the outline in at most `_WALKED` steps."""
+    """Tell whether pycocotools walks the outline in at most `_WALKED` steps."""
     corners = coordinates.reshape(-1, 2)
     if _FIFTHS * 2 * np.abs(coordinates).max() * len(corners) <= _WALKED:
         return True

@@ -35,6 +35,6 @@ def _count(values: Any) -> int:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether this is a finite number, NumPy's too; true and false are none."""
+    """Tell whether this is a finite number, NumPy's too; true and false are none."""
     is_real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     return is_real and bool(-_LARGEST <= value <= _LARGEST)

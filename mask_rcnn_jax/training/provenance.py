@@ -67,7 +67,7 @@ def check_data(workdir: Path, datasets: Mapping[str, CocoDataset]) -> Data:
 
 
 def _data_of(workdir: Path, step: int | None) -> Data:
-    """What is recorded of the data with which the run came to `step`."""
+    """Return what is recorded of the data with which the run came to `step`."""
     try:
         starts = [json.loads(line) for line in (workdir / STARTS_FILE).read_text().splitlines()]
         # Of several starts before this step the last one led to it.
@@ -228,7 +228,7 @@ def describe_code() -> tuple[dict[str, Any], bytes]:
 
 
 def _git(root: Path, *arguments: str) -> bytes | None:
-    """What git prints, as far as it is needed, or None where there is no git, no checkout, or no such file."""
+    """Return what git prints, as far as it is needed, or None where there is no git, no checkout, or no such file."""
     command = ["git", "-C", str(root), *arguments]
     try:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mask_rcnn_jax.data import CocoDataset, read_image
-from mask_rcnn_jax.models import MaskRCNNConfig, Variables
+from mask_rcnn_jax.models import MaskRCNNConfig
 from mask_rcnn_jax.training import ExperimentConfig, ScheduleConfig, SGDConfig, StepDecay
 from mask_rcnn_jax.training.step import init_state, make_train_step
 from tests.conformance import trained, training
@@ -77,11 +77,7 @@ def our_course(seed: int) -> Course:
         batch = replace(batch, example_index=np.arange(step * BATCH, (step + 1) * BATCH, dtype=np.int32))
         state, measures = step_fn(state, batch)
         losses.append({name: float(measures[name]) for name in training.LOSSES.values() if name in measures})
-    return Course(losses, ours_evaluated(config.model, state.variables))
-
-
-def ours_evaluated(config: MaskRCNNConfig, variables: Variables) -> dict[str, float]:
-    return evaluated(config, variables, dataset(DATA))
+    return Course(losses, evaluated(config.model, state.variables, dataset(DATA)))
 
 
 def model_config() -> MaskRCNNConfig:

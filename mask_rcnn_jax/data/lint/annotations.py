@@ -200,7 +200,7 @@ def _check_keypoints(annotation: dict[str, Any], num_keypoints: int) -> list[tup
 
 
 def _check_copies(annotation: dict[str, Any], alike: dict[Hashable, list[dict[str, Any]]]) -> list[tuple[str, str]]:
-    """Whether an earlier annotation of the image, in `alike`, has the same category, box and mask, which is whole."""
+    """Find an earlier annotation of the image, in `alike`, with the same category, box and mask, which is whole."""
     key = (annotation["image_id"], annotation["category_id"], shown(annotation["bbox"]))
     earlier = alike.setdefault(key, [])
     mask = _outline(annotation)
