@@ -1,12 +1,14 @@
 """Places that belong to the checkpoints of a run, where nothing else is written, and those that are no folders."""
 
 import os
+import re
 from pathlib import Path
 
 from mask_rcnn_jax.errors import UserError
 
 _SCHEMES = ("gs:", "gcs:", "s3:", "r2:", "az:", "abfs:", "abfss:", "hdfs:", "http:", "https:")
 FOLDER = "checkpoints"  # of a run; each is a folder in it, named by its step
+_LAST_STEP = 2**31 - 1  # steps are counted in int32
 
 
 def run_folder(path: Path) -> Path:
@@ -20,8 +22,36 @@ def run_folder(path: Path) -> Path:
 
 
 def latest_step(workdir: Path) -> int | None:
-    """Return the step of the latest finished checkpoint of the run in `workdir`, be it whole or not; None without."""
-    return max((int(path.name) for path in inside(workdir / FOLDER) if _is_checkpoint(path)), default=None)
+    """Return the step of the latest finished checkpoint of the run in `workdir`, be it whole or not; None without.
+
+    Raises as `checkpoints_in` does.
+    """
+    found = checkpoints_in(workdir / FOLDER)
+    return max((step for step, path in found.items() if _is_checkpoint(path)), default=None)
+
+
+def checkpoints_in(folder: Path) -> dict[int, Path]:
+    """Return the finished checkpoints in the folder of a run's checkpoints by step; some may lack what belongs to them.
+
+    Raises `UserError` where the folder cannot be listed, and where a name in it is a number but not one that steps are
+    written as: what is stored under it would be passed over.
+    """
+    found: dict[int, Path] = {}
+    for path in inside(folder):
+        if (step := step_of(path.name)) is not None:
+            found[step] = path
+        elif path.name.strip().isdecimal():
+            raise UserError(
+                f"{path} is not named as the checkpoint of a step is, such as 0 or 100; rename it, or move it out of"
+                f" {folder}"
+            )
+    return found
+
+
+def step_of(name: str) -> int | None:
+    """Return the step whose checkpoint has this name, None where none has."""
+    step = int(name) if re.fullmatch("0|[1-9][0-9]{0,9}", name) else None
+    return step if step is None or step <= _LAST_STEP else None
 
 
 def check_place(option: str, path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from mask_rcnn_jax.cli import browse, build_tfds, convert, export, import_weights, predict, train
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.places import check_place, run_folder
+from mask_rcnn_jax.places import check_place, checkpoints_in, latest_step, run_folder, step_of
 
 
 @pytest.fixture
@@ -52,6 +52,25 @@ def test_every_command_refuses_to_write_there(checkpoint, tmp_path, capsys):
     ):
         assert command.main([*arguments, *out]) == 2, command
         assert f"error: --out {checkpoint}/out.onnx lies in {checkpoint}, " in capsys.readouterr().err, command
+
+
+@pytest.mark.parametrize("name", ["0005", "00", "5\n", " 5", "\N{FULLWIDTH DIGIT FIVE}", "2147483648", "9" * 30])
+def test_numbers_that_are_no_name_of_a_step_are_refused(checkpoint, name):
+    """Orbax passes over some of them, and looks for others under another name."""
+    assert step_of(name) is None
+    assert latest_step(checkpoint.parents[1]) == 5
+    other = checkpoint.parent / name
+    other.mkdir()
+    for found in (lambda: checkpoints_in(checkpoint.parent), lambda: latest_step(checkpoint.parents[1])):
+        with pytest.raises(UserError, match="is not named as the checkpoint of a step is, such as 0 or 100") as error:
+            found()
+        assert str(error.value).startswith(str(other))
+
+
+@pytest.mark.parametrize("name", ["5.bak", "5.orbax-checkpoint-tmp", "best", "-5", "1_0"])
+def test_other_names_among_checkpoints_are_passed_over(checkpoint, name):
+    (checkpoint.parent / name).mkdir()
+    assert checkpoints_in(checkpoint.parent) == {5: checkpoint}
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run"])

@@ -23,7 +23,7 @@ from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.stored import Damaged, check_readable, disk_error, plainly_named, read_json, stored_shapes
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
-from mask_rcnn_jax.places import FOLDER
+from mask_rcnn_jax.places import FOLDER, checkpoints_in, step_of
 
 EVALUATION = "evaluation.json"
 
@@ -86,17 +86,28 @@ def read_checkpoint(path: str | Path, which: str = "best", average: bool = False
     """The checkpoint that `path`, `which` and `average` name, and its errors, as for `load_model`."""
     path = Path(path)
     with readable(path):
-        if (path / "metadata").is_dir():
-            folder, step = path.parent, _as_step(path.name, path)
-        else:
-            folder, step = path / FOLDER, None
-        if not folder.is_dir():
-            raise UserError(
-                f"{path} holds no checkpoints; name the workdir of a training run, or one of its checkpoints"
-            )
+        folder, step = place_of(path)
         options = ocp.CheckpointManagerOptions(read_only=True)
         with plainly_named(folder) as plain, ocp.CheckpointManager(plain, options=options) as manager:
             return _read(_Run(folder, plain, manager), which if step is None else str(step), average)
+
+
+def place_of(path: Path) -> tuple[Path, int | None]:
+    """Return the folder of checkpoints that `path` names, and the step where it names one of them.
+
+    Raises `UserError` where there is no such folder, or where names in it are no steps.
+    """
+    if os.path.isdir(path / "metadata"):
+        real = Path(os.path.realpath(path))  # a link, or "." inside it, does not have its name
+        checkpoint = path if path.name == real.name or step_of(real.name) is None else real
+        if (step := step_of(checkpoint.name)) is None:
+            raise UserError(f"{path} is a checkpoint without its name, which is the number of its step; rename it")
+        return checkpoint.parent, step
+    folder = path / FOLDER
+    if not os.path.isdir(folder):
+        raise UserError(f"{path} holds no checkpoints; name the workdir of a training run, or one of its checkpoints")
+    checkpoints_in(folder)  # refuses names that would be passed over
+    return folder, None
 
 
 @dataclass(frozen=True, eq=False)

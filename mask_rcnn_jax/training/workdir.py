@@ -13,7 +13,7 @@ from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import differences, from_json, to_json
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import replacing
-from mask_rcnn_jax.places import FOLDER, check_place, inside
+from mask_rcnn_jax.places import FOLDER, check_place, checkpoints_in, inside
 from mask_rcnn_jax.ranges import with_incidentals_of
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.provenance import METRICS_FILE, STARTS_FILE
@@ -55,7 +55,7 @@ def claim(workdir: Path, config: ExperimentConfig) -> ExperimentConfig:
     if trained and present is None:
         raise UserError(f"{workdir} holds {' and '.join(trained)} but no {CONFIG_FILE}; use another --workdir")
     if trained and present is not None:
-        if _checkpoints(workdir):
+        if checkpoints_in(workdir / FOLDER):
             config = replace(config, pretrained=present.pretrained)
         if different := differences(with_incidentals_of(present, config), config):
             raise UserError(
@@ -76,9 +76,9 @@ def claim(workdir: Path, config: ExperimentConfig) -> ExperimentConfig:
 def check_workdir(workdir: Path) -> None:
     """Raises `UserError` where no run can begin or go on in `workdir`, whatever its settings are. Touches nothing."""
     check_place("--workdir", workdir)
-    checkpoints = _checkpoints(workdir)
+    checkpoints = checkpoints_in(workdir / FOLDER)
     began = any(os.path.exists(workdir / name) for name in (METRICS_FILE, STARTS_FILE))
-    if checkpoints and not began and not any(os.path.exists(path / "optimizer") for path in checkpoints):
+    if checkpoints and not began and not any(os.path.exists(path / "optimizer") for path in checkpoints.values()):
         raise UserError(
             f"{workdir} holds weights to start from, such as an import's, and no run that could be resumed; to start"
             f" from them, train in another --workdir with pretrained={workdir}"
@@ -111,11 +111,6 @@ def _lock(workdir: Path, stack: ExitStack) -> list[str]:
             raise
         return [f"{workdir} is on a file system without locks ({error.strerror}): start no second run there meanwhile"]
     return []
-
-
-def _checkpoints(workdir: Path) -> list[Path]:
-    """List the finished checkpoints."""
-    return [path for path in inside(workdir / FOLDER) if path.name.isdecimal()]
 
 
 def _trained(workdir: Path) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.inference.checkpoint import place_of
 from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata, restore_for_inference, score
 from mask_rcnn_jax.training.start import first_state
 from mask_rcnn_jax.training.step import TrainState, init_state, make_mesh, replicate
@@ -172,6 +173,30 @@ def test_a_checkpoint_can_be_named_by_its_folder(run, tmp_path):
     copied = tmp_path / "checkpoints" / "4"
     shutil.copytree(workdir / "checkpoints" / "4", copied)
     assert restore_for_inference(copied)[2].step == 4
+
+
+def test_a_checkpoint_can_be_named_by_a_link_or_from_inside_it(tmp_path, monkeypatch):
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "4" / "metadata").mkdir(parents=True)
+    for name in ("best", "7"):
+        (tmp_path / name).symlink_to(folder / "4")
+        assert place_of(tmp_path / name) == (folder, 4)
+    monkeypatch.chdir(folder / "4")
+    assert place_of(Path(".")) == place_of(Path("metadata/..")) == (folder, 4)
+    monkeypatch.chdir(tmp_path)
+    assert place_of(Path("run/checkpoints/4")) == (Path("run/checkpoints"), 4)  # as it is spelt
+    # One that lies elsewhere, and is linked to from where it belongs.
+    moved = (folder / "4").rename(tmp_path / "moved")
+    (folder / "4").symlink_to(moved)
+    assert place_of(folder / "4") == (folder, 4)
+    with pytest.raises(UserError, match=r"moved is a checkpoint without its name, which is the number of its step"):
+        place_of(moved)
+
+
+def test_a_link_to_a_checkpoint_is_read(run, tmp_path):
+    link = tmp_path / "best"
+    link.symlink_to(run[0] / "checkpoints" / "4")
+    assert restore_for_inference(link)[2].step == 4
 
 
 @pytest.mark.parametrize(

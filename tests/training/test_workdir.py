@@ -167,6 +167,14 @@ def test_weights_to_start_from_are_no_run(tmp_path):
     check_workdir(tmp_path)
 
 
+def test_a_run_does_not_begin_again_beside_a_checkpoint_of_another_name(tmp_path):
+    claim(tmp_path, tiny_experiment(tmp_path))
+    for item in ("model", "metadata", "optimizer"):
+        (tmp_path / "checkpoints" / "0100" / item).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"checkpoints/0100 is not named as the checkpoint of a step is"):
+        check_workdir(tmp_path)
+
+
 def test_no_run_begins_inside_a_checkpoint(tmp_path):
     for item in ("model", "metadata", "optimizer"):
         (tmp_path / "checkpoints" / "2" / item).mkdir(parents=True)
