@@ -13,7 +13,9 @@ import jax
 from jaxtyping import install_import_hook
 
 import tests.typechecker  # noqa: F401  the hook below finds it by name
+from tests.compilations import Recorder
 from tests.conformance import needed
+from tests.costs import Costs
 
 # Set here and not in the environment: a command that a test starts sees the machine as a user's would.
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -25,6 +27,14 @@ jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_C
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 install_import_hook("mask_rcnn_jax", "tests.typechecker.typechecker")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Records what jax compiles from before the tests are collected."""
+    recorder = Recorder()
+    recorder.start()
+    config.add_cleanup(recorder.stop)
+    config.pluginmanager.register(Costs(recorder.drain), "costs")
 
 
 @pytest.fixture(scope="module", autouse=True)
