@@ -55,6 +55,33 @@ def test_flags_are_added_to_those_of_the_user(given, kept, unused, monkeypatch):
         assert os.environ["XLA_FLAGS"].split() == [*kept, *FLAGS]
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--xla_gpu_deterministic_ops=false {} {}", True),
+        ("{} {} --xla_gpu_deterministic_ops=false", False),
+        ("{} {} --xla_gpu_exclude_nondeterministic_ops=0", False),
+        ("{} --xla_gpu_exclude_nondeterministic_ops", True),
+        ("{1} --xla_gpu_deterministic_ops='True'", True),
+        ("{0}", False),
+    ],
+)
+def test_the_last_of_contradicting_flags_counts(flags, expected, unused, monkeypatch):
+    """As in XLA, which runs with the last and takes a flag without a value for true."""
+    flags = flags.format(*FLAGS)
+    assert is_deterministic(flags) == expected
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    use_deterministic_programs()
+    assert is_deterministic(os.environ["XLA_FLAGS"])
+
+
+def test_a_file_of_flags_is_not_added_to(unused, monkeypatch):
+    """XLA would take the file's name and the flags after it for the name of another file, and abort."""
+    monkeypatch.setenv("XLA_FLAGS", "flags.txt")
+    with pytest.raises(UserError, match="XLA_FLAGS names the file flags.txt; put its flags into XLA_FLAGS"):
+        use_deterministic_programs()
+
+
 def test_xla_knows_the_flags_and_a_start_records_them():
     done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
