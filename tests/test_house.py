@@ -34,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "pretrained": {"models", "ops"} | LEAVES,
     "inference": {"models", "ops", "data", "config"} | LEAVES,
     "evaluation": {"inference", "models", "ops", "data"} | LEAVES,
-    "export": {"inference", "models", "ops"} | LEAVES,
+    "export": {"inference", "models", "ops", "data"} | LEAVES,
     "training": {"evaluation", "inference", "pretrained", "models", "ops", "data", "config"} | LEAVES,
 }
 LAYERS["cli"] = set(LAYERS)

@@ -7,8 +7,10 @@ covers [0, W] x [0, H]. Keypoints are (x, y, visibility), all zeros where the vi
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL
 from jaxtyping import Float, Int, Num, UInt8
 from PIL import Image
 
@@ -22,6 +24,7 @@ from mask_rcnn_jax.data.image_files import (
 )
 from mask_rcnn_jax.errors import UserError
 
+_PILLOW = tuple(map(int, PIL.__version__.split(".")[:2]))
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -109,14 +112,38 @@ def resize_picture(picture: Image.Image, size: tuple[int, int], convention: Resi
 def resize_window(
     picture: Image.Image, size: tuple[int, int], window: tuple[int, int, int, int], convention: Resize
 ) -> Num[np.ndarray, "h w 3"]:
-    """What `window` (x1, y1, x2, y2) shows of `resize_picture`, made without the rest."""
+    """What `window` (x1, y1, x2, y2) shows of `resize_picture`, made without the rest.
+
+    Detectron2: but for a grey level here and there, since Pillow takes the place of the window in float32.
+    """
     x1, y1, x2, y2 = window
     if convention == "torchvision" or window == (0, 0, size[1], size[0]):
         return resize_picture(picture, size, convention)[y1:y2, x1:x2]
     scale_x, scale_y = picture.width / size[1], picture.height / size[0]
     high_x, high_y = min(x2 * scale_x, picture.width), min(y2 * scale_y, picture.height)
-    source = (x1 * scale_x, y1 * scale_y, high_x, high_y)
-    return np.asarray(picture.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR, source))
+    first = columns_come_first(picture.height, picture.width, *size)
+    if first == columns_come_first(picture.height, picture.width, y2 - y1, x2 - x1):
+        source = (x1 * scale_x, y1 * scale_y, high_x, high_y)
+        return np.asarray(picture.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR, source))
+    for along_columns in (first, not first):  # one axis at a time, in the order of the whole
+        width, height = picture.size
+        if along_columns:
+            to, source = (width, y2 - y1), (0, y1 * scale_y, width, high_y)
+        else:
+            to, source = (x2 - x1, height), (x1 * scale_x, 0, high_x, height)
+        picture = picture.resize(to, Image.Resampling.BILINEAR, source)
+    return np.asarray(picture)
+
+
+def columns_come_first(height: Any, width: Any, new_height: Any, new_width: Any) -> Any:
+    """Tell whether Pillow resizes an image's columns before its rows, and rounds in between; integers or arrays.
+
+    13 does where far more rows than columns go, 12.2 where the image is very tall, and those before it never.
+    """
+    if _PILLOW >= (13, 0):
+        gone = height - new_height
+        return (gone > 0) & (gone > 2 * (width - new_width))
+    return _PILLOW >= (12, 2) and (height > 100 * width) & (new_height < height)
 
 
 def _interpolate(image: np.ndarray, length: int) -> np.ndarray:

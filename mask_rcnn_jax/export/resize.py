@@ -8,12 +8,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import PIL
 from jaxtyping import Array, Float, Int, UInt8
 
+from mask_rcnn_jax.data.transforms import columns_come_first
 from mask_rcnn_jax.ops.precision import EXACT
 
-_COLUMNS_MAY_COME_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 _ONE = 2**22  # Pillow's coefficients are multiples of 1 / 2**22
 # They are applied in two parts, the higher 16 bits and the lower 6, whose sums over an axis are integers below 2**24
 # and so exact in float32: the higher for any image, the lower for as many as 1044 cells a pixel.
@@ -50,11 +49,9 @@ def preprocess(
 
     if settings.convention == "torchvision":
         return passes(0, 1), resized
-    # Pillow rounds in between. It resizes each row first, and from 13 on each column where far more rows go.
-    pixels = passes(1, 0)
-    if _COLUMNS_MAY_COME_FIRST and _may_shrink(settings, images.shape[1:3]):
-        gone = sizes - resized
-        columns_first = (gone[:, 0] > 0) & (gone[:, 0] > 2 * gone[:, 1])
+    # Pillow rounds in between, and its version decides what comes first.
+    pixels, columns_first = passes(1, 0), columns_come_first(*sizes.T, *resized.T)
+    if columns_first is not False and _may_shrink(settings, images.shape[1:3]):
         pixels = jnp.where(columns_first[:, None, None, None], passes(0, 1), pixels)
     return pixels, resized
 

@@ -130,6 +130,26 @@ def test_a_window_is_resized_as_part_of_the_whole():
             np.testing.assert_array_equal(transforms.resize_window(image, size, window, "torchvision"), exact)
 
 
+@pytest.mark.parametrize(("size", "window"), [((192, 160), (3, 5, 83, 15)), ((12, 160), (9, 2, 39, 10))])
+def test_a_window_is_rounded_in_the_order_of_the_whole(size, window):
+    """By itself, Pillow would begin with another axis here. The places of these windows are exact in float32."""
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (96, 80, 3), np.uint8))
+    x1, y1, x2, y2 = window
+    part = transforms.resize_window(image, size, window, "detectron2")
+    np.testing.assert_array_equal(part, transforms.resize_picture(image, size, "detectron2")[y1:y2, x1:x2])
+
+
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60), (250, 2), (30, 30)])
+def test_the_axis_that_comes_first_is_pillows(shape):
+    height, width = shape
+    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (*shape, 3), np.uint8))
+    for size in [(20, 30), (50, 90), (25, 1), (120, 9)]:
+        columns_first = transforms.columns_come_first(height, width, *size)
+        between = (width, size[0]) if columns_first else (size[1], height)
+        steps = image.resize(between, Image.Resampling.BILINEAR).resize(size[::-1], Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(np.asarray(steps), transforms.resize_picture(image, size, "detectron2"))
+
+
 def test_jitter_and_crop_exclude_each_other():
     with pytest.raises(ValueError, match="leave crop at none"):
         replace(LSJ, crop=(10, 10))

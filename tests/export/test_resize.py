@@ -41,7 +41,9 @@ def test_what_the_canvas_does_not_hold_is_made_smaller(convention):
 def test_pixels_are_those_of_the_data_layer(convention, bound):
     """Larger, smaller, as they are, and single rows: Pillow's to the bit, torchvision's to float32's rounding."""
     settings = Preprocessing(60, 110, (64, 128), convention)
-    sizes = np.array([(30, 40), (60, 110), (61, 97), (120, 150), (1, 1), (1, 90), (113, 150), (120, 50)], np.int32)
+    sizes = np.array(
+        [(30, 40), (60, 110), (61, 97), (120, 150), (1, 1), (1, 90), (113, 150), (120, 50), (120, 1)], np.int32
+    )
     rng = np.random.default_rng(1)
     images = np.zeros((len(sizes), 120, 150, 3), np.uint8)
     for image, (height, width) in zip(images, sizes, strict=True):
