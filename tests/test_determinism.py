@@ -78,7 +78,7 @@ def test_the_last_of_contradicting_flags_counts(flags, expected, unused, monkeyp
 def test_a_file_of_flags_is_not_added_to(unused, monkeypatch):
     """XLA would take the file's name and the flags after it for the name of another file, and abort."""
     monkeypatch.setenv("XLA_FLAGS", "flags.txt")
-    with pytest.raises(UserError, match="XLA_FLAGS names the file flags.txt; put its flags into XLA_FLAGS"):
+    with pytest.raises(UserError, match=r"XLA_FLAGS names the file flags\.txt; put its flags into XLA_FLAGS"):
         use_deterministic_programs()
 
 
