@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,40 +11,80 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.inference.stored import disk_error
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_OF_DISK = (*_FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOKEY, errno.EKEYEXPIRED)
+_FAILING = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.EUCLEAN)
+# A network or a device is away, which sockets and other devices say as well.
+_AWAY = (
+    *(errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN),
+    *(errno.ENETUNREACH, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET),
+    *(errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EBADMSG),
+)
+_LIMITS = (errno.EMFILE, errno.ENFILE)
+# What to do about each; whatever is not here, such as a missing file, would be a bug.
+_ADVICE = {
+    **dict.fromkeys(_FULL, "make room"),
+    errno.EFBIG: "allow files as large there",
+    **dict.fromkeys(_CLOSED, "make it writable"),
+    **dict.fromkeys((*_FAILING, *_AWAY), "check that disk and mount it again"),
+    **dict.fromkeys(_LIMITS, "raise that limit, as by ulimit -n"),
+}
 _ROOM = 1 << 20  # bytes; a file system with less is full
 _SHARED_MEMORY = Path("/dev/shm")
 
 
 @contextmanager
-def disk_faults(workdir: Path) -> Iterator[None]:
-    """Says of a disk that is full, fails or has become read-only that it is, and which one, as a `UserError`."""
+def disk_faults(workdir: Path, then: str = "the same command goes on from the last checkpoint") -> Iterator[None]:
+    """Says of a disk that is full, fails or has become read-only that it is, and which one, as a `UserError`.
+
+    `then` is what can be done once that is mended.
+    """
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # the last two are tensorstore's, whose text has the reason
-        number = next((number for number in _OF_DISK if os.strerror(number) in str(error)), None)
-        if number is None:
+        number = _number(error)
+        if number is None or (number in _AWAY and not _is_of_a_file(error, workdir)):
             raise
         # What else was to be written fails as well, and is logged when Python ends.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        raise UserError(
-            f"{_fault(error, number, workdir)}, and the same command goes on from the last checkpoint"
-        ) from error
+        raise UserError(f"{_fault(error, number, workdir)}, and {then}") from error
+
+
+def _number(error: Exception) -> int | None:
+    """The system's number of a fault of a disk: the error's own, or the one that its text quotes or describes."""
+    if fault := disk_error(error):
+        number = fault.errno
+    elif quoted := re.search(r"\[Errno (\d+)\]", str(error)):  # by a worker
+        number = int(quoted[1])
+    else:
+        described = [number for number in _ADVICE if os.strerror(number) in str(error)]
+        # The reason of one may begin with that of another.
+        number = max(described, key=lambda number: len(os.strerror(number)), default=None)
+    return number if number in _ADVICE else None
+
+
+def _is_of_a_file(error: Exception, workdir: Path) -> bool:
+    """Tell whether the error names a file, or the workdir is found to fail as well; a socket's does not."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
+    return f"{os.path.abspath(workdir)}/" in str(error) or _room(workdir) is None
 
 
 def _fault(error: Exception, number: int, workdir: Path) -> str:
     """The place that fails, why, and what to do there."""
-    reason, temporary = os.strerror(number), Path(tempfile.gettempdir())
+    reason, advice, temporary = os.strerror(number), _ADVICE[number], Path(tempfile.gettempdir())
+    if number in _LIMITS:
+        return f"no more files can be opened ({reason}); {advice}"
     place = _place(error, number in _FULL, workdir, temporary)
     if place == workdir:
-        return f"{workdir} can no longer be written ({reason}); make room or make it writable"
+        return f"{workdir} can no longer be written ({reason}); {advice}"
     if place == temporary:
         return f"the temporary folder {place} cannot be written ({reason}); make room there, or name another in TMPDIR"
     if place == _SHARED_MEMORY:
         return f"the shared memory {place} cannot be written ({reason}); make room there, or give it more"
-    return f"{place} cannot be read or written ({reason}); mend that"
+    return f"{place} cannot be read or written ({reason}); {advice}"
 
 
 def _place(error: Exception, full: bool, workdir: Path, temporary: Path) -> Path:
@@ -59,7 +100,13 @@ def _place(error: Exception, full: bool, workdir: Path, temporary: Path) -> Path
 
 
 def _is_full(place: Path) -> bool:
+    room = _room(place)
+    return room is not None and room < _ROOM
+
+
+def _room(place: Path) -> int | None:
+    """The bytes that are free, None where the place fails."""
     try:
-        return shutil.disk_usage(place).free < _ROOM
+        return shutil.disk_usage(place).free
     except OSError:
-        return False
+        return None

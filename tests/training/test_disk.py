@@ -51,10 +51,22 @@ def test_a_full_shared_memory_is_named(workdir):
     assert message.startswith("the shared memory /dev/shm cannot be written (No space left on device)")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
-def test_the_workdir_is_blamed_for_its_own_files_and_where_nothing_else_is_known(workdir, number):
+REMOUNT = "check that disk and mount it again"
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EFBIG, "allow files as large there"),
+        (errno.EROFS, "make it writable"),
+        (errno.EIO, REMOUNT),
+        (errno.ESTALE, REMOUNT),
+    ],
+)
+def test_the_workdir_is_blamed_for_its_own_files_and_where_nothing_else_is_known(workdir, number, advice):
     reason = os.strerror(number)
-    expected = f"{workdir} can no longer be written ({reason}); make room or make it writable, and the same command"
+    expected = f"{workdir} can no longer be written ({reason}); {advice}, and the same command"
     errors = fault(number, workdir / "metrics.jsonl"), fault(number), ValueError(f'{reason}: "{workdir}/checkpoints/1"')
     for error in errors:
         assert blamed(workdir, error).startswith(expected)
@@ -63,6 +75,47 @@ def test_the_workdir_is_blamed_for_its_own_files_and_where_nothing_else_is_known
 def test_a_file_elsewhere_is_named_itself(workdir):
     image = workdir.parent / "temporary" / "image.png"
     assert blamed(workdir, fault(errno.EIO, image)).startswith(f"{image} cannot be read or written (Input/output error")
+
+
+AWAY = [errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ECONNABORTED, errno.ENODEV, errno.ENXIO]
+
+
+@pytest.mark.parametrize("number", AWAY)
+def test_a_mount_that_is_away_is_no_bug(workdir, number):
+    reason = os.strerror(number)
+    expected = f"{workdir} can no longer be written ({reason}); {REMOUNT}"
+    error = fault(number, workdir / "metrics.jsonl")
+    for same in (error, RuntimeError(f"in a worker: {error}"), ValueError(f'{reason}: "{workdir}/checkpoints/1"')):
+        assert blamed(workdir, same).startswith(expected)
+    image = workdir.parent / "data" / "image.png"
+    assert blamed(workdir, fault(number, image)).startswith(f"{image} cannot be read or written ({reason}); {REMOUNT}")
+
+
+@pytest.mark.parametrize("number", AWAY)
+def test_a_socket_that_fails_is_no_disk(workdir, number, monkeypatch):
+    """Errors of both may name no file; then the workdir itself is asked."""
+    for error in (fault(number), RuntimeError(os.strerror(number))):
+        with pytest.raises(type(error)) as raised, disk_faults(workdir):
+            raise error
+        assert raised.value is error
+
+    def fails(path):
+        raise fault(number, path)
+
+    monkeypatch.setattr(shutil, "disk_usage", fails)
+    assert blamed(workdir, fault(number)).startswith(f"{workdir} can no longer be written (")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_a_limit_of_open_files_is_no_disk(workdir, number):
+    for error in (fault(number, workdir / "a"), RuntimeError(os.strerror(number))):
+        expected = f"no more files can be opened ({os.strerror(number)}); raise that limit, as by ulimit -n, and the"
+        assert blamed(workdir, error).startswith(expected)
+
+
+def test_what_can_be_done_then_is_said(workdir):
+    with pytest.raises(UserError, match=r"make room, and repeat it$"), disk_faults(workdir, "repeat it"):
+        raise fault(errno.ENOSPC, workdir / "a")
 
 
 def test_other_errors_pass(workdir):
