@@ -48,6 +48,11 @@ def checkpoints_in(folder: Path) -> dict[int, Path]:
     return found
 
 
+def is_unfinished(path: Path) -> bool:
+    """Return True for what is left among checkpoints of one that was being written when its process was killed."""
+    return ".orbax-checkpoint-tmp" in path.name
+
+
 def step_of(name: str) -> int | None:
     """Return the step whose checkpoint has this name, None where none has."""
     step = int(name) if re.fullmatch("0|[1-9][0-9]{0,9}", name) else None

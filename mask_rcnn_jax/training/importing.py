@@ -14,7 +14,7 @@ from mask_rcnn_jax.data.entries import check_category, check_object, list_of, pa
 from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import MaskRCNNConfig, init
-from mask_rcnn_jax.places import FOLDER
+from mask_rcnn_jax.places import FOLDER, checkpoints_in
 from mask_rcnn_jax.pretrained import (
     ByName,
     Classes,
@@ -33,6 +33,7 @@ from mask_rcnn_jax.pretrained import (
 )
 from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata
 from mask_rcnn_jax.training.config import ExperimentConfig
+from mask_rcnn_jax.training.disk import disk_faults
 from mask_rcnn_jax.training.step import TrainState
 from mask_rcnn_jax.training.workdir import claim
 
@@ -50,7 +51,7 @@ def import_weights(
     the file's keep the predictors of those that it knows by name, and reset the others. Raises UserError where the file
     is no detector, or does not fit the configuration.
     """
-    if (out / FOLDER).is_dir():
+    if checkpoints_in(out / FOLDER):  # an import that was killed leaves at most an unfinished one
         raise UserError(f"--out {out} holds checkpoints already; use another folder")
     tensors = read_tensors(path)
     source = find_source(tensors)
@@ -77,10 +78,11 @@ def import_weights(
     variables = None if complete else init(config.model, jax.random.key(config.seed))
     with _naming(path):
         variables, report = convert(tensors, config.model, source, variables, ByName(matched))
-    claim(out, config)
     keypoint_names = _published_keypoints(config.model)
-    with Checkpoints(out, config, Metadata(named.names, named.ids, keypoint_names=keypoint_names)) as checkpoints:
-        checkpoints.save(TrainState(jnp.int32(0), variables, None))
+    with disk_faults(out, "the same command imports again"):
+        claim(out, config)
+        with Checkpoints(out, config, Metadata(named.names, named.ids, keypoint_names=keypoint_names)) as checkpoints:
+            checkpoints.save(TrainState(jnp.int32(0), variables, None))
     assumed = assumptions(config.model, source) if experiment is None else []
     if keypoint_names:
         assumed = [*assumed, f"keypoints are COCO's, {keypoint_names[0]} to {keypoint_names[-1]}"]

@@ -13,7 +13,7 @@ from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import differences, from_json, to_json
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import replacing
-from mask_rcnn_jax.places import FOLDER, check_place, checkpoints_in, inside
+from mask_rcnn_jax.places import FOLDER, check_place, checkpoints_in, inside, is_unfinished
 from mask_rcnn_jax.ranges import with_incidentals_of
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.provenance import METRICS_FILE, STARTS_FILE
@@ -114,7 +114,7 @@ def _lock(workdir: Path, stack: ExitStack) -> list[str]:
 
 
 def _trained(workdir: Path) -> list[str]:
-    """What of a run lies in the folder: checkpoints, finished or not, and metrics."""
+    """What of a run lies in the folder: checkpoints, which may be damaged but not unfinished, and metrics."""
     folder, metrics = workdir / FOLDER, workdir / METRICS_FILE
-    found = [FOLDER] if inside(folder) else []
+    found = [FOLDER] if any(not is_unfinished(path) for path in inside(folder)) else []
     return [*found, METRICS_FILE] if metrics.is_file() and metrics.stat().st_size else found

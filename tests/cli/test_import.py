@@ -209,6 +209,15 @@ def test_files_that_hold_no_detector_are_named(capsys, tmp_path):
     assert not Path(out).exists()
 
 
+def test_what_a_killed_import_left_is_not_taken_for_checkpoints(capsys, tmp_path):
+    folder, missing = tmp_path / "out" / "checkpoints", str(tmp_path / "no.pth")
+    for left in (folder, folder / "0.orbax-checkpoint-tmp"):
+        left.mkdir(parents=True)
+        assert refused(capsys, missing, "--out", str(tmp_path / "out")) == f"{missing}: there is no such file"
+    (folder / "0").mkdir()
+    assert "holds checkpoints already" in refused(capsys, missing, "--out", str(tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

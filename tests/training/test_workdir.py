@@ -167,6 +167,16 @@ def test_weights_to_start_from_are_no_run(tmp_path):
     check_workdir(tmp_path)
 
 
+def test_an_unfinished_checkpoint_alone_makes_way(tmp_path):
+    """As an import leaves it that was killed, and is repeated with other settings."""
+    config = tiny_experiment(tmp_path)
+    claim(tmp_path, config)
+    (tmp_path / "checkpoints" / "0.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
+    check_workdir(tmp_path)
+    claim(tmp_path, replace(config, seed=3))
+    assert read_config(tmp_path) == replace(config, seed=3)
+
+
 def test_a_run_does_not_begin_again_beside_a_checkpoint_of_another_name(tmp_path):
     claim(tmp_path, tiny_experiment(tmp_path))
     for item in ("model", "metadata", "optimizer"):
