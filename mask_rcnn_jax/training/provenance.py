@@ -119,7 +119,7 @@ def record_result(workdir: Path, state: TrainState) -> None:
         "parameters": hash_arrays(state.variables.params),
         "buffers": hash_arrays(state.variables.buffers),
         "average": None if state.average is None else hash_arrays(state.average),
-        "metrics": hashlib.sha256(json.dumps(repeatable_metrics(workdir)).encode()).hexdigest(),
+        "metrics": hash_metrics(repeatable_metrics(workdir)),
     }
     _write(workdir / RESULT_FILE, json.dumps(result, indent=2).encode() + b"\n")
 
@@ -155,13 +155,22 @@ def read_result(workdir: Path) -> dict[str, Any]:
 
 
 def repeatable_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what is of the machine, each once."""
-    lines = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
-    kept = [
-        {name: value for name, value in line.items() if name == "step" or name.partition("/")[0] in _REPEATABLE}
-        for line in lines
-    ]
-    return [line for index, line in enumerate(kept) if line not in kept[:index]]
+    """The lines of metrics.jsonl without what is of the machine, each once. Raises `UserError` where it has none."""
+    path = workdir / METRICS_FILE
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); bring it back, or train the run again") from None
+    kept: dict[frozenset[Any], dict[str, Any]] = {}
+    for line in lines:
+        values = {n: value for n, value in line.items() if n == "step" or n.partition("/")[0] in _REPEATABLE}
+        kept.setdefault(frozenset(values.items()), values)
+    return list(kept.values())
+
+
+def hash_metrics(lines: list[dict[str, Any]]) -> str:
+    """sha256 over what `repeatable_metrics` gives."""
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
 
 def hash_arrays(tree: Any) -> str:

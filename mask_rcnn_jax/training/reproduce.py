@@ -19,6 +19,8 @@ from mask_rcnn_jax.training.workdir import read_config
 
 _MISSING = "none"
 
+Line = dict[str, Any]  # of metrics.jsonl
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -36,7 +38,7 @@ def reproduce(workdir: Path, out: Path, say: Callable[[str], None]) -> Verdict:
     config, starts = read_config(workdir), provenance.read_starts(workdir)
     if config is None:
         raise UserError(f"{workdir} holds no run")
-    expected = provenance.read_result(workdir)
+    provenance.repeatable_metrics(workdir)  # what could not be compared is found before anything is trained
     if os.path.lexists(out) and (inside(out) or not os.path.isdir(out)):
         raise UserError(f"--out {out} is there already; name a folder that is not, or remove it")
     if any(is_deterministic(start["environment"].get("XLA_FLAGS", "")) for start in starts):
@@ -53,12 +55,27 @@ def reproduce(workdir: Path, out: Path, say: Callable[[str], None]) -> Verdict:
     if any(start["code"]["hash"] != code["hash"] for start in starts):
         say(how_to_get_code(workdir, starts[-1]["code"]))
     train(config, out)
-    found = provenance.read_result(out)
-    lines = [_compared(name, expected[name], found[name]) for name in expected if name != "step"]
-    same = all(expected[name] == found[name] for name in expected)
-    if not same:
-        lines += _explained(workdir, out, starts[0])
-    return Verdict(same, [line for line in lines if line])
+    return compare(workdir, out)
+
+
+def compare(workdir: Path, out: Path) -> Verdict:
+    """Compares what two finished runs came to. Raises `UserError` where one has not finished or cannot be read.
+
+    A run that was stopped, or resumed with another `log_every` or `checkpoint_every`, has reported other steps: those
+    reports, which are means over their steps, are left out.
+    """
+    expected, found = provenance.read_result(workdir), provenance.read_result(out)
+    then, now = provenance.repeatable_metrics(workdir), provenance.repeatable_metrics(out)
+    different = {name for name in expected if expected[name] != found[name]}
+    told = {name: _compared(name, expected[name], found[name]) for name in expected if name != "step"}
+    # Lines that are not those that were hashed show nothing.
+    if different == {"metrics"} and provenance.hash_metrics(then) == expected["metrics"] and _agree(then, now):
+        told["metrics"] = "metrics: the same wherever both report of the same steps; the first run reported some others"
+        different = set()
+    lines = list(told.values())
+    if different:
+        lines += _explained(workdir, out, then, now)
+    return Verdict(not different, [line for line in lines if line])
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -116,17 +133,34 @@ def _compared(name: str, expected: str | None, found: str | None) -> str:
     return f"{name}: DIFFERENT (sha256 {str(expected)[:16]} then, {str(found)[:16]} now)"
 
 
-def _explained(workdir: Path, out: Path, start: dict[str, Any]) -> list[str]:
+def _explained(workdir: Path, out: Path, then: list[Line], now: list[Line]) -> list[str]:
     """Where the two runs part: their first weights, or the first number that they reported differently."""
-    if provenance.read_starts(out)[0]["weights"] != start["weights"]:
+    if provenance.read_starts(out)[0]["weights"] != provenance.read_starts(workdir)[0]["weights"]:
         return ["the weights that the runs started from differ already: see seed, pretrained, and package versions"]
-    then, now = provenance.repeatable_metrics(workdir), provenance.repeatable_metrics(out)
-    for before, after in zip(then, now, strict=False):
-        for name in before:
-            if before[name] != after.get(name):
-                return [
-                    f"first difference: {name} at step {before['step']}: {before[name]} then, {after.get(name)} now"
-                ]
+    reports = _by_steps(now)
+    for steps, lines in _by_steps(then).items():
+        for before, after in zip(lines, reports.get(steps, ()), strict=False):
+            for name in before:
+                if before[name] != after.get(name):
+                    return [f"first difference: {name} at step {steps[1]}: {before[name]} then, {after.get(name)} now"]
     if len(then) != len(now):
         return [f"{len(then)} lines of metrics then, {len(now)} now"]
     return ["every number that was reported is the same"]
+
+
+def _agree(then: list[Line], now: list[Line]) -> bool:
+    """Tell whether all evaluations are the same, and all reports of the same steps."""
+    first, second = _by_steps(then), _by_steps(now)
+    evaluated = [{steps for steps in reports if steps[0] == steps[1]} for reports in (first, second)]
+    return evaluated[0] == evaluated[1] and all(first[steps] == second[steps] for steps in first.keys() & second.keys())
+
+
+def _by_steps(lines: list[Line]) -> dict[tuple[int, int], list[Line]]:
+    """The lines by the steps that they are of: (a, b) for a report of steps a + 1 to b, (b, b) for an evaluation."""
+    found: dict[tuple[int, int], list[Line]] = {}
+    reported = 0
+    for line in lines:
+        step = line["step"]
+        found.setdefault((reported if "loss" in line else step, step), []).append(line)
+        reported = step if "loss" in line else reported
+    return found

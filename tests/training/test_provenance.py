@@ -1,5 +1,6 @@
 """What a run records of how it came about, and of what it came to."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -238,6 +239,26 @@ def test_the_result_is_of_every_bit(config, state, tmp_path):
     assert result(state) == first
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line | {"loss": 2.5}) + "\n" for line in lines))
     assert result(state)["metrics"] != first["metrics"]
+
+
+def test_repeated_lines_are_found_without_comparing_all(tmp_path, monkeypatch):
+    compared = 0
+
+    class Value(float):
+        __hash__ = float.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return float.__eq__(self, other)
+
+    lines = [{"step": 1.0, "loss": float(number)} for number in range(300)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (*lines, *lines)))
+    monkeypatch.setattr(provenance.json, "loads", functools.partial(json.loads, parse_float=Value))
+    found = provenance.repeatable_metrics(tmp_path)
+    monkeypatch.undo()
+    assert compared < 10 * len(lines)
+    assert found == lines
 
 
 def test_starts_that_came_to_nothing_are_not_the_runs(tmp_path):

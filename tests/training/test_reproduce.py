@@ -9,7 +9,8 @@ import pytest
 
 from mask_rcnn_jax.cli.main import main
 from mask_rcnn_jax.training import loop, train
-from mask_rcnn_jax.training.reproduce import differences
+from mask_rcnn_jax.training.provenance import hash_metrics, repeatable_metrics
+from mask_rcnn_jax.training.reproduce import compare, differences
 from tests.tiny import tiny_experiment
 
 
@@ -64,6 +65,50 @@ def test_a_run_that_comes_out_otherwise_is_told(finished, tmp_path, capsys):
     assert "NOT reproduced" in said.splitlines()[-1]
 
 
+def came_to(folder, losses: dict[int, float], ap: float = 0.5, **result: str):
+    """The folder of a run of six steps that reported `losses` by step, and evaluated at its end."""
+    folder.mkdir()
+    lines = [{"step": step, "loss": loss, "images_per_second": 1.0} for step, loss in losses.items()]
+    lines.append({"step": 6, "segm/AP": ap})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "starts.jsonl").write_text('{"step": 0, "weights": "0"}\n')
+    hashes = {"parameters": "1", "buffers": "2", "average": None, "metrics": hash_metrics(repeatable_metrics(folder))}
+    (folder / "result.json").write_text(json.dumps({"step": 6} | hashes | result))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "reported",
+    [
+        {2: 0.75, 4: 0.5, 5: 0.25, 6: 0.125},  # log_every=1 after a stop at step 4
+        {2: 0.75, 3: 0.625, 4: 0.375, 6: 0.1875},  # a stop at step 3, or checkpoint_every=3
+        {6: 0.4375},  # nothing else to compare
+    ],
+)
+def test_reports_of_other_steps_are_no_difference(tmp_path, reported):
+    again = came_to(tmp_path / "again", {2: 0.75, 4: 0.5, 6: 0.1875})
+    verdict = compare(came_to(tmp_path / "run", reported), again)
+    assert verdict.same
+    assert verdict.lines[-1].startswith("metrics: the same wherever both report of the same steps")
+
+
+@pytest.mark.parametrize(
+    ("run", "told"),
+    [
+        ({"losses": {2: 0.75, 3: 1.0, 4: 9.5, 6: 0.1875}}, "first difference: loss at step 6: 0.1875 then, 0.25 now"),
+        ({"losses": {2: 0.5, 6: 0.5}}, "first difference: loss at step 2: 0.5 then, 0.75 now"),
+        ({"losses": {2: 0.75, 6: 0.5}, "ap": 0.25}, "first difference: segm/AP at step 6: 0.25 then, 0.5 now"),
+        ({"losses": {2: 0.75, 6: 0.5}, "parameters": "3"}, "3 lines of metrics then, 4 now"),
+        ({"losses": {2: 0.75, 6: 0.5}, "metrics": "3"}, "3 lines of metrics then, 4 now"),
+    ],
+)
+def test_what_both_report_must_be_the_same(tmp_path, run, told):
+    again = came_to(tmp_path / "again", {2: 0.75, 4: 0.5, 6: 0.25})
+    verdict = compare(came_to(tmp_path / "run", **run), again)
+    assert not verdict.same
+    assert verdict.lines[-1] == told
+
+
 def test_what_cannot_be_repeated_is_refused(finished, tmp_path, capsys):
     def refused(run) -> str:
         assert main(["reproduce", str(run), "--out", str(tmp_path / "again")]) == 2
@@ -75,6 +120,9 @@ def test_what_cannot_be_repeated_is_refused(finished, tmp_path, capsys):
     edit(run / "starts.jsonl", lambda start: start["devices"].update(count=3))
     message = refused(run)
     assert f"was trained on 3 devices (cpu), and here are {len(jax.devices())}; set JAX_NUM_CPU_DEVICES=3" in message
+    metrics = (run / "metrics.jsonl").rename(run / "elsewhere")
+    assert "metrics.jsonl cannot be read" in refused(run)
+    metrics.rename(run / "metrics.jsonl")
     (run / "starts.jsonl").unlink()
     assert "has no starts.jsonl" in refused(run)
     (run / "result.json").unlink()
