@@ -7,8 +7,7 @@ are beside them in `evaluation.json`; older checkpoints have theirs in `metadata
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -21,7 +20,8 @@ from mask_rcnn_jax.config import from_json
 from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.inference.stored import Damaged, check_readable, disk_error, plainly_named, read_json, stored_shapes
+from mask_rcnn_jax.inference.faults import damaged, familiar, fitting, readable, whole
+from mask_rcnn_jax.inference.stored import Damaged, check_readable, plainly_named, read_json, stored_shapes
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
 from mask_rcnn_jax.places import FOLDER, checkpoints_in, step_of
 
@@ -142,7 +142,8 @@ def _read(run: _Run, which: str, average: bool) -> StoredCheckpoint:
 def stored_metrics(checkpoint: Path) -> dict[str, float] | None:
     """The metrics of a checkpoint's evaluation, None where it has not been evaluated.
 
-    Raises `Damaged` where they cannot be decoded, and `OSError` where the disk fails.
+    Raises `Damaged` where they cannot be decoded, `Unfamiliar` where the checkpoint has another layout, and `OSError`
+    where the disk fails.
     """
     if (checkpoint / EVALUATION).exists():
         metrics = read_json(checkpoint / EVALUATION)
@@ -201,39 +202,6 @@ def model_tree(variables: Variables) -> dict[str, Any]:
     return {"params": variables.params, "buffers": variables.buffers}
 
 
-@contextmanager
-def fitting(checkpoint: Path) -> Iterator[None]:
-    """Says of a configuration that cannot be loaded which checkpoint has it."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(
-            f"{checkpoint} is of another version: {error}; load it with the version that wrote it"
-        ) from None
-
-
-@contextmanager
-def whole(checkpoint: Path) -> Iterator[None]:
-    """Says of a checkpoint that cannot be read that it is damaged."""
-    try:
-        yield
-    except Damaged as error:
-        raise damaged(checkpoint, error) from error
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Says of a disk that fails that it does; nothing is known then of what it holds."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # Orbax raises a plain one, with the system's reason in its text
-        if (fault := disk_error(error)) is None:
-            raise
-        raise UserError(f"{path} cannot be read ({fault.strerror}); mend that, and try again") from error
-
-
 def _choose(run: _Run, steps: list[int], which: str) -> int:
     if which == "latest":
         return steps[-1]
@@ -242,7 +210,8 @@ def _choose(run: _Run, steps: list[int], which: str) -> int:
     scores: dict[int, float] = {}
     for step in steps:
         try:
-            metrics = stored_metrics(run.plain / str(step))
+            with familiar(run.folder / str(step)):
+                metrics = stored_metrics(run.plain / str(step))
         except Damaged as error:
             if not os.path.exists(run.plain / str(step) / "metadata" / "metadata"):
                 continue  # it is being removed by its run, or was when that was killed, and so is not the best
@@ -307,8 +276,8 @@ def _item(run: _Run, step: int, item: str, expected: Any) -> Any:
 def check_item(item: Path, expected: Mapping[str, tuple[int, ...]]) -> str | None:
     """The first array in which what is stored differs from what is expected; if none does, all have been read once.
 
-    Raises `Damaged` where a file is missing or cannot be decoded, and `OSError` where the disk fails: what Orbax raises
-    afterwards is neither.
+    Raises `Damaged` where a file is missing or cannot be decoded, `Unfamiliar` where the item has another layout, and
+    `OSError` where the disk fails: what Orbax raises afterwards is none of these.
     """
     found = stored_shapes(item)
     for name in sorted(expected.keys() | found.keys()):
@@ -327,7 +296,3 @@ def by_stored_name(tree: Any) -> dict[str, Any]:
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """The shapes of a tree's arrays by the names that they are stored under."""
     return {name: tuple(leaf.shape) for name, leaf in by_stored_name(tree).items()}
-
-
-def damaged(checkpoint: Path, error: Exception) -> UserError:
-    return UserError(f"{checkpoint} is damaged or half copied ({error}); copy it again, or take another checkpoint")

@@ -19,17 +19,29 @@ import numpy as np
 import tensorstore
 
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.places import step_of
 
 # tensorstore's statuses of bytes that are missing or wrong; an invalid one, of bytes that make no sense, is not named.
 _BROKEN = {None, "DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION"}
+# What tensorstore says of bytes that are well-formed, and of a later form than it knows.
+_LATER = re.compile("Maximum supported version|Unsupported compression format|Error parsing object member|Expected obj")
+# What Orbax and `training.checkpoint` put into a checkpoint, and into each of its items.
+_FAMILIAR = re.compile(
+    r"model|optimizer|average|metadata|evaluation\.json|_CHECKPOINT_METADATA|commit_success\.txt"
+    r"|_METADATA|_sharding|array_metadatas|manifest\.ocdbt|ocdbt\.process_\d+|d|\..*"
+)
 
 
 class Damaged(Exception):
     """A file of a finished checkpoint is missing, or its bytes cannot be decoded; the message says which."""
 
 
+class Unfamiliar(Exception):
+    """A checkpoint has another layout, as a later Orbax may write, and may well be whole; the message says which."""
+
+
 def read_json(file: Path) -> Any:
-    """Return what a JSON file of a checkpoint holds. Raises `Damaged`, and `OSError` where the disk fails."""
+    """Return what a JSON file of a checkpoint holds. Raises as `stored_shapes` does."""
     with _told_apart(file):
         return json.loads(file.read_bytes())
 
@@ -37,12 +49,16 @@ def read_json(file: Path) -> Any:
 def stored_shapes(item: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of each array of an item by its dotted name, without reading the arrays.
 
-    Raises `Damaged` where a file is missing or cannot be decoded, and `OSError` where the disk fails.
+    Raises `Damaged` where a file is missing or cannot be decoded, `Unfamiliar` where the item has another layout, and
+    `OSError` where the disk fails.
     """
     with _told_apart(item):
+        tree = read_json(item / "_METADATA")
+        if tree.get("use_zarr3") or not tree.get("use_ocdbt", True):
+            raise Unfamiliar(f"{item.name} has its arrays in another format")
         named = {
             ".".join(str(key["key"]) for key in entry["key_metadata"])
-            for entry in read_json(item / "_METADATA")["tree_metadata"].values()
+            for entry in tree["tree_metadata"].values()
             if not entry["value_metadata"].get("skip_deserialize")  # of an empty dict
         }
         # Arrays that were NumPy's have neither of these.
@@ -57,7 +73,7 @@ def stored_shapes(item: Path) -> dict[str, tuple[int, ...]]:
         stored = {key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray")}
         if not stored or not listed <= stored or named != stored:
             first = min((listed | named) ^ stored, default="arrays")
-            raise Damaged(f"{first} is not both listed and stored")
+            raise _lacking(item, f"{first} is not both listed and stored")
         return {name: tuple(_open(item, name).shape) for name in sorted(stored)}
 
 
@@ -134,17 +150,29 @@ def _open(item: Path, name: str) -> Any:
 
 @contextmanager
 def _told_apart(path: Path) -> Iterator[None]:
-    """Turns what is raised of bytes that are missing or wrong into `Damaged`, and leaves the rest."""
+    """Turns what is raised of bytes that are missing or wrong into `Damaged`, of others that are sound into
+    `Unfamiliar`, and leaves the rest."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise Damaged(f"{os.path.basename(error.filename or path)}: {error.strerror}") from error
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:  # of JSON that is another
-        raise Damaged(f"{path.name} holds something else ({type(error).__name__})") from error
+        raise _lacking(path, f"{os.path.basename(error.filename or path)}: {error.strerror}") from error
+    except (KeyError, TypeError, AttributeError) as error:  # of JSON that is another
+        raise Unfamiliar(f"{path.name} holds something else ({type(error).__name__})") from error
+    except RecursionError as error:
+        raise Damaged(f"{path.name} is nested too deeply") from error
     except ValueError as error:
         if (fault := disk_error(error)) is not None:
             raise OSError(fault.errno, fault.strerror, str(path)) from error
         status = re.match(r"([A-Z]+(?:_[A-Z]+)*): ", str(error))
         if (status and status[1]) not in _BROKEN:
             raise
-        raise Damaged(f"{path.name}: {next(iter(str(error).splitlines()), 'not readable')[:160]}") from error
+        kind = Unfamiliar if _LATER.search(str(error)) else Damaged
+        raise kind(f"{path.name}: {next(iter(str(error).splitlines()), 'not readable')[:160]}") from error
+
+
+def _lacking(path: Path, reason: str) -> Exception:
+    """`Damaged` of a checkpoint that lacks something, `Unfamiliar` where it has something else in its place."""
+    checkpoint = next((folder for folder in (path, *path.parents) if step_of(folder.name) is not None), None)
+    found = [] if checkpoint is None else [*checkpoint.glob("*"), *checkpoint.glob("*/*")]
+    other = min((file for file in found if not _FAMILIAR.fullmatch(file.name)), default=None)
+    return Damaged(reason) if other is None else Unfamiliar(f"{other.parent.name} holds {other.name}")

@@ -30,15 +30,13 @@ from mask_rcnn_jax.inference.checkpoint import (
     best_step,
     by_stored_name,
     check_item,
-    damaged,
-    fitting,
     model_tree,
     read_checkpoint,
-    readable,
     score,
     shapes,
     stored_metrics,
 )
+from mask_rcnn_jax.inference.faults import damaged, familiar, fitting, readable
 from mask_rcnn_jax.inference.stored import Damaged, checksum, plainly_named
 from mask_rcnn_jax.models import Variables
 from mask_rcnn_jax.places import FOLDER
@@ -107,7 +105,7 @@ class Checkpoints:
         """The scores of the checkpoints that were evaluated; a damaged one has none."""
         scores: dict[int, float] = {}
         for step in self._manager.all_steps():
-            with readable(self._folder / str(step)):
+            with readable(self._folder / str(step)), familiar(self._folder / str(step)):
                 try:
                     metrics = stored_metrics(self._plain / str(step))
                 except Damaged:
@@ -132,7 +130,7 @@ class Checkpoints:
 
         Without a checkpoint it is `state` itself. Also what is to be said: checkpoints whose files are missing or
         cannot be decoded are moved to `WORKDIR/damaged`, and the one before is taken. Raises `UserError`, and moves
-        nothing, where none is whole, where the disk fails, and where one does not fit `state`.
+        nothing, where none is whole, where the disk fails, and where one does not fit `state` or has an unknown layout.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
@@ -155,7 +153,7 @@ class Checkpoints:
         for step in steps:
             checkpoint = self._folder / str(step)
             try:
-                with readable(checkpoint):
+                with readable(checkpoint), familiar(checkpoint):
                     differences = [
                         f"{item}, {different}"
                         for item, arrays in expected.items()

@@ -4,16 +4,19 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.inference.checkpoint import Metadata, stored_metrics
+from mask_rcnn_jax.inference.checkpoint import Metadata, model_tree, read_checkpoint, stored_metrics
 from mask_rcnn_jax.models import Variables
 from mask_rcnn_jax.training.checkpoint import Checkpoints
 from mask_rcnn_jax.training.config import ExperimentConfig
@@ -105,8 +108,13 @@ def no_json(checkpoint: Path) -> None:
     (checkpoint / "model" / "_METADATA").write_text("{")
 
 
-def other_json(checkpoint: Path) -> None:
-    (checkpoint / "model" / "array_metadatas" / "process_0").write_text('["a"]')
+def no_metadata(checkpoint: Path) -> None:
+    (checkpoint / "model" / "_METADATA").unlink()
+    (checkpoint / ".part").touch()  # as of an evaluation that was being added
+
+
+def no_item(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint / "model")
 
 
 def other_checksum(checkpoint: Path) -> None:
@@ -116,7 +124,7 @@ def other_checksum(checkpoint: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [gone, cut, no_json, other_json, other_checksum])
+@pytest.mark.parametrize("damage", [gone, cut, no_json, no_metadata, no_item, other_checksum])
 def test_what_is_broken_is_moved_and_kept(run, damage):
     (run / "damaged" / "2").mkdir(parents=True)  # of an earlier damage
     damage(run / "checkpoints" / "2")
@@ -127,6 +135,69 @@ def test_what_is_broken_is_moved_and_kept(run, damage):
     assert told.endswith(f"moved to {run / 'damaged' / '2-1'}")
     assert steps(run) == [1]
     assert (run / "damaged" / "2-1" / "metadata").is_dir()
+
+
+def other_json(checkpoint: Path) -> None:
+    (checkpoint / "model" / "array_metadatas" / "process_0").write_text('["a"]')
+
+
+def other_names(checkpoint: Path) -> None:
+    (checkpoint / "model" / "_METADATA").rename(checkpoint / "model" / "tree.pb")
+
+
+def other_items(checkpoint: Path) -> None:
+    (checkpoint / "model").rename(checkpoint / "model.zip")
+
+
+def later_database(checkpoint: Path) -> None:
+    file = checkpoint / "model" / "manifest.ocdbt"
+    content = bytearray(file.read_bytes())
+    content[12] += 1  # the version of its format
+    file.write_bytes(content)
+
+
+def later_array(checkpoint: Path) -> None:
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{checkpoint / 'model'}/"}}
+    database = tensorstore.KvStore.open(store).result()
+    name = "params.layer.kernel/.zarray"
+    array = json.loads(database.read(name).result().value)
+    database.write(name, json.dumps(array | {"compressor": {"id": "of_tomorrow"}}).encode()).result()
+
+
+def rewritten(**form: bool) -> Callable[[Path], None]:
+    """The item as Orbax writes it when it is asked for arrays of another format."""
+
+    def rewrite(checkpoint: Path) -> None:
+        shutil.rmtree(checkpoint / "model")
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**form)) as checkpointer:
+            checkpointer.save(checkpoint / "model", args=ocp.args.PyTreeSave(model_tree(state(2).variables)))
+
+    return rewrite
+
+
+OTHER_FORMATS = [rewritten(use_zarr3=True), rewritten(use_ocdbt=False)]
+
+
+@pytest.mark.parametrize("change", [other_json, other_names, other_items, later_database, later_array, *OTHER_FORMATS])
+def test_another_layout_is_refused_and_left(run, change):
+    """A later Orbax may write one: nothing is broken."""
+    change(run / "checkpoints" / "2")
+    before = files(run)
+    with (
+        opened(run) as checkpoints,
+        pytest.raises(UserError, match=r"checkpoints/2 has a layout that this version does not know \(.*\); read"),
+    ):
+        checkpoints.restore(state(0))
+    assert files(run) == before
+
+
+def test_metadata_of_another_layout_are_no_damage(run):
+    folder = run / "checkpoints" / "2" / "metadata"
+    (folder / "metadata").rename(folder / "metadata.json")
+    sentence = r"checkpoints/2 has a layout that this version does not know \(metadata holds metadata\.json\)"
+    for action in (opened, read_checkpoint, lambda run: read_checkpoint(run, "latest")):
+        with pytest.raises(UserError, match=sentence):
+            action(run)
 
 
 def test_every_byte_of_the_arrays_counts(tmp_path):
@@ -144,6 +215,16 @@ def test_every_byte_of_the_arrays_counts(tmp_path):
         restored, (told,) = checkpoints.restore(noisy)
     assert int(restored.step) == 1
     assert r"2 is damaged or half copied (params.layer.kernel has other bytes than were written)" in told
+
+
+def test_an_unfinished_checkpoint_is_written_again(tmp_path):
+    left = tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp"
+    (left / "model").mkdir(parents=True)
+    (left / "model" / "_METADATA").write_text("{")
+    saved(tmp_path, {1: None})
+    assert steps(tmp_path) == [1]
+    with opened(tmp_path) as checkpoints:
+        assert int(checkpoints.restore(state(0))[0].step) == 1
 
 
 def test_arrays_of_numpy_can_be_read(tmp_path):
