@@ -1,8 +1,8 @@
-"""Evaluates a model: `python eval.py --workdir DIR [--checkpoint best|latest|STEP|PATH] [--set a.b=c ...]`."""
+"""Evaluates a model from a checkout: `python eval.py ...` is `mask-rcnn eval ...`."""
 
 import sys
 
 if __name__ == "__main__":
-    from mask_rcnn_jax.cli.eval import main
+    from mask_rcnn_jax.cli.main import main
 
-    sys.exit(main())
+    sys.exit(main(["eval", *sys.argv[1:]]))

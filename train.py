@@ -1,9 +1,9 @@
-"""Trains a model: `python train.py --config configs/NAME.py --workdir DIR [--set a.b=c ...]`."""
+"""Trains a model from a checkout: `python train.py ...` is `mask-rcnn train ...`."""
 
 import sys
 
 if __name__ == "__main__":
     # Here and not above: the processes that load data import this file as well, and have no use for jax.
-    from mask_rcnn_jax.cli.train import main
+    from mask_rcnn_jax.cli.main import main
 
-    sys.exit(main())
+    sys.exit(main(["train", *sys.argv[1:]]))

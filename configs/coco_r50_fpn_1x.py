@@ -1,6 +1,6 @@
 """Mask R-CNN, ResNet-50-FPN, on COCO 2017, 1x schedule: Detectron2's mask_rcnn_R_50_FPN_1x.
 
-    python train.py --config configs/coco_r50_fpn_1x.py --workdir runs/coco_r50_fpn_1x \
+    mask-rcnn train --config coco_r50_fpn_1x --workdir runs/coco_r50_fpn_1x \
         --set data.source.root=PATH/TO/coco pretrained=PATH/TO/resnet50.npz
 
 `data.source.root` holds `annotations/instances_{train,val}2017.json` and the folders `train2017` and `val2017`.

@@ -1,6 +1,6 @@
 """Mask R-CNN, ResNet-18-FPN, on nuclei (Data Science Bowl 2018), from an ImageNet backbone, on two CPU cores.
 
-    python train.py --config configs/nuclei_r18_fpn.py --workdir runs/nuclei \
+    mask-rcnn train --config nuclei_r18_fpn --workdir runs/nuclei \
         --set data.source.root=PATH/TO/nuclei pretrained=PATH/TO/resnet18.npz
 
 `data.source.root` is a COCO directory with the splits train and val; `pretrained` is an .npz file with torchvision's

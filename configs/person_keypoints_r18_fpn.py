@@ -1,6 +1,6 @@
 """Keypoint R-CNN, ResNet-18-FPN, on 240 images of COCO's persons, from an ImageNet backbone, on two CPU cores.
 
-    python train.py --config configs/person_keypoints_r18_fpn.py --workdir runs/person_keypoints \
+    mask-rcnn train --config person_keypoints_r18_fpn --workdir runs/person_keypoints \
         --set data.source.root=PATH/TO/coco_person_kp pretrained=PATH/TO/resnet18.npz
 
 `data.source.root` is a COCO directory with the splits train and val whose category names its keypoints; for COCO's own

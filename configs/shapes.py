@@ -1,6 +1,6 @@
 """Mask R-CNN on synthetic shapes, the embedded default: trains in minutes on two CPU cores, without any download.
 
-    python train.py --workdir runs/shapes
+    mask-rcnn train --workdir runs/shapes
 
 A small ResNet-18-FPN with group norm, from scratch, at 128 px.
 """

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mask_rcnn_jax.inference import Detections, Predictor, load_model, use_compile_cache
 
+__version__ = "0.1.0"
 __all__ = ["Detections", "Predictor", "load_model", "use_compile_cache"]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.cli.experiment import load_experiment
+from mask_rcnn_jax.cli.experiment import CONFIG_HELP, config_path, load_experiment
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoConfig, DataConfig, load_dataset, verify_images
@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="mask-rcnn browse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", type=Path, help="Python file with get_config(), or folder of a run")
+    source.add_argument("--config", type=config_path, help=CONFIG_HELP)
     source.add_argument("--data", metavar="DIR", help="COCO directory, with the default settings")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of what is written")
     parser.add_argument(
@@ -45,7 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=number(int, SEED), help=shown)
     parser.add_argument("--split", help="which annotations (default: the config's train split)")
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings, as train.py does"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change settings, as train does",
     )
     return parser
 

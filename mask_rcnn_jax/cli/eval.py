@@ -1,4 +1,4 @@
-"""`python eval.py`: evaluates a checkpoint and writes its metrics, detections and pictures."""
+"""`mask-rcnn eval`: evaluates a checkpoint and writes its metrics, detections and pictures."""
 
 import argparse
 import json
@@ -11,8 +11,10 @@ import jax
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.experiment import (
+    CONFIG_HELP,
     add_deterministic_option,
     add_process_options,
+    config_path,
     joined_processes,
     load_experiment,
 )
@@ -51,13 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="eval.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="mask-rcnn eval", description=__doc__)
     parser.add_argument("--workdir", type=Path, help="folder of the training run")
-    parser.add_argument(
-        "--config",
-        type=Path,
-        help="Python file with get_config(), or folder of a run (default: the run's own settings)",
-    )
+    parser.add_argument("--config", type=config_path, help=f"{CONFIG_HELP} (default: the run's own settings)")
     parser.add_argument(
         "--checkpoint", default="best", metavar="best|latest|STEP|PATH", help="which weights (default: best)"
     )

@@ -5,7 +5,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from mask_rcnn_jax import processes
+from mask_rcnn_jax import configs, processes
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import load_config_file
 from mask_rcnn_jax.errors import UserError
@@ -13,12 +13,27 @@ from mask_rcnn_jax.ranges import Range
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.workdir import CONFIG_FILE, read_config
 
+CONFIG_HELP = f"Python file with get_config(), folder of a run, or one of {', '.join(configs.names())}"
+
+
+def config_path(text: str) -> Path:
+    """Return the file or folder that `--config` names.
+
+    A name of the package's configurations is its file, unless a file or a run of that name lies in the current folder.
+    """
+    path = Path(text)
+    is_here = os.path.isfile(path) or os.path.isfile(path / CONFIG_FILE)
+    return path if is_here or text not in configs.names() else configs.file_of(text)
+
 
 def load_experiment(file: Path) -> ExperimentConfig:
     """What `get_config()` of a Python file returns, or the configuration of the run or import in a folder.
 
     Raises UserError where it is no experiment's configuration.
     """
+    if not os.path.exists(file):
+        known = ", ".join(configs.names())
+        raise UserError(f"--config {file} does not exist; name a Python file, the folder of a run, or one of {known}")
     if os.path.isdir(file):
         if (stored := read_config(file)) is None:
             raise UserError(f"--config {file} is a folder without a run's {CONFIG_FILE}")

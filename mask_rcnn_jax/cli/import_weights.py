@@ -1,7 +1,7 @@
 """`mask-rcnn import SOURCE --out DIR`: turns published weights into a checkpoint with its configuration and classes.
 
-SOURCE is a detector of torchvision (.pth, .safetensors) or Detectron2 (.pkl, .pth). `eval.py --workdir DIR` and
-`train.py --config DIR` then take DIR.
+SOURCE is a detector of torchvision (.pth, .safetensors) or Detectron2 (.pkl, .pth). `mask-rcnn eval --workdir DIR` and
+`mask-rcnn train --config DIR` then take DIR.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.cli.experiment import load_experiment
+from mask_rcnn_jax.cli.experiment import CONFIG_HELP, config_path, load_experiment
 from mask_rcnn_jax.errors import printable
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.places import check_place
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         " weights', predictors are kept for those of the same name (default: what the weights were published for)",
     )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="experiment with the model of the weights (default: inferred)"
+        "--config", type=config_path, help=f"{CONFIG_HELP}, with the model of the weights (default: inferred)"
     )
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings of the result"

@@ -5,17 +5,21 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from mask_rcnn_jax import __version__
+
 # Modules of this folder with a `main(arguments)`. Only the one that is called is imported: most take jax with them.
 COMMANDS = {
     "build-tfds": ("build_tfds", "write a COCO directory as ArrayRecord shards"),
     "browse": ("browse", "draw training examples as the model is given them"),
     "convert": ("convert", "turn annotations of another format into a COCO directory"),
+    "eval": ("eval", "evaluate a checkpoint, and write its metrics, detections and pictures"),
     "export": ("export", "write a model as one file that runs without this package: StableHLO or ONNX"),
     "import": ("import_weights", "turn weights of torchvision or Detectron2 into a checkpoint"),
     "lint": ("lint", "count what a dataset holds and find what is wrong with it"),
     "replay": ("replay", "repeat a step whose loss was not finite, and say where that began"),
     "predict": ("predict", "find instances in images and write them as pictures, tables, labels, polygons"),
     "reproduce": ("reproduce", "train a finished run again, and compare the two bit for bit"),
+    "train": ("train", "train a model, from the last checkpoint where there is one"),
 }
 
 
@@ -23,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command that the first argument names; returns its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="mask-rcnn", description=__doc__)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the versions of the package, jax and Python")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name, (_, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
@@ -32,3 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = parser.parse_args(arguments[:1]).command
     module = importlib.import_module(f"mask_rcnn_jax.cli.{COMMANDS[command][0]}")
     return module.main(arguments[1:])
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version  # takes longer than all else here
+
+        python = ".".join(map(str, sys.version_info[:3]))
+        print(f"mask-rcnn {__version__} (jax {version('jax')}, Python {python})")
+        parser.exit()

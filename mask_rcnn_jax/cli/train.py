@@ -1,13 +1,16 @@
-"""`python train.py`: trains a model, and goes on where it stopped when started again with the same workdir."""
+"""`mask-rcnn train`: trains a model, and goes on where it stopped when started again with the same workdir."""
 
 import argparse
 import os
 from pathlib import Path
 
+from mask_rcnn_jax import configs
 from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.experiment import (
+    CONFIG_HELP,
     add_deterministic_option,
     add_process_options,
+    config_path,
     joined_processes,
     load_experiment,
 )
@@ -19,8 +22,6 @@ from mask_rcnn_jax.training import ExperimentConfig, train
 from mask_rcnn_jax.training.profiling import ProfileSteps
 from mask_rcnn_jax.training.workdir import read_config
 
-DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "shapes.py"
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Parses the command line, trains, and returns the exit status."""
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
             use_deterministic_programs()
         with joined_processes(options):
             use_compile_cache()
-            workdir = options.workdir or Path("runs") / _name(options.config or DEFAULT_CONFIG)
+            workdir = options.workdir or Path("runs") / _name(options.config or configs.file_of(configs.DEFAULT))
             settings, from_file = _config(options.config, workdir)
             config = override(settings, options.set)
             if not from_file and config.data.source == settings.data.source:
@@ -42,11 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="train.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="mask-rcnn train", description=__doc__)
     parser.add_argument(
         "--config",
-        type=Path,
-        help="Python file with get_config(), or folder of a run (default: the workdir's, or else configs/shapes.py)",
+        type=config_path,
+        help=f"{CONFIG_HELP} (default: the workdir's, or else {configs.DEFAULT})",
     )
     parser.add_argument("--workdir", type=Path, help="folder of the run (default: runs/NAME of the config)")
     changes = "change settings, for example schedule.learning_rate=0.01"
@@ -81,5 +82,5 @@ def _config(file: Path | None, workdir: Path) -> tuple[ExperimentConfig, bool]:
     """The settings, and whether they are a Python file's rather than those stored in a folder."""
     if file is None and (stored := read_config(workdir)) is not None:
         return stored, False
-    file = file or DEFAULT_CONFIG
+    file = file or configs.file_of(configs.DEFAULT)
     return load_experiment(file), not os.path.isdir(file)

@@ -66,7 +66,7 @@ class TfdsConfig:
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """Synthetic shapes, which `train.py` writes to `root` in COCO's layout when they are not there yet.
+    """Synthetic shapes, which `mask-rcnn train` writes to `root` in COCO's layout when they are not there yet.
 
     The same settings always give the same files, byte for byte.
     """

@@ -57,8 +57,8 @@ def check_shapes(config: ShapesConfig) -> None:
     """Raise UserError where the directory `config.root` does not hold these very shapes."""
     if not _holds_shapes(config):
         raise UserError(
-            f"Directory {config.root} holds no synthetic shapes, which only train.py --config FILE.py writes; run that"
-            " first, or set data.source.root to where they are."
+            f"Directory {config.root} holds no synthetic shapes, which only mask-rcnn train --config FILE.py writes;"
+            " run that first, or set data.source.root to where they are."
         )
 
 

@@ -1,4 +1,4 @@
-"""Evaluates a model on a dataset: what training does now and then, and `eval.py` once."""
+"""Evaluates a model on a dataset: what training does now and then, and `mask-rcnn eval` once."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -169,4 +169,5 @@ def _told(
     if unnamed:
         lines.append("  the file does not say what the classes are; give their names by --classes")
     lines += [f"  assumed: {line}" for line in assumed]
-    return [*lines, f"{out} is ready for eval.py --workdir {out}, and for train.py --config {out} --workdir ANOTHER"]
+    commands = f"mask-rcnn eval --workdir {out}, and for mask-rcnn train --config {out} --workdir ANOTHER"
+    return [*lines, f"{out} is ready for {commands}"]

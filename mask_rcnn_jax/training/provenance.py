@@ -148,7 +148,8 @@ def read_result(workdir: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(
-            f"{workdir} holds no finished run (it has no {path.name}); go on with it first, train.py --workdir DIR"
+            f"{workdir} holds no finished run (it has no {path.name}); go on with it first:"
+            f" mask-rcnn train --workdir {workdir}"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); start the run again to have it written") from None

@@ -100,5 +100,8 @@ def test_a_folder_does_not_say_where_to_write(option, tmp_path, capsys) -> None:
     claim(tmp_path / "theirs", ExperimentConfig(data=DataConfig(source)))
     workdir = [] if option == "--workdir" else ["--workdir", str(tmp_path / "mine")]
     assert main([option, str(tmp_path / "theirs"), *workdir]) == 2
-    assert "victim holds no synthetic shapes, which only train.py --config FILE.py writes" in capsys.readouterr().err
+    assert (
+        "victim holds no synthetic shapes, which only mask-rcnn train --config FILE.py writes"
+        in capsys.readouterr().err
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]

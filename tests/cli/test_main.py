@@ -1,0 +1,84 @@
+"""`mask-rcnn`: its commands, its start without jax, and the configurations that it finds by name."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mask_rcnn_jax import __version__, configs
+from mask_rcnn_jax.cli.experiment import config_path, load_experiment
+from mask_rcnn_jax.cli.main import COMMANDS, main
+from mask_rcnn_jax.config import differences
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.training import ExperimentConfig
+from mask_rcnn_jax.training.workdir import claim
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_helps(name: str, capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    assert f"usage: mask-rcnn {name} " in capsys.readouterr().out
+
+
+def test_it_starts_without_jax() -> None:
+    code = """if True:
+        import sys
+        import mask_rcnn_jax
+        from mask_rcnn_jax.cli.main import main
+        for arguments in (["--help"], ["--version"]):
+            try:
+                main(arguments)
+            except SystemExit as end:
+                assert not end.code
+        print(sorted({"jax", "numpy", "flax", "absl"} & sys.modules.keys()))
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    *_, versions, heavy = done.stdout.splitlines()
+    assert heavy == "[]"
+    assert versions.startswith(f"mask-rcnn {__version__} (jax ")
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_the_files_of_the_checkout_call_their_commands(command: str, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{command}.py", "--set"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(ROOT / f"{command}.py"), run_name="__main__")
+    assert f"mask-rcnn {command}: error: argument --set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", configs.names())
+def test_configs_are_found_by_name_from_any_folder(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(load_experiment(config_path(name)), ExperimentConfig)
+
+
+def test_a_name_that_is_none_is_answered_with_the_names() -> None:
+    with pytest.raises(UserError, match=r"--config coco_r50 does not exist; .* coco_r50_fpn_1x, .*shapes"):
+        load_experiment(config_path("coco_r50"))
+
+
+def test_a_run_in_the_current_folder_goes_before_a_name(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shapes").mkdir()
+    assert config_path("shapes") == configs.file_of("shapes")  # a folder, but no run
+    claim(tmp_path / "shapes", ExperimentConfig())
+    assert config_path("shapes") == Path("shapes")
+
+
+def test_a_config_builds_on_another() -> None:
+    from mask_rcnn_jax.configs import coco_r50_fpn_1x, coco_r101_fpn_3x
+
+    found = differences(coco_r50_fpn_1x.get_config(), coco_r101_fpn_3x.get_config())
+    assert {line.partition(":")[0] for line in found} == {
+        "model.backbone.bottom_up.depth",
+        "pretrained",
+        "schedule.decay.milestones",
+        "steps",
+        "eval_every",
+        "checkpoint_every",
+    }
