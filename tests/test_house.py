@@ -5,19 +5,23 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from mask_rcnn_jax.extras import EXTRAS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mask_rcnn_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Each layer and the others of the package that it may import; docs/architecture.md draws this.
-LEAVES = {"errors", "files", "structures", "processes", "ranges", "places", "determinism"}
+LEAVES = {"errors", "extras", "files", "structures", "processes", "ranges", "places", "determinism"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
+    "extras": {"errors"},
     "ranges": {"errors"},
     "places": {"errors"},
     "config": {"errors", "ranges"},
@@ -30,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "determinism": {"errors"},
     "ops": LEAVES,
     "models": {"ops"} | LEAVES,
-    "data": {"errors", "files", "output_folder", "ranges"},
+    "data": {"errors", "extras", "files", "output_folder", "ranges"},
     "visualize": {"data", "errors", "output_folder"},
     "pretrained": {"models", "ops"} | LEAVES,
     "inference": {"models", "ops", "data", "config"} | LEAVES,
@@ -43,6 +47,7 @@ LAYERS["cli"] = set(LAYERS)
 # The third-party packages that a layer is limited to, and those that are kept out of it.
 ONLY = {
     "errors": set(),
+    "extras": set(),
     "config": set(),
     "configs": set(),
     "ranges": set(),
@@ -57,11 +62,15 @@ NEVER["models"] = set()
 
 def imports(path: Path) -> Iterator[str]:
     """The absolute dotted names that a file imports, at its top or inside functions."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    yield from imported_by(ast.parse(path.read_text()))
+
+
+def imported_by(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name} imports relatively; write the package's name"
+            assert node.level == 0, f"from {'.' * node.level} imports relatively; write the package's name"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -84,8 +93,32 @@ def test_nothing_but_a_config_imports_a_config() -> None:
     for path in source_files():
         imported = {name.removeprefix("mask_rcnn_jax.") for name in imports(path)}
         found = {name for name in imported if name.startswith("configs.")}
-        assert not found or path.parent == ROOT / "configs", path
+        assert not found or path.parent == ROOT / "configs" or ROOT / "tests" in path.parents, path
         assert not any(name.startswith("configs") for name in imports(path)), f"{path}: not there when it is installed"
+
+
+# Imported by functions that call `require` before.
+NEED_AN_EXTRA = {"training/curves.py", "export/onnx_graph.py", "export/to_onnx.py"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_packages_of_extras_are_required_before_they_are_imported(path: Path) -> None:
+    extra_of = {package: extra for extra, packages in EXTRAS.items() for package in packages}
+    tree = ast.parse(path.read_text())
+    if str(path.relative_to(PACKAGE)) not in NEED_AN_EXTRA:
+        at_top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        assert not {name.partition(".")[0] for name in imported_by(at_top)} & extra_of.keys()
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef) and path.name != "runtime.py":  # which is copied without the package
+            required = {extra_of.get(name.partition(".")[0]) for name in imported_by(function)} - {None}
+            assert not required or 'require("' in (ast.get_source_segment(path.read_text(), function) or "")
+
+
+def test_extras_are_those_of_the_metadata() -> None:
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    everything = set(re.findall(r"\w+", metadata["all"][0].partition("[")[2]))
+    assert everything == EXTRAS.keys() - {"wandb"}
+    assert metadata.keys() == EXTRAS.keys() | {"cuda13", "tpu", "all", "dev"}
 
 
 def test_lint() -> None:

@@ -5,7 +5,6 @@ loads either.
 """
 
 import argparse
-import importlib.util
 import os
 import re
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.program import Exportable, ExportSettings
 from mask_rcnn_jax.export.resize import Preprocessing
 from mask_rcnn_jax.export.stablehlo import export_stablehlo
+from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.places import check_place
 
@@ -119,8 +119,8 @@ def _check_out(out: Path) -> None:
         raise UserError(f"--out {out} is a folder; name a file")
     if not os.path.isdir(out.parent):
         raise UserError(f"--out {out}: the folder {out.parent} does not exist; make it first")
-    if out.suffix == ".onnx" and importlib.util.find_spec("onnx") is None:
-        raise UserError(f"--out {out} needs the package onnx: pip install 'mask-rcnn-jax[onnx]'")
+    if out.suffix == ".onnx":
+        require("onnx", f"--out {out}")
 
 
 def _batch(text: str, out: Path) -> int | None:

@@ -36,6 +36,7 @@ from mask_rcnn_jax.data import read_image
 from mask_rcnn_jax.data.inputs import InputImage, find_images, frame_count
 from mask_rcnn_jax.data.video import VIDEO_SUFFIXES
 from mask_rcnn_jax.errors import UserError, printable
+from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.inference import Detections, ImageLike, Model, Predictor, use_compile_cache
 from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor
 from mask_rcnn_jax.inference.tiling import TiledPredictor, TilingConfig
@@ -134,6 +135,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _predict(options: argparse.Namespace, failures: list[str]) -> None:
     check_place("--out", options.out)
+    if "geojson" in options.format:
+        require("outlines", "--format geojson")
+    if options.tile is not None:
+        require("tiles", "--tile")
     sequences, images, videos = _inputs(options, failures)
     if not (sequences or images or videos):
         return

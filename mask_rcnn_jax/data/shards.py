@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.extras import require
 
 EXAMPLES, ANNOTATIONS = "examples", "annotations"  # the builder's configurations: the latter leaves images out
 
@@ -36,10 +37,9 @@ class ShardImage:
 
 def import_tfds() -> Any:
     """The module tensorflow_datasets; `UserError` where it is not installed."""
-    try:
-        import tensorflow_datasets
-    except ModuleNotFoundError as error:
-        raise UserError(f"ArrayRecord shards need {error.name}; pip install 'mask-rcnn-jax[tfds]'.") from None
+    require("tfds", "an ArrayRecord shard")
+    import tensorflow_datasets
+
     return tensorflow_datasets
 
 

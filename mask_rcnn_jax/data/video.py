@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from mask_rcnn_jax.data.config import DataConfig
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.files import replacing
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
@@ -175,8 +176,7 @@ class VideoWriter:
 
 
 def _library() -> ModuleType:
-    try:
-        import av
-    except ImportError:
-        raise UserError("videos need PyAV; run: pip install 'mask-rcnn-jax[video]'") from None
+    require("video", "a video")
+    import av
+
     return av

@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from mask_rcnn_jax.data import to_rle
 from mask_rcnn_jax.data.entries import shown
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.inference.batched import ImageDetections
 from mask_rcnn_jax.inference.foreign import check_result
 from mask_rcnn_jax.inference.masks import PasteConvention, encode_masks
@@ -242,8 +243,7 @@ def _with_text(rle: Any) -> RLE:
 
 
 def _supervision() -> Any:
-    try:
-        import supervision
-    except ImportError:
-        raise UserError("supervision is not installed; pip install 'mask-rcnn-jax[supervision]'") from None
+    require("supervision", "a Detections of supervision")
+    import supervision
+
     return supervision

@@ -7,13 +7,13 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-import contourpy
 import numpy as np
 from jaxtyping import Bool, Float, UInt8, UInt16
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.masks import decode_window
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.inference.detections import Detections
 
 Window = tuple[int, int, int, int]  # (x1, y1, x2, y2), whole pixels
@@ -46,6 +46,9 @@ def polygons(mask: Bool[np.ndarray, "h w"], left: int = 0, top: int = 0) -> list
     A ring runs midway between the centres of pixels inside and outside: exactly the mask's pixels have their centre in
     it.
     """
+    require("outlines", "an outline")
+    import contourpy
+
     padded = np.pad(mask, 1).astype(np.float32)
     generator = contourpy.contour_generator(z=padded, fill_type=contourpy.FillType.OuterOffset)
     filled: Any = generator.filled(0.5, np.inf)  # its type depends on `fill_type`

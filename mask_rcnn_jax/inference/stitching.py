@@ -26,10 +26,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco_mask
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from mask_rcnn_jax.data.masks import decode_window
+from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.inference.detections import Detections
 from mask_rcnn_jax.inference.masks import encode_window
 
@@ -220,6 +219,10 @@ def _joined(parts: _Parts, pairs: Int[np.ndarray, "P 2"], kept: Bool[np.ndarray,
     count = len(parts.tile)
     if not links:
         return np.arange(count)
+    require("tiles", "an instance in several tiles")
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     rows, columns = np.array(links).T
     graph = coo_array((np.ones(len(links), bool), (rows, columns)), shape=(count, count))
     return connected_components(graph, directed=False)[1]

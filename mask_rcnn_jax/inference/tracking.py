@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 from pycocotools import mask as coco_mask
-from scipy.optimize import linear_sum_assignment
 
+from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.inference.detections import Detections
 
 _STEADINESS = 0.5  # weight of a track's motion so far against that of its last frame
@@ -53,6 +53,9 @@ class Tracker:
 
     def update(self, found: Detections) -> Int[np.ndarray, " n"]:
         """The track of each detection of the next frame, all different."""
+        require("tiles", "a track")
+        from scipy.optimize import linear_sum_assignment
+
         numbers = np.zeros(len(found), np.int64)
         boxes = found.boxes.astype(np.float64)
         overlap = self._overlap(boxes, found.classes)

@@ -7,14 +7,14 @@ from pathlib import Path
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import checked
 from mask_rcnn_jax.data import CocoDataset, describe_left_out, prepare_source, train_batches
-from mask_rcnn_jax.errors import Stopped
+from mask_rcnn_jax.errors import Stopped, UserError
 from mask_rcnn_jax.evaluation import evaluate_model, format_table
+from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.inference.checkpoint import Metadata, deciding, score
 from mask_rcnn_jax.models import Variables
 from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training.checkpoint import Checkpoints
 from mask_rcnn_jax.training.config import ExperimentConfig
-from mask_rcnn_jax.training.curves import draw_curves
 from mask_rcnn_jax.training.datasets import describe, describe_keypoints, load_datasets
 from mask_rcnn_jax.training.disk import disk_faults
 from mask_rcnn_jax.training.divergence import Watch
@@ -131,7 +131,16 @@ def _evaluates(config: ExperimentConfig, step: int) -> bool:
 
 
 def _draw(workdir: Path, writer: Writer) -> None:
-    if processes.is_first() and (trouble := draw_curves(workdir)) is not None:
+    if not processes.is_first():
+        return
+    try:
+        require("plots", workdir / "curves.png")
+    except UserError as missing:
+        writer.say(str(missing))
+        return
+    from mask_rcnn_jax.training.curves import draw_curves
+
+    if (trouble := draw_curves(workdir)) is not None:
         writer.say(trouble)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from mask_rcnn_jax.config import to_json
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.metrics import HISTOGRAM, Writer, histograms
 
@@ -44,12 +45,9 @@ def logged_to_wandb(writer: Writer, project: str, workdir: Path, config: Experim
     WANDB_MODE=offline keeps it in `workdir/wandb` for `wandb sync`. Raises `UserError` where wandb is not installed, or
     will not start: without a login, or without its server.
     """
-    try:
-        import wandb  # pyright: ignore[reportMissingImports]  an extra
-    except ImportError as error:
-        raise UserError(
-            f"--wandb needs the package wandb ({error}); run: pip install 'mask-rcnn-jax[wandb]', or leave it out"
-        ) from None
+    require("wandb", "--wandb")
+    import wandb  # pyright: ignore[reportMissingImports]  an extra
+
     id_file = workdir / _ID_FILE
     known = id_file.read_text().strip() if id_file.exists() else None
     try:

@@ -1,5 +1,6 @@
 """`mask-rcnn export`: a checkpoint becomes a file that finds things, and mistakes are named before any work."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_sizes_that_cannot_be_are_named(option, said, checkpoint, tmp_path, caps
 
 
 def test_onnx_that_is_not_installed_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     assert main(["export", "--checkpoint", "absent", "--out", str(tmp_path / "model.onnx")]) == 2
     assert "pip install 'mask-rcnn-jax[onnx]'" in capsys.readouterr().err
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from mask_rcnn_jax.data.convert.json_files import read_lines
 from mask_rcnn_jax.data.convert.outlines import Polygon, instance_of_polygons, rectangle
@@ -20,6 +19,7 @@ from mask_rcnn_jax.data.convert.source import UNSPLIT, Case, Instance, Picture, 
 from mask_rcnn_jax.data.entries import is_unicode, shown
 from mask_rcnn_jax.data.image_files import IMAGE_SUFFIXES, list_images
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.extras import require
 
 Boxes = Literal["refuse", "rectangle"]
 
@@ -73,6 +73,9 @@ def _settings(path: Path) -> dict[Any, Any] | None:
         if not found:
             return None
         path = found[0]
+    require("yolo", f"reading {path}")
+    import yaml
+
     try:
         # All values stay text: a class called "no" is not False, one called "1.0" no number.
         content = yaml.load("\n".join(read_lines(path)), yaml.BaseLoader)
