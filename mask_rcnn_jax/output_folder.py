@@ -55,6 +55,15 @@ class OutputFolder:
             self._record = _Record(self.root)
         return self._record.has(file)
 
+    def remove_own(self, files: Iterable[Path]) -> None:
+        """Remove those of `files` that this command has written, as an earlier run's which this run has not replaced.
+
+        Files of other origin and inputs stay.
+        """
+        for file in files:
+            if _place(file) not in self._inputs and self._is_own(file):
+                file.unlink(missing_ok=True)
+
     @contextmanager
     def replacing(self, file: Path) -> Iterator[Path]:
         """A path to write to, which becomes `file` at the end of the `with`; its folder is made.

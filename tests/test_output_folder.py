@@ -48,6 +48,15 @@ def test_what_others_wrote_or_changed_stays(tmp_path) -> None:
     assert files(tmp_path) == [RECORD, "a.png"]
 
 
+def test_only_what_a_command_wrote_is_removed(tmp_path) -> None:
+    own, changed, named = (write(OutputFolder(tmp_path), f"{name}.png", "mine") for name in "abc")
+    changed.write_text("hers")
+    (tmp_path / "d.png").write_text("mine")
+    OutputFolder(tmp_path, [named], overwrite=True).remove_own([*tmp_path.glob("*.png"), tmp_path / "none.png"])
+    assert not own.exists()
+    assert files(tmp_path) == [RECORD, "b.png", "c.png", "d.png"]
+
+
 def test_what_has_come_meanwhile_stays(tmp_path) -> None:
     outputs = OutputFolder(tmp_path)
     outputs.check([tmp_path / "a.png"])

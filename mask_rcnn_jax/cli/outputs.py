@@ -81,6 +81,13 @@ class _OneFileEach:
         except OSError as error:
             raise UserError(f"{self.place / name}: {error.strerror or error}") from None
 
+    def remove_own(self, files: Iterable[Path]) -> None:
+        """Remove those of `files` that an earlier run has written of an image of this name."""
+        try:
+            self._outputs.remove_own(files)
+        except OSError as error:
+            raise UserError(f"what an earlier run wrote stays in {self.place}: {error.strerror or error}") from None
+
     def __enter__(self) -> object:
         return self
 
@@ -102,9 +109,11 @@ class OverlayWriter(_OneFileEach):
     def write(self, name: str, found: Detections, image: ReadImage) -> None:
         drawn = Image.fromarray(draw_detections(image(), found))
         if found.path is not None and Path(found.path).suffix.lower() in _JPEG:
-            self.save(f"{name}.jpg", lambda part: drawn.save(part, "JPEG", quality=92))
+            suffix, other, save = ".jpg", ".png", lambda part: drawn.save(part, "JPEG", quality=92)
         else:
-            self.save(f"{name}.png", lambda part: drawn.save(part, "PNG"))
+            suffix, other, save = ".png", ".jpg", lambda part: drawn.save(part, "PNG")
+        self.save(f"{name}{suffix}", save)
+        self.remove_own([self.place / f"{name}{other}"])
 
 
 class LabelWriter(_OneFileEach):
@@ -135,15 +144,21 @@ class CutoutWriter(_OneFileEach):
     @classmethod
     def files(cls, out: Path, image: InputImage) -> Iterable[Path]:
         # How many there will be is not known, but what there is may be in their way.
-        return (out / cls.folder / image.name).glob("[0-9]*_*.png")
+        return _cutouts(out / cls.folder / image.name)
 
     def write(self, name: str, found: Detections, image: ReadImage) -> None:
-        if not len(found):
-            return
-        for i, cut in cutouts(image(), found):
+        written = set()
+        for i, cut in cutouts(image(), found) if len(found) else ():
             label = re.sub(r"[^\w-]+", "_", found.names[i])[:_LABEL_LENGTH]
             picture = Image.fromarray(cut)
-            self.save(f"{name}/{i + 1:04}_{label}.png", lambda part, picture=picture: picture.save(part, "PNG"))
+            file = f"{name}/{i + 1:04}_{label}.png"
+            self.save(file, lambda part, picture=picture: picture.save(part, "PNG"))
+            written.add(self.place / file)
+        self.remove_own(set(_cutouts(self.place / name)) - written)
+
+
+def _cutouts(folder: Path) -> Iterable[Path]:
+    return folder.glob("[0-9]*_*.png")
 
 
 class _OneFile:

@@ -23,12 +23,14 @@ def write_augmented(
 ) -> list[Path]:
     """Writes the first `count` examples of a run with `seed` and one image a step, a contact sheet, and `index.html`.
 
+    Pictures of an earlier call that are not among them are removed.
     Masks are pasted from their grids, so a picture shows what is left of an annotation. Returns the files. Raises
     UserError for files of other origin in the way, before any is written.
     """
     directory = outputs.root
     sheet, index = directory / "contact_sheet.png", directory / "index.html"
-    outputs.check([sheet, index, *directory.glob("[0-9]*_*.png")])
+    earlier = set(directory.glob("[0-9]*_*.png"))
+    outputs.check([sheet, index, *earlier])
     paths, captions = [], []
     batches = train_batches(dataset, replace(config, num_workers=0), 1, seed, 0, count)
     for step, batch in enumerate(batches):
@@ -42,6 +44,7 @@ def write_augmented(
         _contact_sheet(paths).save(part, "PNG")
     with outputs.replacing(index) as part:
         part.write_text(_page(paths, captions))
+    outputs.remove_own(earlier.difference(paths))
     return [index, sheet, *paths]
 
 

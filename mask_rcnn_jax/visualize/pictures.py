@@ -14,6 +14,7 @@ from mask_rcnn_jax.data.transforms import open_image
 from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.visualize.draw import draw_instances, side_by_side
 
+_FOLDER = "pictures"
 _NAME_LENGTH = 60  # characters of an image's name in that of its picture
 
 
@@ -23,8 +24,7 @@ def picture_files(dataset: CocoDataset, root: Path, count: int) -> dict[Path, Re
     records = [dataset.records[i] for i in chosen.tolist()]
     # The id as well: images in different folders may share a name.
     return {
-        root / "pictures" / f"{record.image_id}_{Path(record.path).stem[:_NAME_LENGTH]}.png": record
-        for record in records
+        root / _FOLDER / f"{record.image_id}_{Path(record.path).stem[:_NAME_LENGTH]}.png": record for record in records
     }
 
 
@@ -38,7 +38,7 @@ def write_pictures(
     max_pixels: int = DataConfig.max_pixels,
 ) -> list[Path]:
     """Writes `count` images, spread evenly over the dataset, with their ground truth beside their detections, into the
-    folder `pictures` of `outputs`.
+    folder `pictures` of `outputs`; pictures of an earlier call that are not among them are removed.
 
     `results` are COCO results with or without masks and keypoints; those that score less than `min_score`, and single
     keypoints of less than `min_keypoint_score`, are not drawn. Returns the files, named after the images. Raises
@@ -57,6 +57,7 @@ def write_pictures(
         captions = f"ground truth: {len(record.boxes)}", f"detected with score {min_score:g} or more: {len(shown)}"
         with outputs.replacing(path) as part:
             Image.fromarray(side_by_side((truth, found), captions)).save(part, "PNG")
+    outputs.remove_own(set((outputs.root / _FOLDER).glob("*.png")) - files.keys())
     return list(files)
 
 

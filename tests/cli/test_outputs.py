@@ -94,6 +94,21 @@ def test_what_may_be_written_is_known_before(tmp_path, name) -> None:
         assert known == {file for file in files(tmp_path) if image.name in file or "/" not in file} - {RECORD}
 
 
+def test_what_an_earlier_run_found_more_goes(tmp_path) -> None:
+    """Beside this run's files, it would be taken for a part of them; what somebody has changed or added stays."""
+    write_all(tmp_path, "a.png", some(), ["cutouts", "overlay"])
+    write_all(tmp_path, "b.png", some(), ["cutouts"])
+    places = sorted((tmp_path / "cutouts" / "a").iterdir())
+    places[1].write_text("changed")
+    (tmp_path / "cutouts" / "a" / "0009_mine.png").write_text("added")
+    none = replace(some(), boxes=np.zeros((0, 4), np.float32), scores=np.zeros(0, np.float32), rles=())
+    none = replace(none, classes=np.zeros(0, np.int32))
+    write_all(tmp_path, "a.jpg", none, ["cutouts", "overlay"])
+    assert files(tmp_path / "cutouts" / "a") == [places[1].name, "0009_mine.png"]
+    assert files(tmp_path / "overlays") == ["a.jpg"]
+    assert len(files(tmp_path / "cutouts" / "b")) == len(places) == 3
+
+
 class Nothing:
     """Finds nothing in any frame."""
 

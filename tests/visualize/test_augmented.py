@@ -46,3 +46,6 @@ def test_pictures_of_examples(tmp_path) -> None:
             assert inside.mean() >= 0.9 * (mask > 127).mean() if inside.size > 100 else True
         assert not (changed & ~seen).any()
     assert [Path(path).name for path in pictures] == sorted(path.name for path in pictures)
+
+    _, _, *fewer = write_augmented(dataset, config, OutputFolder(tmp_path / "out"), 1, seed=3)
+    assert list((tmp_path / "out").glob("0*.png")) == fewer

@@ -36,6 +36,10 @@ def test_pictures_of_a_dataset(tmp_path) -> None:
     drawn = [path.read_bytes() for path in paths]
     certain = [result for result in results if result["score"] > 0.5]
     assert drawn == [p.read_bytes() for p in write_pictures(dataset, certain, OutputFolder(tmp_path), count=3)]
+    # Those of an earlier evaluation do not stay beside this one's, but what others put there does.
+    (tmp_path / "pictures" / "mine.png").write_text("kept")
+    (path,) = write_pictures(dataset, certain, OutputFolder(tmp_path), count=1)
+    assert {file.name for file in path.parent.iterdir()} == {path.name, "mine.png"}
 
 
 def test_pictures_of_keypoints(shared, tmp_path) -> None:
