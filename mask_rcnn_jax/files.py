@@ -2,11 +2,34 @@
 
 import codecs
 import hashlib
+import io
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 ANY_TEXT = "mask_rcnn_jax.any_text"  # the `errors` of text files and streams; see `_encoded`
+
+
+def open_file(path: str | Path) -> io.BufferedReader:
+    """Open a file that data may have named, to read its bytes.
+
+    Raises OSError for what is no regular file, such as a pipe, for which one would wait.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # Python says of a folder what it is
+            raise OSError(f"{path} is no regular file")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @contextmanager

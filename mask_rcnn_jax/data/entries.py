@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import open_file
 
 JsonObject = dict[str, Any]
 
@@ -27,7 +28,8 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict = 2, 80, 4, 4
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file. Raises ValueError with the reason where there is none."""
     try:
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = file.read()
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
     return parse_json(data)

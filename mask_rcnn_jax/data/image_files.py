@@ -19,6 +19,7 @@ from PIL import Image, ImageFile, ImageOps, features
 
 from mask_rcnn_jax.data.config import DataConfig
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import open_file
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -60,7 +61,8 @@ def with_retries(read: Callable[[], T]) -> T:
 def opened_image(source: str | Path | bytes | io.BufferedIOBase) -> Iterator[ImageFile.ImageFile]:
     """Open an image, of which only the header is read. Files are closed at the end.
 
-    Raises OSError where the file cannot be read and one of `UNREADABLE` where it is no image of `FORMATS`.
+    Raises OSError where the file cannot be read or a path names no regular one, such as a pipe, and one of `UNREADABLE`
+    where it is no image of `FORMATS`.
     """
     with _file(source) as file:
         clamped: Any = _Clamped(file)
@@ -144,7 +146,7 @@ def list_images(folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Path]
 def _file(source: str | Path | bytes | io.BufferedIOBase) -> io.BufferedIOBase:
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     if isinstance(file, str | Path):
-        file = open(file, "rb")  # noqa: SIM115  the caller closes it
+        file = open_file(file)
     if file.seekable():
         return file
     with file:  # a pipe

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from mask_rcnn_jax.data.masks import Segmentation
 from mask_rcnn_jax.data.shards import EncodedFile, ShardImage
+from mask_rcnn_jax.files import open_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Record:
 
     def open(self) -> EncodedFile:
         """The encoded image as a file to read; OSError where there is none."""
-        return open(self.path, "rb") if self.shard is None else self.shard.open()
+        return open_file(self.path) if self.shard is None else self.shard.open()
 
 
 @dataclass(frozen=True, eq=False)

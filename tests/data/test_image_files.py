@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import io
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -256,3 +257,12 @@ def test_files_are_closed_and_pipes_are_read(tmp_path):
     with opened_image(pipe) as image:
         assert image.size == (40, 24)
     assert pipe.closed
+
+
+def test_a_name_stands_for_a_regular_file(tmp_path):
+    """A pipe of that name would be waited for, and some devices never end."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "pipe.png")
+    for name in ("pipe.png", "link.png", "/dev/zero", "."):
+        with pytest.raises(UserError, match="cannot be read"):
+            open_image(tmp_path / name)

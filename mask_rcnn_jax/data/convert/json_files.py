@@ -5,6 +5,7 @@ from typing import Any
 
 from mask_rcnn_jax.data.entries import read_json
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import open_file
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -18,7 +19,8 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 text file, without a byte order mark. Raises ValueError with the reason where it is none."""
     try:
-        return path.read_text("utf-8-sig").splitlines()
+        with open_file(path) as file:
+            return file.read().decode("utf-8-sig").splitlines()
     except FileNotFoundError:
         raise ValueError("it does not exist") from None
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import ImageFile
 
-from tests.data.convert.known import HEIGHT, WIDTH, block, convert, load, masks, write_image, write_mask
+from tests.data.convert.known import HEIGHT, WIDTH, block, convert, load, masks, write_image, write_json, write_mask
 
 
 def png_header(width: int, height: int, depth: int = 8, colour: int = 0) -> bytes:
@@ -92,3 +93,38 @@ def test_images_and_id_masks(tmp_path, capsys):
     assert "1 masks that are not of their image's size, left out" in said
     assert "1 images that are too large to be decoded, left out" in said
     assert len(load(tmp_path / "out").records) == 1
+
+
+def test_pipes_are_left_out_and_not_waited_for(tmp_path, capsys):
+    """Annotations name what they like as an image, and a folder may hold anything as annotations."""
+    root, pipe = tmp_path / "in", tmp_path / "pipe.jpg"
+    write_image(root / "images" / "a.jpg")
+    os.mkfifo(pipe)
+    (root / "images" / "b.jpg").symlink_to(pipe)
+
+    names = ("a.jpg", "b.jpg", str(pipe), "/dev/zero")
+    rectangle = {"shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 9, "height": 9}}
+    entries = {name: {"filename": name, "regions": [rectangle]} for name in names}
+    via = write_json(root / "images" / "via.json", entries)
+    assert convert("via", via, "--out", tmp_path / "via") == 0
+    assert "3 images that cannot be read, left out" in capsys.readouterr().out
+
+    (root / "labels").mkdir()
+    os.mkfifo(root / "labels" / "a.txt")
+    write_image(root / "images" / "c.jpg")
+    (root / "labels" / "c.txt").write_text("0 .1 .1 .5 .1 .5 .5")
+    (root / "train.txt").write_text(f"images/a.jpg\nimages/b.jpg\nimages/c.jpg\n{pipe}\n")
+    (root / "data.yaml").write_text("train: train.txt\nnames: [thing]\n")
+    assert convert("yolo", root, "--out", tmp_path / "yolo") == 0
+    printed = capsys.readouterr().out
+    assert "2 images that cannot be read, left out" in printed
+    assert "1 files of labels that are not text, left out" in printed
+
+    labelme(root / "labelme", None, TRIANGLE)
+    write_image(root / "labelme" / "a.png")
+    write_json(root / "labelme" / "c.json", {"shapes": [], "imagePath": "../images/b.jpg"})
+    os.mkfifo(root / "labelme" / "d.json")
+    assert convert("labelme", root / "labelme", "--out", tmp_path / "labelme") == 0
+    printed = capsys.readouterr().out
+    assert "1 images that do not exist, left out" in printed
+    assert "1 files that cannot be read, left out" in printed
