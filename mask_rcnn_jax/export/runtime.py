@@ -87,14 +87,28 @@ def load(path: str | Path) -> ExportedModel:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     metadata, call = (_onnx if path.suffix == ".onnx" else _stablehlo)(path)
-    try:
-        height, width = metadata["input_size"]
-        return ExportedModel(tuple(metadata["class_names"]), (height, width), metadata["batch"], metadata, call)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BrokenFileError(f"{path} does not describe its model ({error!r}); export it again") from error
+    if not _is_described(metadata):
+        raise BrokenFileError(f"{path} does not describe its model; export it again")
+    height, width = metadata["input_size"]
+    return ExportedModel(tuple(metadata["class_names"]), (height, width), metadata["batch"], metadata, call)
 
 
-def _stablehlo(path: Path) -> tuple[dict[str, Any], Callable[[np.ndarray, np.ndarray], Arrays]]:
+def _is_described(metadata: Any) -> bool:
+    """Tell whether a file says of its model what `ExportedModel` needs to know."""
+    if not isinstance(metadata, dict) or not {"class_names", "input_size", "batch", "masks"} <= metadata.keys():
+        return False
+    names, size, batch = metadata["class_names"], metadata["input_size"], metadata["batch"]
+    return (
+        isinstance(names, list)
+        and all(type(name) is str for name in names)
+        and isinstance(size, list)
+        and [type(side) for side in size] == [int, int]
+        and min(size) > 0
+        and (batch is None or (type(batch) is int and batch > 0))
+    )
+
+
+def _stablehlo(path: Path) -> tuple[Any, Callable[[np.ndarray, np.ndarray], Arrays]]:
     import jax
     from jax import export
 
@@ -136,7 +150,7 @@ def _exact(providers: Sequence[str]) -> list[str | tuple[str, dict[str, str]]]:
     return [(name, options[name]) if name in options else name for name in names]
 
 
-def _onnx(path: Path) -> tuple[dict[str, Any], Callable[[np.ndarray, np.ndarray], Arrays]]:
+def _onnx(path: Path) -> tuple[Any, Callable[[np.ndarray, np.ndarray], Arrays]]:
     import onnxruntime
 
     try:
@@ -148,7 +162,7 @@ def _onnx(path: Path) -> tuple[dict[str, Any], Callable[[np.ndarray, np.ndarray]
     properties = session.get_modelmeta().custom_metadata_map
     try:
         metadata = json.loads(properties[METADATA_KEY])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         raise BrokenFileError(f"{path} is an ONNX model, but not one of mask-rcnn export") from None
     names = [output.name for output in session.get_outputs()]
 
