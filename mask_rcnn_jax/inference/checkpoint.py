@@ -74,8 +74,6 @@ def load_model(path: str | Path, which: str = "best", average: bool = False) -> 
     with fitting(stored.folder):
         data = from_json(DataConfig, stored.experiment["data"])
     metadata = stored.metadata
-    with whole(stored.folder):
-        _check_names(stored.model, metadata)
     names = metadata.keypoint_names or _older_keypoint_names(stored.model, data)
     return Model(
         stored.model, data, stored.variables, metadata.class_names, metadata.category_ids, metadata.step, names
@@ -132,10 +130,11 @@ def _read(run: _Run, which: str, average: bool) -> StoredCheckpoint:
         metrics = stored_metrics(run.plain / str(step))
     with fitting(checkpoint):
         config = from_json(MaskRCNNConfig, stored["config"]["model"])
-    with whole(checkpoint):
-        variables = _variables(run, step, config, average)
     names, ids, keypoint_names = (tuple(stored[key]) for key in ("class_names", "category_ids", "keypoint_names"))
     metadata = Metadata(names, ids, step, metrics, keypoint_names)
+    with whole(checkpoint):
+        _check_names(config, metadata)
+        variables = _variables(run, step, config, average)
     return StoredCheckpoint(checkpoint, stored["config"], config, variables, metadata)
 
 
@@ -254,10 +253,15 @@ def _variables(run: _Run, step: int, config: MaskRCNNConfig, average: bool) -> V
         raise UserError(
             f"{run.folder / str(step)} holds no average of the weights; only a run with ema_decay keeps one"
         )
-    expected = model_tree(jax.eval_shape(lambda: init(config, jax.random.key(0))))
+    expected = model_tree(_abstract(config))
     model = _item(run, step, "model", expected)
     params = _item(run, step, "average", expected["params"]) if average else model["params"]
     return Variables(params, model["buffers"])
+
+
+def _abstract(config: MaskRCNNConfig) -> Variables:
+    """The variables of a model by their shapes and types alone."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
 def _item(run: _Run, step: int, item: str, expected: Any) -> Any:

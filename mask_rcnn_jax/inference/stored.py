@@ -99,8 +99,12 @@ def _stored_checksums(item: Path) -> Mapping[str, int]:
     except Damaged:
         return {}
     for key in ("checksums", item.name):
-        metadata = metadata.get(key) if isinstance(metadata, dict) else None
-    return metadata if isinstance(metadata, dict) else {}
+        if not isinstance(metadata, dict):
+            raise Damaged("the checksums of the metadata are no table")
+        metadata = metadata.get(key, {})
+    if not isinstance(metadata, dict) or not all(type(value) is int for value in metadata.values()):
+        raise Damaged(f"the checksums of {item.name} in the metadata are no whole numbers by name")
+    return metadata
 
 
 def disk_error(error: BaseException) -> OSError | None:

@@ -13,8 +13,8 @@ from mask_rcnn_jax import load_model
 from mask_rcnn_jax.data import CocoConfig, DataConfig, ShapesConfig
 from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.inference.checkpoint import Metadata, _check_names, _older_keypoint_names
-from mask_rcnn_jax.inference.stored import Damaged
+from mask_rcnn_jax.inference.checkpoint import Metadata, _check_names, _older_keypoint_names, read_checkpoint
+from mask_rcnn_jax.inference.stored import Damaged, check_readable
 from mask_rcnn_jax.models import MaskRCNNConfig
 from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
 from mask_rcnn_jax.training.checkpoint import Checkpoints
@@ -143,6 +143,17 @@ def test_names_and_ids_are_those_of_all_classes(copied, key) -> None:
     tree[key].pop()
     file.write_text(json.dumps(tree))
     assert f"{key} of the metadata are 5, and the model has 6" in refused(copied)
+    with pytest.raises(UserError, match=f"{key} of the metadata are 5"):
+        read_checkpoint(copied)
+
+
+@pytest.mark.parametrize("checksums", [[], {"model": 7}, {"model": {"params.a": None}}, {"model": {"params.a": 1e300}}])
+def test_checksums_are_whole_numbers_by_name(tmp_path, checksums) -> None:
+    file = tmp_path / "metadata" / "metadata"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"checksums": checksums}))
+    with pytest.raises(Damaged, match=r"checksums of .* metadata are no"):
+        check_readable(tmp_path / "model", [])
 
 
 def test_keypoints_are_named_all_or_none() -> None:
