@@ -1,8 +1,12 @@
 """Training from start to end: data, model, steps, checkpoints, evaluation. One loop, in the order it runs."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from jax.sharding import Mesh
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import checked
@@ -20,7 +24,7 @@ from mask_rcnn_jax.training.disk import disk_faults
 from mask_rcnn_jax.training.divergence import Watch
 from mask_rcnn_jax.training.metrics import Writer, open_writer
 from mask_rcnn_jax.training.profiling import ProfileSteps, profiled
-from mask_rcnn_jax.training.provenance import check_data, record_result, record_start
+from mask_rcnn_jax.training.provenance import Data, check_data, record_result, record_start
 from mask_rcnn_jax.training.start import first_state
 from mask_rcnn_jax.training.step import TrainState, make_mesh, make_train_step, shard
 from mask_rcnn_jax.training.stopping import StopRequests
@@ -38,43 +42,25 @@ def train(
     Several processes train together. Raises `UserError` for what a person can mend, before the first step where it can
     be known then, and `Stopped` where a signal ended the run after a checkpoint.
     """
-    processes.by_first(partial(check_workdir, workdir))
-    # Whatever may be wrong with the settings or the data is found before the workdir is touched.
-    config = checked(config)
-    mesh = make_mesh(config)
-    prepare_source(config.data.source)
-    datasets = load_datasets(config)
-    data = processes.by_first(partial(check_data, workdir, datasets))
-    train_set, val_set = datasets["train"], datasets["val"]
-    metadata = Metadata(train_set.class_names, train_set.categories, keypoint_names=train_set.keypoint_names)
-    state, about_weights = first_state(config, workdir, mesh, metadata)
-
+    start, state = _prepare(config, workdir)
+    train_set, val_set = start.datasets["train"], start.datasets["val"]
     with ExitStack() as stack:
         stop_requests = stack.enter_context(StopRequests())
         stack.enter_context(disk_faults(workdir))
         about_lock = stack.enter_context(locked(workdir))
         processes.check_shared(workdir)
-        config = processes.by_first(partial(claim, workdir, config))
-        checkpoints = Checkpoints(workdir, config, metadata)
+        config = processes.by_first(partial(claim, workdir, start.config))
+        checkpoints = Checkpoints(workdir, config, start.metadata)
         stack.enter_context(checkpoints)
         state, about_state = checkpoints.restore(state)
         start_step = int(state.step)
-        about_code = processes.by_first(partial(record_start, workdir, state, data))
+        about_code = processes.by_first(partial(record_start, workdir, state, start.data))
         # A step whose evaluation failed, or was cut off, is evaluated again.
         unevaluated = start_step > 0 and _evaluates(config, start_step) and not checkpoints.is_evaluated(start_step)
         writer = stack.enter_context(open_writer(workdir, config.steps, start_step, unevaluated))
         if wandb_project is not None and processes.is_first():
             writer = stack.enter_context(logged_to_wandb(writer, wandb_project, workdir, config))
-        left_out = describe_left_out(train_set, config.data)
-        for line in (
-            *about_lock,
-            *map(describe, datasets.values()),
-            *left_out,
-            *describe_keypoints(train_set, config),
-            *about_weights,
-            *about_state,
-            *about_code,
-        ):
+        for line in (*about_lock, *start.told, *about_state, *about_code):
             writer.say(line)
         if start_step:
             writer.say(f"goes on from step {start_step} of {config.steps} in {workdir}")
@@ -95,13 +81,13 @@ def train(
             *processes.index_and_count(),
         )
         stack.enter_context(closing(batches))
-        traced = profiled(make_train_step(config, mesh), profile, start_step, config.steps, workdir, writer)
+        traced = profiled(make_train_step(config, start.mesh), profile, start_step, config.steps, workdir, writer)
         step_fn = stack.enter_context(traced)
         window, watch = Window(config, writer), Watch(config, workdir, writer)
         for step in range(start_step + 1, config.steps + 1):
             batch = window.next(batches)
             watch.keep(step, batch)
-            state, measures = step_fn(state, shard(Batch.from_arrays(batch), mesh))
+            state, measures = step_fn(state, shard(Batch.from_arrays(batch), start.mesh))
             evaluates = _evaluates(config, step)
             stops = stop_requests.reached(step)
             saves = evaluates or stops or step % config.checkpoint_every == 0
@@ -124,6 +110,38 @@ def train(
         record_result(workdir, state)
         writer.say(f"finished with {deciding(metrics)} {score(metrics):.4f}; the run is in {workdir}")
     return metrics
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """What a run begins with, besides its first state."""
+
+    config: ExperimentConfig
+    mesh: Mesh
+    datasets: Mapping[str, CocoDataset]  # "train" and "val"
+    data: Data
+    metadata: Metadata
+    told: list[str]  # what is to be said of the data and the weights
+
+
+def _prepare(config: ExperimentConfig, workdir: Path) -> tuple[_Start, TrainState]:
+    """Finds whatever may be wrong with the settings or the data before the workdir is touched; raises `UserError`."""
+    processes.by_first(partial(check_workdir, workdir))
+    config = checked(config)
+    mesh = make_mesh(config)
+    prepare_source(config.data.source)
+    datasets = load_datasets(config)
+    data = processes.by_first(partial(check_data, workdir, datasets))
+    train_set = datasets["train"]
+    metadata = Metadata(train_set.class_names, train_set.categories, keypoint_names=train_set.keypoint_names)
+    state, about_weights = first_state(config, workdir, mesh, metadata)
+    told = [
+        *map(describe, datasets.values()),
+        *describe_left_out(train_set, config.data),
+        *describe_keypoints(train_set, config),
+        *about_weights,
+    ]
+    return _Start(config, mesh, datasets, data, metadata, told), state
 
 
 def _evaluates(config: ExperimentConfig, step: int) -> bool:
