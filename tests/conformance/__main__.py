@@ -10,7 +10,7 @@ import jax
 import torch
 import torchvision
 
-from tests.conformance import average_precision, detectron2, stages, trained, training, trajectory
+from tests.conformance import average_precision, detectron2, finetuning, stages, trained, training, trajectory
 from tests.conformance.golden import NAMES
 from tests.conformance.needed import shared_folder
 from tests.conformance.rows import Row, markdown
@@ -113,7 +113,8 @@ def main() -> int:
             steps=trained.STEPS,
             images=trained.NUM_IMAGES,
         )
-        arguments.write.write_text(f"{introduction}{table}\n")
+        section = finetuning.divided(arguments.write)[1] if arguments.write.exists() else ""
+        arguments.write.write_text(f"{introduction}{table}\n{section}")
     broken = [row for row in rows if not row.ok]
     print(f"{len(rows)} rows, {len(broken)} beyond their bound", file=sys.stderr)
     return 1 if broken else 0
