@@ -2,7 +2,7 @@
 
    FAULT_FOLDER: operations on files below it are counted.  FAULT_COUNTER: a file of 8 bytes, shared by all processes,
    with the number of operations so far.  FAULT_AT: the one that fails, from 1 on; 0: none.  FAULT_ERRNO: how.
-   FAULT_LOG: gets a line with the operation that failed. */
+   FAULT_LOG: gets a line with the operation that failed; where none is to fail, with each. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -55,7 +55,7 @@ static int of_descriptor(int fd, char *path) {
 static int fails(const char *operation, const char *path) {
   if (!counter || !path || !below(path)) return 0;
   long now = __atomic_add_fetch(counter, 1, __ATOMIC_SEQ_CST);
-  if (now != at) return 0;
+  if (at && now != at) return 0;
   const char *log = getenv("FAULT_LOG");
   int fd = log ? syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND, 0600) : -1;
   if (fd >= 0) {
@@ -65,7 +65,7 @@ static int fails(const char *operation, const char *path) {
     syscall(SYS_close, fd);
   }
   errno = number;
-  return 1;
+  return at != 0;
 }
 
 static int fails_at(const char *operation, int directory, const char *path) {

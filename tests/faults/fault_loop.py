@@ -1,9 +1,10 @@
 """Repeats a short training, a resumption, an evaluation and a prediction while another file operation fails each time.
 
-`python -m tests.faults.fault_loop --folder FOLDER [--every K] [--seed S] [--scenarios NAME ...]`, as SQLite is tested:
+`python -m tests.faults.fault_loop --folder FOLDER [--each K] [--seed S] [--scenarios NAME ...]`, as SQLite is tested:
 the n-th operation (open, read, write, stat, rename, fsync, mkdir, unlink) on the data, the workdir or the output fails
-once, with EIO, ENOSPC, EACCES or ESTALE in turn, for every K-th n. The command must end with status 0 or 2 and without
-a traceback, and the same command must then come to what it comes to without a fault, bit for bit. Needs Linux and cc.
+once, with EIO, ENOSPC, EACCES or ESTALE in turn, for every n, or for K of each kind of operation on each kind of file.
+The command must end with status 0 or 2 and without a traceback, and the same command must then come to what it comes to
+without a fault, bit for bit. Needs Linux and cc.
 """
 
 import argparse
@@ -68,22 +69,23 @@ class Loop:
                 assert status == 0, output
         self._subject.rename(self._whole)
 
-    def faults(self, name: str, every: int, seed: int) -> Iterator[tuple[Fault, str | None]]:
+    def faults(self, name: str, each: int, seed: int) -> Iterator[tuple[Fault, str | None]]:
         """Each fault of a scenario, and what went wrong after it."""
         (scenario,) = (scenario for scenario in self._scenarios if scenario.name == name)
         self._afresh(scenario)
         assert self._run(scenario)[0] == 0
-        count = int(np.fromfile(self._counter, np.int64)[0])
-        assert count > 0
+        operations = self._log.read_text().splitlines()
         scenario.check(self._subject, self._whole)
-        print(f"{name}: {count} operations", flush=True)
-        for number in range(1 + int(np.random.default_rng(seed).integers(every)), count + 1, every):
-            yield self._fault(scenario, Fault(number, ERRORS[number // every % len(ERRORS)]))
+        numbers = chosen(operations, each, seed)
+        kinds = len({kind(operation) for operation in operations})
+        print(f"{name}: {len(operations)} operations of {kinds} kinds, {len(numbers)} of them fail", flush=True)
+        for turn, number in enumerate(numbers):
+            yield self._fault(scenario, Fault(number, ERRORS[turn % len(ERRORS)]))
 
     def _fault(self, scenario: Scenario, fault: Fault) -> tuple[Fault, str | None]:
         self._afresh(scenario)
         status, output = self._run(scenario, fault)
-        if self._log.is_file():
+        if self._log.is_file():  # of threads the order is not always the same, or the operation may not have come
             fault = Fault(fault.number, fault.error, self._log.read_text().strip())
         if status not in (0, 2):
             return fault, f"status {status}: {output[-2000:]}"
@@ -130,6 +132,21 @@ class Loop:
             check=False,
         )
         return done.returncode, done.stdout.decode(errors="replace")
+
+
+def chosen(operations: list[str], each: int, seed: int) -> list[int]:
+    """The numbers of `each` operations of each kind, drawn with the seed; of all where `each` is 0."""
+    numbers: dict[str, list[int]] = {}
+    for number, operation in enumerate(operations, 1):
+        numbers.setdefault(kind(operation), []).append(number)
+    random = np.random.default_rng(seed)
+    drawn = (random.permutation(same)[: each or None].tolist() for same in numbers.values())
+    return sorted(number for some in drawn for number in some)
+
+
+def kind(operation: str) -> str:
+    """The operation and its file, whatever stands for a hash or a number in its name."""
+    return re.sub(r"(?<=shapes-)\w{8}|[0-9a-f]{16,}|[0-9]+", "*", operation)
 
 
 def scenarios(settings: Path, subject: Path) -> tuple[Scenario, ...]:
@@ -195,13 +212,13 @@ def _same(name: str) -> Callable[[Path, Path], None]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="an empty folder to work in")
-    parser.add_argument("--every", type=int, default=1, help="of so many operations one fails")
-    parser.add_argument("--seed", type=int, default=0, help="decides which one")
+    parser.add_argument("--each", type=int, default=0, help="so many operations of each kind fail; 0: all")
+    parser.add_argument("--seed", type=int, default=0, help="decides which of them")
     parser.add_argument("--scenarios", nargs="+", default=["start", "resume", "evaluate", "predict"])
     arguments = parser.parse_args()
     loop, wrong = Loop(arguments.folder.resolve()), 0
     for name in arguments.scenarios:
-        for fault, trouble in loop.faults(name, arguments.every, arguments.seed):
+        for fault, trouble in loop.faults(name, arguments.each, arguments.seed):
             wrong += trouble is not None
             print(f"{name}, {fault}: {trouble or 'answered'}", flush=True)
     return 1 if wrong else 0
