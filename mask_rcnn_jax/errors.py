@@ -3,6 +3,8 @@
 import os
 import re
 
+from mask_rcnn_jax.disk_errors import disk_failure
+
 # Control characters, and line breaks that are not those of a message: its further lines are indented.
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]|\n(?!  )")
 
@@ -10,7 +12,8 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]|\n(?!  )")
 class UserError(Exception):
     """A mistake in a file, key, or argument; its message is one sentence that names it and says what to do.
 
-    Commands print the message and exit with status 2. Every other exception is a bug and keeps its traceback.
+    Commands print the message and exit with status 2, as for a disk that fails (`disk_errors`). Every other exception
+    is a bug and keeps its traceback.
     """
 
 
@@ -19,14 +22,17 @@ class Stopped(Exception):
 
 
 def exit_status(error: BaseException) -> int:
-    """Return the status of a command that ends with `error`; 1 for a bug."""
+    """Return the status of a command that ends with `error`; 1 for a bug, which a failing disk is not."""
+    if disk_failure(error):
+        return 2
     statuses = {UserError: 2, Stopped: os.EX_TEMPFAIL, KeyboardInterrupt: 130}
     return next((status for kind, status in statuses.items() if isinstance(error, kind)), 1)
 
 
 def described(error: BaseException) -> str:
     """Return what a command says of `error`."""
-    return printable(f"error: {error}") if isinstance(error, UserError) else str(error)
+    mistake = error if isinstance(error, UserError) else disk_failure(error)
+    return printable(f"error: {mistake}") if mistake else str(error)
 
 
 def printable(message: str) -> str:

@@ -11,8 +11,9 @@ from mask_rcnn_jax.files import ANY_TEXT
 
 
 def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted") -> int:
-    """Runs a command; returns its exit status: 0, or what `main` returns; 2 for a user's mistake, 75 (the system's
-    EX_TEMPFAIL: try again) where a signal stopped it in good order, 130 for Ctrl-C. Bugs keep their traceback.
+    """Runs a command; returns its exit status: 0, or what `main` returns; 2 for a user's mistake or a failing disk, 75
+    (the system's EX_TEMPFAIL: try again) where a signal stopped it in good order, 130 for Ctrl-C. Bugs keep their
+    traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=ANY_TEXT)  # whatever a file is called; standard error escapes it
@@ -21,7 +22,9 @@ def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted"
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
         return main() or 0
-    except (UserError, Stopped) as error:
+    except (UserError, Stopped, OSError) as error:
+        if exit_status(error) == 1:
+            raise
         print(described(error), file=sys.stderr)
         return exit_status(error)
     except KeyboardInterrupt as error:

@@ -1,6 +1,5 @@
 """Faults of the disk while a run writes, and which disk it is that fails."""
 
-import errno
 import logging
 import os
 import re
@@ -10,27 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mask_rcnn_jax.disk_errors import ADVICE, AWAY, FULL, LIMITS
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.stored import disk_error
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOKEY, errno.EKEYEXPIRED)
-_FAILING = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.EUCLEAN)
-# A network or a device is away, which sockets and other devices say as well.
-_AWAY = (
-    *(errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN),
-    *(errno.ENETUNREACH, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET),
-    *(errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EBADMSG),
-)
-_LIMITS = (errno.EMFILE, errno.ENFILE)
-# What to do about each; whatever is not here, such as a missing file, would be a bug.
-_ADVICE = {
-    **dict.fromkeys(_FULL, "make room"),
-    errno.EFBIG: "allow files as large there",
-    **dict.fromkeys(_CLOSED, "make it writable"),
-    **dict.fromkeys((*_FAILING, *_AWAY), "check that disk and mount it again"),
-    **dict.fromkeys(_LIMITS, "raise that limit, as by ulimit -n"),
-}
 _ROOM = 1 << 20  # bytes; a file system with less is full
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -45,7 +27,7 @@ def disk_faults(workdir: Path, then: str = "the same command goes on from the la
         yield
     except (OSError, ValueError, RuntimeError) as error:  # the last two are tensorstore's, whose text has the reason
         number = _number(error)
-        if number is None or (number in _AWAY and not _is_of_a_file(error, workdir)):
+        if number is None or (number in AWAY and not _is_of_a_file(error, workdir)):
             raise
         # What else was to be written fails as well, and is logged when Python ends.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -59,10 +41,10 @@ def _number(error: Exception) -> int | None:
     elif quoted := re.search(r"\[Errno (\d+)\]", str(error)):  # by a worker
         number = int(quoted[1])
     else:
-        described = [number for number in _ADVICE if os.strerror(number) in str(error)]
+        described = [number for number in ADVICE if os.strerror(number) in str(error)]
         # The reason of one may begin with that of another.
         number = max(described, key=lambda number: len(os.strerror(number)), default=None)
-    return number if number in _ADVICE else None
+    return number if number in ADVICE else None
 
 
 def _is_of_a_file(error: Exception, workdir: Path) -> bool:
@@ -74,10 +56,10 @@ def _is_of_a_file(error: Exception, workdir: Path) -> bool:
 
 def _fault(error: Exception, number: int, workdir: Path) -> str:
     """The place that fails, why, and what to do there."""
-    reason, advice, temporary = os.strerror(number), _ADVICE[number], Path(tempfile.gettempdir())
-    if number in _LIMITS:
+    reason, advice, temporary = os.strerror(number), ADVICE[number], Path(tempfile.gettempdir())
+    if number in LIMITS:
         return f"no more files can be opened ({reason}); {advice}"
-    place = _place(error, number in _FULL, workdir, temporary)
+    place = _place(error, number in FULL, workdir, temporary)
     if place == workdir:
         return f"{workdir} can no longer be written ({reason}); {advice}"
     if place == temporary:

@@ -1,6 +1,8 @@
 """How commands end, and what they print of files with any name."""
 
+import errno
 import os
+import re
 import subprocess
 import sys
 
@@ -34,6 +36,43 @@ def test_names_cannot_speak_to_the_terminal(capsys) -> None:
 
     assert run(fail) == 2
     assert capsys.readouterr().err == "error: Image \\x1b[2Ja\\nerror: b\\r\\x9b.png is broken:\n  here\\tand there\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError(errno.EIO, "failed", "/mount/a.json"),
+            "/mount/a.json cannot be read or written (Input/output error); ",
+        ),
+        (OSError(errno.ENOSPC, "failed"), "a file cannot be read or written (No space left on device); make room"),
+        (OSError(errno.EMFILE, "failed", "/a"), "no more files can be opened (Too many open files); raise that limit"),
+        (OSError(errno.ENOTCONN, "failed", "/mount"), "/mount cannot be read or written (Transport endpoint is not "),
+    ],
+)
+def test_a_failing_disk_is_no_bug(error, sentence, capsys) -> None:
+    assert run(lambda: _raise(error)) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {sentence}")
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "none", "a.json"),  # which should have been looked for
+        OSError(errno.ENOTCONN, "a socket's"),
+        PermissionError(errno.EPERM, "a process's"),
+        OSError("without a number"),
+    ],
+)
+def test_other_errors_of_the_system_are_bugs(error) -> None:
+    with pytest.raises(OSError, match=re.escape(str(error))):
+        run(lambda: _raise(error))
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 @pytest.mark.filterwarnings("always")
