@@ -16,7 +16,7 @@ from mask_rcnn_jax.training.start import first_state
 from mask_rcnn_jax.training.step import TrainState, init_state, make_mesh, replicate
 from tests.tiny import tiny_experiment
 
-METADATA = Metadata(class_names=("a", "b"), category_ids=(3, 7), keypoint_names=("left", "right"))
+METADATA = Metadata(tuple("abcdef"), category_ids=(3, 1, 4, 15, 9, 2), keypoint_names=("left", "right"))
 
 
 def at_step(state: TrainState, step: int) -> TrainState:
@@ -150,7 +150,7 @@ def test_inference_takes_the_named_checkpoint(run, which, step):
     found, variables, metadata = restore_for_inference(workdir, which)
     assert found == config
     assert metadata.step == step
-    assert (metadata.class_names, metadata.category_ids) == (("a", "b"), (3, 7))
+    assert (metadata.class_names, metadata.category_ids) == (METADATA.class_names, METADATA.category_ids)
     assert metadata.keypoint_names == ("left", "right")
     np.testing.assert_array_equal(jax.tree.leaves(variables)[0], jax.tree.leaves(state.variables)[0] + step)
 
