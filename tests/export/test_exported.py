@@ -6,17 +6,19 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from jax import export
 
-from mask_rcnn_jax.export.program import ExportSettings, abstract_inputs, program
+from mask_rcnn_jax.export import stablehlo as stablehlo_module
+from mask_rcnn_jax.export.program import Exportable, ExportSettings, abstract_inputs, program
 from mask_rcnn_jax.export.resize import Preprocessing
 from mask_rcnn_jax.export.runtime import FORMAT, PLATFORMS, BrokenFileError, ExportedModel, load
 from mask_rcnn_jax.export.stablehlo import export_stablehlo
-from mask_rcnn_jax.models import init
+from mask_rcnn_jax.models import Variables, init
 from mask_rcnn_jax.ops import multilevel_roi_align
 from tests.export.models import CANVAS, CLASS_NAMES, INPUT, assert_same, config, exportable, ordinary, pictures
 from tests.programs import count_exact_products
@@ -147,6 +149,32 @@ def test_a_file_says_what_it_holds(stablehlo):
     assert described["class_names"] == list(CLASS_NAMES)
     assert described["platforms"] == list(exported.platforms) == ["cpu", "cuda", "tpu"]
     assert described["preprocessing"]["canvas"] == [64, 96]
+
+
+def test_a_file_has_no_paths_of_the_machine(stablehlo):
+    with zipfile.ZipFile(stablehlo) as archive:
+        content = archive.read("program.bin")
+    assert b"stablehlo" in content.lower()
+    assert b".py" not in content
+    assert os.fsencode(Path(__file__).parents[2]) not in content
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path, monkeypatch):
+    """From any folder: here, the same code under the names of other files."""
+    written = []
+    for name in ("/home/one/program.py", "/srv/another/deep/code.py"):
+        found: dict[str, Any] = {}
+        exec(compile("def run(variables, images, sizes):\n    return {'boxes': images * 2}", name, "exec"), found)
+        monkeypatch.setattr(stablehlo_module, "program", lambda *_, run=found["run"]: run)
+        settings = ExportSettings(INPUT, Preprocessing(64, 96, CANVAS))
+        export_stablehlo(
+            Exportable(config("fpn"), Variables({"w": np.ones(3, np.float32)}, {}), CLASS_NAMES, settings),
+            tmp_path / "model.stablehlo",
+        )
+        written.append((tmp_path / "model.stablehlo").read_bytes())
+    assert written[0] == written[1]
+    with zipfile.ZipFile(tmp_path / "model.stablehlo") as archive:
+        assert {member.date_time[0] for member in archive.infolist()} == {1980}
 
 
 @pytest.mark.parametrize("suffix", [".stablehlo", ".onnx"])
