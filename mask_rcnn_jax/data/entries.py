@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import open_file
 
@@ -116,9 +118,10 @@ def is_unicode(value: str) -> bool:
     return True
 
 
-def is_number(value: Any) -> TypeGuard[int | float]:
-    """Tell whether a value is a finite number that may measure something; true and false are none."""
-    return type(value) in (int, float) and -_LARGEST < value < _LARGEST
+def is_number(value: Any, largest: float = _LARGEST) -> TypeGuard[int | float]:
+    """Tell whether a value is a finite number from -largest to largest, NumPy's too; true and false are none."""
+    value = value.item() if isinstance(value, np.number) else value  # float32 would overflow in the comparison
+    return type(value) in (int, float) and -largest <= value <= largest
 
 
 def flag(entry: JsonObject, key: str) -> bool:

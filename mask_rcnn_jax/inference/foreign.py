@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mask_rcnn_jax.data.entries import shown
+from mask_rcnn_jax.data.entries import is_number, shown
 
 _LARGEST = 2.0**53  # of a coordinate: squares and products stay finite
 
@@ -19,7 +19,7 @@ def check_result(result: Any, category_ids: Sequence[int]) -> None:
         raise ValueError(f"is {shown(result)}, not an object")
     if result.get("category_id") not in category_ids:
         raise ValueError(f"has the unknown category_id {shown(result.get('category_id'))}")
-    if not _is_number(result.get("score")):
+    if not is_number(result.get("score"), _LARGEST):
         raise ValueError(f"has the score {shown(result.get('score'))}, which is not a number")
     if "bbox" in result and _count(result["bbox"]) != 4:
         raise ValueError(f"has the bbox {shown(result['bbox'])}, which is not four numbers")
@@ -29,12 +29,6 @@ def check_result(result: Any, category_ids: Sequence[int]) -> None:
 
 def _count(values: Any) -> int:
     """The length of a sequence of numbers, 0 for what is none."""
-    if not isinstance(values, Sequence | np.ndarray) or not all(map(_is_number, values)):
+    if not isinstance(values, Sequence | np.ndarray) or not all(is_number(value, _LARGEST) for value in values):
         return 0
     return len(values)
-
-
-def _is_number(value: Any) -> bool:
-    """Tell whether this is a finite number, NumPy's too; true and false are none."""
-    is_real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return is_real and bool(-_LARGEST <= value <= _LARGEST)
