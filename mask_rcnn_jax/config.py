@@ -165,6 +165,8 @@ def _load(tree: Any, annotation: Any, key: str) -> Any:
         elif member is float and type(tree) is int and abs(tree) <= sys.float_info.max:
             return float(tree)
         elif type(tree) is member:  # not isinstance: a bool is no int here
+            if isinstance(tree, str) and "\0" in tree:  # which no name of a file may have
+                raise UserError(f"{key}: {ranges.shown(tree)} holds the character NUL; remove it")
             return tree
     raise UserError(f"{key or 'config'}: expected {_describe(annotation)}, not {ranges.shown(tree)}")
 

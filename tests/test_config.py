@@ -312,6 +312,19 @@ def test_a_number_that_no_float_holds_is_refused() -> None:
         from_json(Whole, {"type": "Whole", "part": to_json(Bounded()) | {"rate": 10**400}, "other": None})
 
 
+def test_text_that_can_name_no_file_is_refused() -> None:
+    """Calls of the system raise a plain ValueError for it, wherever a setting names a file."""
+    tree = to_json(ExperimentConfig())
+    for change in (
+        {"pretrained": "a\0b"},
+        {"data": tree["data"] | {"source": tree["data"]["source"] | {"root": "\0"}}},
+    ):
+        with pytest.raises(
+            UserError, match=r"^(pretrained|data\.source\.root): '.*' holds the character NUL; remove it$"
+        ):
+            from_json(ExperimentConfig, tree | change)
+
+
 def test_messages_stay_short_whatever_a_file_holds() -> None:
     deep: Any = 1
     for _ in range(500):

@@ -1,6 +1,7 @@
 """What `mask-rcnn predict` writes: a writer for each `--format`."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -158,7 +159,7 @@ class CutoutWriter(_OneFileEach):
 
 
 def _cutouts(folder: Path) -> Iterable[Path]:
-    return folder.glob("[0-9]*_*.png")
+    return folder.glob("[0-9]*_*.png") if os.path.isdir(folder) else ()  # raises for a long name
 
 
 class _OneFile:

@@ -55,7 +55,8 @@ def version_directory(data_dir: str | Path, name: str, part: str) -> Path:
     """The folder of the dataset's highest version; `UserError` where there is none. `part` is a configuration."""
     folder = Path(data_dir) / name / part
     check_unicode(folder, "data.source.data_dir")
-    versions = [path for path in folder.glob("*.*.*") if os.path.isfile(path / "dataset_info.json")]
+    found = folder.glob("*.*.*") if os.path.isdir(folder) else ()  # raises for a long name
+    versions = [path for path in found if os.path.isfile(path / "dataset_info.json")]
     if not versions:
         raise UserError(f"{folder} holds no dataset; write it with mask-rcnn build-tfds, or set data.source.data_dir.")
     return max(versions, key=lambda path: [int(number) for number in path.name.split(".")])

@@ -11,6 +11,7 @@ Nothing else of the package is needed, so that this file may be copied to where 
 
 import errno
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class ExportedModel:
 def load(path: str | Path) -> ExportedModel:
     """The model of a file. Raises BrokenFileError, or OSError, naming the file where it cannot be loaded."""
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a long name
         raise FileNotFoundError(f"{path} does not exist")
     metadata, call = (_onnx if path.suffix == ".onnx" else _stablehlo)(path)
     if not _is_described(metadata):

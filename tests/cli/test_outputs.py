@@ -169,6 +169,11 @@ def test_predict_replaces_what_it_wrote_alone(tmp_path, capsys, name) -> None:
     assert "none holds no checkpoints" in capsys.readouterr().err
 
 
+def test_names_that_are_too_long_are_in_no_ones_way(tmp_path) -> None:
+    image = InputImage(Path("a.png"), "a" * 300)
+    assert list(FORMATS["cutouts"].files(tmp_path, image)) == []
+
+
 def test_names_of_inputs_need_be_no_text(tmp_path) -> None:
     (tmp_path / ODD).write_text("")
     ((image,), problems) = find_images([str(tmp_path)])

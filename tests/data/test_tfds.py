@@ -160,6 +160,8 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
         load_dataset(TfdsConfig(str(out), "coco"), "val")
     with pytest.raises(UserError, match="holds no dataset"):
         load_dataset(TfdsConfig(str(out), "other"), "train")
+    with pytest.raises(UserError, match="holds no dataset"):
+        load_dataset(TfdsConfig("long" * 100, "coco"), "train")
 
 
 @pytest.mark.parametrize(
