@@ -100,10 +100,10 @@ def _stored_checksums(item: Path) -> Mapping[str, int]:
         return {}
     for key in ("checksums", item.name):
         if not isinstance(metadata, dict):
-            raise Damaged("the checksums of the metadata are no table")
+            raise Unfamiliar("the checksums of the metadata are no table")
         metadata = metadata.get(key, {})
     if not isinstance(metadata, dict) or not all(type(value) is int for value in metadata.values()):
-        raise Damaged(f"the checksums of {item.name} in the metadata are no whole numbers by name")
+        raise Unfamiliar(f"the checksums of {item.name} in the metadata are no whole numbers by name")
     return metadata
 
 

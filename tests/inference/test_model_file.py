@@ -14,7 +14,7 @@ from mask_rcnn_jax.data import CocoConfig, DataConfig, ShapesConfig
 from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.checkpoint import Metadata, _check_names, _older_keypoint_names, read_checkpoint
-from mask_rcnn_jax.inference.stored import Damaged, check_readable
+from mask_rcnn_jax.inference.stored import Damaged, Unfamiliar, check_readable
 from mask_rcnn_jax.models import MaskRCNNConfig
 from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
 from mask_rcnn_jax.training.checkpoint import Checkpoints
@@ -152,7 +152,7 @@ def test_checksums_are_whole_numbers_by_name(tmp_path, checksums) -> None:
     file = tmp_path / "metadata" / "metadata"
     file.parent.mkdir()
     file.write_text(json.dumps({"checksums": checksums}))
-    with pytest.raises(Damaged, match=r"checksums of .* metadata are no"):
+    with pytest.raises(Unfamiliar, match=r"checksums of .* metadata are no"):
         check_readable(tmp_path / "model", [])
 
 
