@@ -44,18 +44,19 @@ def random_batch(config: ExperimentConfig, size: tuple[int, int]) -> Batch:
 class Repeated:
     """A compiled function of a state, which it gives up; each call goes on from the state that the one before gave."""
 
-    def __init__(self, function: Any, state: Any, given: Any):
-        self.program = function.lower(state, given).compile()
+    def __init__(self, function: Any, state: Any, *given: Any):
+        self.program = function.lower(state, *given).compile()
         self._state, self._given = state, given
 
     def __call__(self) -> Any:
-        self._state, measures = self.program(self._state, self._given)
+        self._state, measures = self.program(self._state, *self._given)
         return self._state, measures
 
 
 def repeated_step(config: ExperimentConfig, batch: Batch, variables: Variables | None = None) -> Repeated:
-    """The compiled training step."""
+    """The compiled training step, at the learning rate and with the samples of the first one."""
     mesh = make_mesh(config)
     # A copy: a step gives up its state.
     state = replicate(init_state(config, jax.tree.map(jnp.copy, variables)), mesh)
-    return Repeated(make_train_step(config, mesh), state, shard(batch, mesh))
+    step = make_train_step(config, mesh)
+    return Repeated(step.program, state, shard(batch, mesh), step.hyperparameters(state.step))

@@ -22,6 +22,7 @@ from benchmarks.side_by_side import Call, Sides, measure
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init, loss_terms
 from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training import ExperimentConfig
+from mask_rcnn_jax.training.hyperparameters import Hyperparameters, hyperparameters
 from mask_rcnn_jax.training.step import TrainState, apply_gradients, init_state
 
 _REMAT = ((), ("backbone",), ("rpn", "box_head", "mask_head"), ("backbone", "rpn", "box_head", "mask_head"))
@@ -69,10 +70,11 @@ def repeated_end(config: ExperimentConfig) -> Call:
     state = init_state(config)
     gradients = jax.tree.map(jnp.ones_like, state.variables.params)
 
-    def end(state: TrainState, gradients: Any) -> Any:
-        return apply_gradients(config, state, jnp.float32(1), gradients, state.variables.buffers)
+    def end(state: TrainState, gradients: Any, given: Hyperparameters) -> Any:
+        return apply_gradients(given, state, jnp.float32(1), gradients, state.variables.buffers)
 
-    return Repeated(jax.jit(end, donate_argnums=0), state, gradients)
+    given = jax.jit(hyperparameters, static_argnums=0)(config, state.step)
+    return Repeated(jax.jit(end, donate_argnums=0), state, gradients, given)
 
 
 def print_remat(config: ExperimentConfig, batch: Batch) -> None:

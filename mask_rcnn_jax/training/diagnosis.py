@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from mask_rcnn_jax.models import DATA_AXIS, Variables, loss_terms
+from mask_rcnn_jax.models import DATA_AXIS, MaskRCNNConfig, Variables, loss_terms
 from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training.config import ExperimentConfig
 
@@ -47,7 +47,7 @@ def diagnose(config: ExperimentConfig, variables: Variables, batch: Mapping[str,
         share = jax.tree.map(lambda x, chosen=chosen: x[chosen], Batch.from_arrays(batch))
         key = jax.random.fold_in(jax.random.key(config.seed), step - 1)
         inputs = (variables, jax.device_put(share, by_rows), jax.device_put(key, everywhere))
-        flags, gradients = _program(config, mesh)(*inputs)
+        flags, gradients = _program(config.model, mesh)(*inputs)
         images = batch["image_ids"][chosen].tolist()
         if found := _first_bad(variables, flags, gradients, images):
             return found
@@ -81,7 +81,7 @@ def _first_bad(
 
 
 @functools.lru_cache(maxsize=1)
-def _program(config: ExperimentConfig, mesh: Mesh) -> Any:
+def _program(model: MaskRCNNConfig, mesh: Mesh) -> Any:
     """The compiled step, without its update: which rows of which tensors are finite, by name and in their order, and
     the greatest magnitude in each parameter's gradient.
     """
@@ -91,7 +91,7 @@ def _program(config: ExperimentConfig, mesh: Mesh) -> Any:
         inputs = {"ground-truth boxes": batch.ground_truth.boxes, "images": batch.images}
 
         def sums(params: Any, observe: Any) -> Any:
-            terms, _ = loss_terms(config.model, Variables(params, variables.buffers), batch, keys, observe)
+            terms, _ = loss_terms(model, Variables(params, variables.buffers), batch, keys, observe)
             return terms
 
         names.clear()

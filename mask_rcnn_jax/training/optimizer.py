@@ -1,11 +1,12 @@
 """Optimizers and learning-rate schedules, assembled from optax."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from mask_rcnn_jax.ranges import AboveZero, AtLeastZero, BelowOne, NotNegative, Range, Share
 
@@ -35,7 +36,7 @@ class ScheduleConfig:
     def build(self, total_steps: int) -> optax.Schedule:
         """The learning rate by step. Warm-up multiplies the decayed rate, as in Detectron2."""
 
-        def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        def schedule(step: ArrayLike) -> jax.Array:
             step = jnp.asarray(step, jnp.float32)
             match self.decay:
                 case StepDecay(milestones, factor):
@@ -61,15 +62,10 @@ class SGDConfig:
     weight_decay_norm: AtLeastZero = 0.0  # of a norm's scale and bias
     clip_norm: AboveZero | None = None  # largest global norm of the gradient
 
-    def build(self, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-        """Return the optimizer; its `update` takes the `step` whose learning rate is due."""
-        return optax.chain(
-            _clip(self.clip_norm),
-            optax.add_decayed_weights(self.weight_decay, mask=_not_of_norms),
-            optax.add_decayed_weights(self.weight_decay_norm, mask=_of_norms),
-            optax.trace(self.momentum, nesterov=self.nesterov),
-            _scale_by_rate_of_step(schedule),
-        )
+    def at(self, learning_rate: ArrayLike) -> "SGD":
+        """Return the optimizer of a step with this learning rate."""
+        decay = self.weight_decay or None, self.weight_decay_norm or None
+        return SGD(learning_rate, self.clip_norm, *decay, self.momentum, self.nesterov)
 
 
 @dataclass(frozen=True)
@@ -83,32 +79,74 @@ class AdamWConfig:
     weight_decay_norm: AtLeastZero = 0.0
     clip_norm: AboveZero | None = None
 
-    def build(self, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-        """Return the optimizer; its `update` takes the `step` whose learning rate is due."""
+    def at(self, learning_rate: ArrayLike) -> "AdamW":
+        """Return the optimizer of a step with this learning rate."""
+        decay = self.weight_decay or None, self.weight_decay_norm or None
+        return AdamW(learning_rate, self.clip_norm, *decay, self.b1, self.b2, self.epsilon)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SGD:
+    """SGD at one step. Its numbers are leaves of a pytree, so that a compiled step can take them as inputs."""
+
+    learning_rate: ArrayLike
+    clip_norm: ArrayLike | None
+    weight_decay: ArrayLike | None  # None for 0: no program reads parameters to add nothing of them
+    weight_decay_norm: ArrayLike | None
+    momentum: ArrayLike
+    nesterov: bool = field(metadata={"static": True})
+
+    def build(self) -> optax.GradientTransformation:
         return optax.chain(
             _clip(self.clip_norm),
-            optax.scale_by_adam(self.b1, self.b2, self.epsilon),
-            optax.add_decayed_weights(self.weight_decay, mask=_not_of_norms),
-            optax.add_decayed_weights(self.weight_decay_norm, mask=_of_norms),
-            _scale_by_rate_of_step(schedule),
+            optax.add_decayed_weights(_or_zero(self.weight_decay), mask=_not_of_norms),
+            optax.add_decayed_weights(_or_zero(self.weight_decay_norm), mask=_of_norms),
+            optax.trace(self.momentum, nesterov=self.nesterov),
+            _scale(self.learning_rate),
         )
 
 
-def _scale_by_rate_of_step(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """Scale updates by the negative learning rate of the step at hand.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW at one step, with leaves as `SGD` has them.
 
-    Skipped steps leave the optimizer's state alone, so optax's count of updates lags behind the run's steps. The state
-    keeps that count, as checkpoints hold it, but never goes by it.
+    The decay rates of its moments are none: from a float32 input, 1 - .999 is wrong in the fifth digit.
     """
-    by_count = optax.scale_by_learning_rate(schedule)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        return by_count.update(updates, state._replace(count=jnp.asarray(extra["step"], jnp.int32)), params)
+    learning_rate: ArrayLike
+    clip_norm: ArrayLike | None
+    weight_decay: ArrayLike | None
+    weight_decay_norm: ArrayLike | None
+    b1: float = field(metadata={"static": True})
+    b2: float = field(metadata={"static": True})
+    epsilon: float = field(metadata={"static": True})
 
-    return optax.GradientTransformationExtraArgs(by_count.init, update)
+    def build(self) -> optax.GradientTransformation:
+        return optax.chain(
+            _clip(self.clip_norm),
+            optax.scale_by_adam(self.b1, self.b2, self.epsilon),
+            optax.add_decayed_weights(_or_zero(self.weight_decay), mask=_not_of_norms),
+            optax.add_decayed_weights(_or_zero(self.weight_decay_norm), mask=_of_norms),
+            _scale(self.learning_rate),
+        )
 
 
-def _clip(norm: float | None) -> optax.GradientTransformation:
+def _scale(learning_rate: ArrayLike) -> optax.GradientTransformation:
+    """Scale updates by the negative learning rate.
+
+    As a schedule that ignores optax's count of updates, which lags behind the run's steps where steps are skipped. The
+    state has that count nevertheless, as checkpoints hold it.
+    """
+    return optax.scale_by_learning_rate(lambda count: learning_rate)
+
+
+def _or_zero(weight_decay: ArrayLike | None) -> ArrayLike:
+    return 0.0 if weight_decay is None else weight_decay
+
+
+def _clip(norm: ArrayLike | None) -> optax.GradientTransformation:
     return optax.identity() if norm is None else optax.clip_by_global_norm(norm)
 
 

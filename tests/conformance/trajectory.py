@@ -22,6 +22,7 @@ from torch import nn
 from mask_rcnn_jax.models import DATA_AXIS, Variables, loss_terms
 from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training import ExperimentConfig, ScheduleConfig, SGDConfig, StepDecay
+from mask_rcnn_jax.training.hyperparameters import hyperparameters
 from mask_rcnn_jax.training.step import apply_gradients, init_state
 from tests.conformance import training
 from tests.conformance.reference import lowest_indices
@@ -114,7 +115,8 @@ def _step(config: ExperimentConfig) -> Any:
             return sum(values.values()), (values, buffers)
 
         (loss, (values, buffers)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.variables.params)
-        state, measures = apply_gradients(config, state, loss, gradients, buffers)
+        given = hyperparameters(config, state.step)
+        state, measures = apply_gradients(given, state, loss, gradients, buffers)
         return state, measures | values
 
     mesh = Mesh(jax.devices()[:1], (DATA_AXIS,))

@@ -17,7 +17,6 @@ from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training import diagnosis, train
 from mask_rcnn_jax.training.diagnosis import NOTHING, diagnose
 from mask_rcnn_jax.training.divergence import load_kept_step
-from mask_rcnn_jax.training.step import init_state, make_mesh, make_train_step, replicate, shard
 from tests.tiny import tiny_batch, tiny_experiment, tiny_model
 
 CONFIG = tiny_experiment(Path("unused"), model=tiny_model())
@@ -161,39 +160,6 @@ def test_a_run_passes_over_steps_says_so_stops_and_can_be_replayed(tmp_path, cap
     for one, file in zip(kept, files, strict=True):  # those without parameters take the last checkpoint's
         assert main(["replay", str(file)]) == 1
         assert f"not finite first: images of image {one.batch['image_ids'][3]}\n" in capsys.readouterr().out
-
-
-def test_a_skipped_step_changes_no_parameter():
-    """A step without its bad batch, and with it: all but the count of steps is the same afterwards, bit for bit."""
-    config = replace(CONFIG, max_skipped_steps=1)
-    mesh = make_mesh(config)
-    step_fn = make_train_step(config, mesh)
-    good = replace(tiny_batch(8), images=tiny_batch(8).images.astype(np.float32))
-    bad = replace(good, images=np.full_like(good.images, np.nan))
-
-    def run(batches):
-        state = replicate(init_state(config), mesh)
-        states, skipped = [], []
-        for batch in batches:
-            state, measures = step_fn(state, shard(batch, mesh))
-            states.append(jax.device_get(state))
-            skipped.append(int(measures["skipped_steps"]))
-        return states, skipped
-
-    states, skipped = run([good, bad, good, bad, bad, good])
-    assert skipped == [0, 1, 0, 1, 2, 3]  # after two in a row nothing is applied any more, not even what is good
-    assert same(states[0], states[1])
-    assert not same(states[1], states[2])
-    assert same(states[2], states[3])
-    assert same(states[3], states[4])
-    assert same(states[4], states[5])
-    assert [int(state.step) for state in states] == [1, 2, 3, 4, 5, 6]
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[5].variables))
-
-
-def same(a, b) -> bool:
-    parts = [(state.variables, state.optimizer, state.average) for state in (a, b)]
-    return all(map(np.array_equal, *map(jax.tree.leaves, parts)))
 
 
 def test_a_huge_learning_rate_names_a_stage(tmp_path):

@@ -1,5 +1,6 @@
 """Schedules and optimizers against their formulas, step by step."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from mask_rcnn_jax.models import Variables
 from mask_rcnn_jax.training import AdamWConfig, CosineDecay, ScheduleConfig, SGDConfig, StepDecay
+from mask_rcnn_jax.training.hyperparameters import hyperparameters
 from mask_rcnn_jax.training.step import apply_gradients, init_state
 from tests.tiny import tiny_experiment
 
@@ -32,11 +34,10 @@ def test_cosine_decay():
 
 
 def run(config, rate=0.1, steps=3):
-    schedule = ScheduleConfig(rate, warmup_steps=0, decay=StepDecay(milestones=())).build(steps)
-    optimizer = config.build(schedule)
+    optimizer = config.at(rate).build()
     params, state = PARAMS, optimizer.init(PARAMS)
-    for step in range(steps):
-        updates, state = optimizer.update(GRADIENTS, state, params, step=step)
+    for _ in range(steps):
+        updates, state = optimizer.update(GRADIENTS, state, params)
         params = jax.tree.map(jnp.add, params, updates)
     return params
 
@@ -47,11 +48,13 @@ def test_the_learning_rate_used_is_the_reported_one_after_skipped_steps(optimize
     schedule = ScheduleConfig(0.1, warmup_steps=5, decay=StepDecay(milestones=()))
     config = tiny_experiment(Path("unused"), optimizer=optimizer, schedule=schedule, max_skipped_steps=2)
     state = init_state(config, Variables({"net": {"kernel": jnp.zeros(1)}}, {}))
-    apply = jax.jit(lambda state, loss: apply_gradients(config, state, loss, {"net": {"kernel": jnp.ones(1)}}, {}))
+    gradients = {"net": {"kernel": jnp.ones(1)}}
+    given = jax.jit(partial(hyperparameters, config))
+    apply = jax.jit(lambda given, state, loss: apply_gradients(given, state, loss, gradients, {}))
     moved, reported = [], []
     for loss in (1.0, np.nan, np.nan, 1.0, 1.0):
         before = state.variables.params["net"]["kernel"]
-        state, measures = apply(state, jnp.float32(loss))
+        state, measures = apply(given(state.step), state, jnp.float32(loss))
         moved.append(float((before - state.variables.params["net"]["kernel"])[0]))
         reported.append(float(measures["learning_rate"]))
     rates = [float(schedule.build(config.steps)(step)) for step in range(5)]

@@ -3,20 +3,21 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import DATA_AXIS, NormConfig
-from mask_rcnn_jax.training import AdamWConfig, CosineDecay, ExperimentConfig, ScheduleConfig
-from mask_rcnn_jax.training.step import TrainState, init_state, make_mesh, make_train_step, replicate, shard
+from mask_rcnn_jax.models import DATA_AXIS, NormConfig, Variables, loss_terms
+from mask_rcnn_jax.training import AdamWConfig, CosineDecay, ExperimentConfig, ScheduleConfig, SGDConfig, StepDecay
+from mask_rcnn_jax.training.step import TrainState, _program, init_state, make_mesh, make_train_step, replicate, shard
 from tests.programs import count_exact_products
 from tests.tiny import tiny_batch, tiny_experiment, tiny_model
+from tests.toy import toy_loss, toy_variables
 
 
 def mesh_of(devices: int) -> Mesh:
@@ -25,9 +26,9 @@ def mesh_of(devices: int) -> Mesh:
     return Mesh(jax.devices()[:devices], (DATA_AXIS,))
 
 
-def run(config: ExperimentConfig, devices: int, steps: int):
+def run(config: ExperimentConfig, devices: int, steps: int, loss: Any = loss_terms, variables: Variables | None = None):
     mesh = mesh_of(devices)
-    state, step_fn = replicate(init_state(config), mesh), make_train_step(config, mesh)
+    state, step_fn = replicate(init_state(config, variables), mesh), make_train_step(config, mesh, loss)
     history = []
     for step in range(steps):
         batch = tiny_batch(config.batch_size, seed=step)
@@ -37,17 +38,20 @@ def run(config: ExperimentConfig, devices: int, steps: int):
     return jax.device_get(state), history
 
 
+def run_toy(config: ExperimentConfig, devices: int, steps: int):
+    """With a loss of three lines: what is stated of it is so whatever the step trains."""
+    return run(config, devices, steps, toy_loss, toy_variables())
+
+
 def largest_difference(state: TrainState, reference: TrainState) -> float:
-    """Of any tensor of the variables, relative to its largest value."""
-    leaves = zip(jax.tree.leaves(state.variables), jax.tree.leaves(reference.variables), strict=True)
+    """Of any parameter, relative to its largest value."""
+    leaves = zip(*(jax.tree.leaves(x.variables.params) for x in (state, reference)), strict=True)
     return max(float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-6)) for a, b in leaves)
 
 
-@pytest.mark.parametrize("kind", ["group_norm", "batch_norm"])
-def test_eight_devices_train_like_one(kind):
+def test_eight_devices_train_like_one():
     """Losses use global counts, gradients are summed once, sampling follows the example, batch norm is synchronised."""
-    norm = NormConfig(kind=kind, groups=4)
-    config = tiny_experiment(Path("unused"), model=tiny_model(norm))
+    config = tiny_experiment(Path("unused"), model=tiny_model(NormConfig(kind="batch_norm", groups=4)))
     (one, history_of_one), (eight, history_of_eight) = run(config, 1, 3), run(config, 8, 3)
     for a, b in zip(history_of_one, history_of_eight, strict=True):
         assert a.keys() == b.keys()
@@ -99,19 +103,30 @@ FEW = replace(tiny_model(), rpn=replace(tiny_model().rpn, pre_nms_train=8, post_
 TWENTY_STEPS = tiny_experiment(Path("unused"), model=FEW, steps=20, seed=4)
 
 
-@pytest.fixture(scope="module")
-def twenty_steps_of_one_device():
-    return run(TWENTY_STEPS, 1, 20)
-
-
-@pytest.mark.parametrize("devices", [2, 4, 8])
-def test_twenty_steps_agree_on_any_number_of_devices(devices, twenty_steps_of_one_device):
-    one, history_of_one = twenty_steps_of_one_device
-    several, history = run(TWENTY_STEPS, devices, 20)
-    for a, b in zip(jax.tree.leaves(several.variables), jax.tree.leaves(one.variables), strict=True):
+def test_twenty_steps_agree_on_eight_devices():
+    (one, history_of_one), (eight, history) = run(TWENTY_STEPS, 1, 20), run(TWENTY_STEPS, 8, 20)
+    for a, b in zip(jax.tree.leaves(eight.variables), jax.tree.leaves(one.variables), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
     for a, b in zip(history_of_one, history, strict=True):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+
+
+TOY = tiny_experiment(Path("unused"), optimizer=SGDConfig(clip_norm=1.0), ema_decay=0.75)
+
+
+@pytest.fixture(scope="module")
+def twenty_steps_of_the_whole():
+    return run_toy(TOY, 1, 20)
+
+
+@pytest.mark.parametrize(("devices", "parts"), [(2, 4), (4, 1), (8, 1), (1, 2)])
+def test_devices_and_parts_of_a_batch_train_like_the_whole(devices, parts, twenty_steps_of_the_whole):
+    whole, history = twenty_steps_of_the_whole
+    shared, history_of_parts = run_toy(replace(TOY, accumulation_steps=parts), devices, 20)
+    assert largest_difference(shared, whole) < 1e-5
+    for a, b in zip(history, history_of_parts, strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+    assert shared.variables.buffers["parts"] == 20 * parts  # each goes on from the one before
 
 
 def test_twenty_steps_of_float64_agree():
@@ -124,24 +139,14 @@ def test_twenty_steps_of_float64_agree():
         assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize(("devices", "parts"), [(2, 4)])
-def test_parts_of_a_batch_train_like_the_whole(devices, parts):
-    config = tiny_experiment(Path("unused"), model=tiny_model())
-    (whole, history), (added, history_of_parts) = (
-        run(config, 1, 3),
-        run(replace(config, accumulation_steps=parts), devices, 3),
-    )
-    assert largest_difference(added, whole) < 1e-5
-    for a, b in zip(history, history_of_parts, strict=True):
-        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
-
-
-@pytest.mark.parametrize("parts", [1, 2])
-def test_gradients_cross_devices_once_and_never_in_a_loop(parts):
+@pytest.mark.parametrize(
+    ("parts", "loss", "variables"), [(1, toy_loss, toy_variables), (2, toy_loss, toy_variables), (2, loss_terms, None)]
+)
+def test_gradients_cross_devices_once_and_never_in_a_loop(parts, loss, variables):
     config = tiny_experiment(Path("unused"), model=tiny_model(), accumulation_steps=parts)
     mesh = mesh_of(2)
-    inputs = replicate(init_state(config), mesh), shard(tiny_batch(8), mesh)
-    program = make_train_step(config, mesh).lower(*inputs).compile().as_text()
+    inputs = replicate(init_state(config, variables and variables()), mesh), shard(tiny_batch(8), mesh)
+    program = make_train_step(config, mesh, loss).lower(*inputs).compile().as_text()
     # The entry computation is the one that no loop repeats.
     outside, entry = program.split("\nENTRY ")
     collective = re.compile(r"= (.*) (?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\(")
@@ -157,7 +162,9 @@ def test_gradients_cross_devices_once_and_never_in_a_loop(parts):
 def test_the_step_lowers_for_gpu_and_tpu():
     config, mesh = tiny_experiment(Path("unused"), model=tiny_model()), mesh_of(2)
     inputs = replicate(init_state(config), mesh), shard(tiny_batch(8), mesh)
-    lowered = jax.export.export(make_train_step(config, mesh), platforms=("cuda", "tpu"))(*inputs)
+    step = make_train_step(config, mesh)
+    given = step.hyperparameters(inputs[0].step)
+    lowered = jax.export.export(step.program, platforms=("cuda", "tpu"))(*inputs, given)
     assert (lowered.platforms, lowered.nr_devices) == (("cuda", "tpu"), 2)
 
 
@@ -165,7 +172,8 @@ def test_the_step_lowers_for_gpu_and_tpu():
 def traced_step():
     config, mesh = tiny_experiment(Path("unused"), model=tiny_model()), mesh_of(1)
     assert config.model.backbone.bottom_up.freeze_at == 0  # the gradient passes the stem's pool
-    return make_train_step(config, mesh).trace(jax.eval_shape(lambda: init_state(config)), tiny_batch(8))
+    state, step = jax.eval_shape(lambda: init_state(config)), make_train_step(config, mesh)
+    return step.program.trace(state, tiny_batch(8), jax.eval_shape(step.hyperparameters, state.step))
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
@@ -199,9 +207,8 @@ def test_networks_that_are_computed_again_learn_the_same():
 
 
 def test_an_average_of_the_weights_follows_them():
-    config = tiny_experiment(Path("unused"), model=tiny_model(), ema_decay=0.75, batch_size=2)
-    states = [run(config, 1, steps)[0] for steps in (1, 2)]
-    params = [jax.device_get(init_state(config).variables.params), *(state.variables.params for state in states)]
+    states = [run_toy(TOY, 1, steps)[0] for steps in (1, 2)]
+    params = [toy_variables().params, *(state.variables.params for state in states)]
     expected = jax.tree.map(lambda x, y, z: 0.75 * (0.75 * x + 0.25 * y) + 0.25 * z, *params)
     for a, b in zip(jax.tree.leaves(states[1].average), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
@@ -224,10 +231,73 @@ def test_a_batch_that_devices_cannot_share_is_refused(changes, message):
 
 
 def test_same_seed_same_bits():
-    config = tiny_experiment(Path("unused"), model=tiny_model(), batch_size=2)
-    (first, _), (again, _) = run(config, 1, 2), run(config, 1, 2)
+    (first, _), (again, _), (other, _) = (run_toy(replace(TOY, seed=seed), 2, 2) for seed in (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (first, again)), strict=True))
-    other, _ = run(replace(config, seed=1), 1, 2)
-    assert not all(
-        jnp.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (first, other)), strict=True) if a.ndim > 1
-    )
+    assert not any(map(np.array_equal, *(jax.tree.leaves(x.variables.params) for x in (first, other))))
+
+
+SCHEDULE = TOY.schedule
+CHANGES = {
+    "seed": {"seed": 1},
+    "steps": {"steps": 9},
+    "rate": {"schedule": replace(SCHEDULE, learning_rate=0.5)},
+    "warm-up": {"schedule": replace(SCHEDULE, warmup_steps=3, warmup_factor=0.5)},
+    "decay": {"schedule": replace(SCHEDULE, decay=StepDecay(milestones=(1,)))},
+    "average": {"ema_decay": 0.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "numbers"),
+    [
+        (SGDConfig(clip_norm=1.0), {"momentum": 0.5, "weight_decay": 0.1, "clip_norm": 0.01}),
+        (AdamWConfig(weight_decay_norm=0.1), {"weight_decay": 0.5, "weight_decay_norm": 0.2}),
+    ],
+    ids=["SGD", "AdamW"],
+)
+def test_numbers_are_inputs_of_one_program(optimizer, numbers):
+    """Experiments that differ in them compile once, and another process finds the program in its cache."""
+    plain = replace(TOY, optimizer=optimizer)
+    changes = CHANGES | {name: {"optimizer": replace(optimizer, **{name: value})} for name, value in numbers.items()}
+    experiments = {"plain": plain, "limit": replace(plain, max_skipped_steps=3)}
+    experiments |= {name: replace(plain, **change) for name, change in changes.items()}
+    all_numbers = {"seed": 1, "steps": 9, "max_skipped_steps": 3, "optimizer": replace(optimizer, **numbers)}
+    everything = replace(plain, **CHANGES["rate"] | CHANGES["average"] | all_numbers)
+    ends, programs, signatures = {}, set(), set()
+    for name, config in experiments.items():
+        ends[name] = jax.tree.leaves(run_toy(config, 2, 3)[0])
+        program = make_train_step(config, mesh_of(2), toy_loss).program
+        programs.add(program)
+        signatures.add(program._cache_size())
+    assert len(programs) == len(signatures) == 1
+    unlike = {name for name, end in ends.items() if not all(map(np.array_equal, end, ends["plain"]))}
+    assert unlike == changes.keys()  # all is used; the limit is not reached here
+    inputs, texts = (init_state(plain, toy_variables()), tiny_batch(8)), set()
+    for config in (plain, everything):
+        _program.cache_clear()  # as in another process
+        texts.add(make_train_step(config, mesh_of(2), toy_loss).lower(*inputs).as_text())
+    assert len(texts) == 1
+
+
+def test_a_skipped_step_changes_no_parameter():
+    """A step without its bad batch, and with it: all but the count of steps is the same afterwards, bit for bit."""
+    config, mesh = replace(TOY, max_skipped_steps=1), mesh_of(8)
+    step_fn, state = make_train_step(config, mesh, toy_loss), replicate(init_state(config, toy_variables()), mesh)
+    good = replace(tiny_batch(8), images=tiny_batch(8).images.astype(np.float32))
+    bad = replace(good, images=np.full_like(good.images, np.nan))
+    states, skipped = [], []
+    for batch in (good, bad, good, bad, bad, good):
+        state, measures = step_fn(state, shard(batch, mesh))
+        states.append(jax.device_get(state))
+        skipped.append(int(measures["skipped_steps"]))
+    assert skipped == [0, 1, 0, 1, 2, 3]  # after two in a row nothing is applied any more, not even what is good
+    assert same(states[0], states[1])
+    assert not same(states[1], states[2])
+    assert all(same(states[2], state) for state in states[3:])
+    assert [int(state.step) for state in states] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[5].variables))
+
+
+def same(a: TrainState, b: TrainState) -> bool:
+    parts = [(state.variables, state.optimizer, state.average) for state in (a, b)]
+    return all(map(np.array_equal, *map(jax.tree.leaves, parts)))
