@@ -1,6 +1,5 @@
 """Stops, damage and full disks: each is answered in one sentence, and the run then goes on to the same bits."""
 
-import functools
 import json
 import os
 import resource
@@ -22,14 +21,6 @@ from tests.faults.harness import Run, assert_same_end, finished_steps, metrics, 
 from tests.tiny import tiny_experiment
 
 STEPS = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-    """Runs of one configuration share their compiled step: tracing it is most of what a start costs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_train_step", functools.lru_cache(loop.make_train_step))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """`mask-rcnn reproduce`: the same run twice has the same bits, and what is not the same is told."""
 
-import functools
 import json
 import shutil
 
@@ -8,17 +7,10 @@ import jax
 import pytest
 
 from mask_rcnn_jax.cli.main import main
-from mask_rcnn_jax.training import loop, train
+from mask_rcnn_jax.training import train
 from mask_rcnn_jax.training.provenance import hash_metrics, repeatable_metrics
 from mask_rcnn_jax.training.reproduce import compare, differences
 from tests.tiny import tiny_experiment
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_train_step", functools.lru_cache(loop.make_train_step))
-        yield
 
 
 @pytest.fixture(scope="module")
