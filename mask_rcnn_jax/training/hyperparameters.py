@@ -7,11 +7,10 @@ also through the compilation cache.
 from dataclasses import dataclass
 
 import jax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
 from mask_rcnn_jax.training.config import ExperimentConfig
-from mask_rcnn_jax.training.optimizer import SGD, AdamW
+from mask_rcnn_jax.training.optimizer import SGD, AdamW, Number
 
 
 @jax.tree_util.register_dataclass
@@ -21,8 +20,8 @@ class Hyperparameters:
 
     key: Key[Array, ""]  # of the run; each step and example folds its number into it
     optimizer: SGD | AdamW
-    max_skipped_steps: ArrayLike
-    average_rate: ArrayLike  # at which the average moves to the parameters: 1 - ema_decay
+    max_skipped_steps: int | Int[Array, ""]
+    average_rate: Number  # at which the average moves to the parameters: 1 - ema_decay
 
 
 def hyperparameters(config: ExperimentConfig, step: Int[Array, ""]) -> Hyperparameters:

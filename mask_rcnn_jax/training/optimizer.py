@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules, assembled from optax."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -7,8 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from mask_rcnn_jax.ranges import AboveZero, AtLeastZero, BelowOne, NotNegative, Range, Share
+
+Number = float | Float[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,10 @@ class ScheduleConfig:
     warmup_factor: AtLeastZero = 0.001
     decay: StepDecay | CosineDecay = StepDecay()
 
-    def build(self, total_steps: int) -> optax.Schedule:
+    def build(self, total_steps: int) -> Callable[[ArrayLike], Array]:
         """The learning rate by step. Warm-up multiplies the decayed rate, as in Detectron2."""
 
-        def schedule(step: ArrayLike) -> jax.Array:
+        def schedule(step: ArrayLike) -> Array:
             step = jnp.asarray(step, jnp.float32)
             match self.decay:
                 case StepDecay(milestones, factor):
@@ -62,7 +66,7 @@ class SGDConfig:
     weight_decay_norm: AtLeastZero = 0.0  # of a norm's scale and bias
     clip_norm: AboveZero | None = None  # largest global norm of the gradient
 
-    def at(self, learning_rate: ArrayLike) -> "SGD":
+    def at(self, learning_rate: Number) -> "SGD":
         """Return the optimizer of a step with this learning rate."""
         decay = self.weight_decay or None, self.weight_decay_norm or None
         return SGD(learning_rate, self.clip_norm, *decay, self.momentum, self.nesterov)
@@ -79,7 +83,7 @@ class AdamWConfig:
     weight_decay_norm: AtLeastZero = 0.0
     clip_norm: AboveZero | None = None
 
-    def at(self, learning_rate: ArrayLike) -> "AdamW":
+    def at(self, learning_rate: Number) -> "AdamW":
         """Return the optimizer of a step with this learning rate."""
         decay = self.weight_decay or None, self.weight_decay_norm or None
         return AdamW(learning_rate, self.clip_norm, *decay, self.b1, self.b2, self.epsilon)
@@ -90,11 +94,11 @@ class AdamWConfig:
 class SGD:
     """SGD at one step. Its numbers are leaves of a pytree, so that a compiled step can take them as inputs."""
 
-    learning_rate: ArrayLike
-    clip_norm: ArrayLike | None
-    weight_decay: ArrayLike | None  # None for 0: no program reads parameters to add nothing of them
-    weight_decay_norm: ArrayLike | None
-    momentum: ArrayLike
+    learning_rate: Number
+    clip_norm: Number | None
+    weight_decay: Number | None  # None for 0: no program reads parameters to add nothing of them
+    weight_decay_norm: Number | None
+    momentum: Number
     nesterov: bool = field(metadata={"static": True})
 
     def build(self) -> optax.GradientTransformation:
@@ -115,10 +119,10 @@ class AdamW:
     The decay rates of its moments are none: from a float32 input, 1 - .999 is wrong in the fifth digit.
     """
 
-    learning_rate: ArrayLike
-    clip_norm: ArrayLike | None
-    weight_decay: ArrayLike | None
-    weight_decay_norm: ArrayLike | None
+    learning_rate: Number
+    clip_norm: Number | None
+    weight_decay: Number | None
+    weight_decay_norm: Number | None
     b1: float = field(metadata={"static": True})
     b2: float = field(metadata={"static": True})
     epsilon: float = field(metadata={"static": True})
@@ -133,7 +137,7 @@ class AdamW:
         )
 
 
-def _scale(learning_rate: ArrayLike) -> optax.GradientTransformation:
+def _scale(learning_rate: Number) -> optax.GradientTransformation:
     """Scale updates by the negative learning rate.
 
     As a schedule that ignores optax's count of updates, which lags behind the run's steps where steps are skipped. The
@@ -142,11 +146,11 @@ def _scale(learning_rate: ArrayLike) -> optax.GradientTransformation:
     return optax.scale_by_learning_rate(lambda count: learning_rate)
 
 
-def _or_zero(weight_decay: ArrayLike | None) -> ArrayLike:
+def _or_zero(weight_decay: Number | None) -> Number:
     return 0.0 if weight_decay is None else weight_decay
 
 
-def _clip(norm: ArrayLike | None) -> optax.GradientTransformation:
+def _clip(norm: Number | None) -> optax.GradientTransformation:
     return optax.identity() if norm is None else optax.clip_by_global_norm(norm)
 
 

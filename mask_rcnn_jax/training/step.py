@@ -11,7 +11,6 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from mask_rcnn_jax.errors import UserError
@@ -19,6 +18,7 @@ from mask_rcnn_jax.models import DATA_AXIS, MaskRCNNConfig, Mean, Variables, ini
 from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.hyperparameters import Hyperparameters, hyperparameters
+from mask_rcnn_jax.training.optimizer import Number
 
 Measures = dict[str, Float[Array, ""]]
 Loss = Callable[[MaskRCNNConfig, Variables, Batch, Key[Array, " B"]], tuple[dict[str, Mean], Any]]
@@ -189,7 +189,7 @@ def _norms(gradients: Mapping[str, Any]) -> Measures:
     return {"gradient_norm": optax.tree.norm(parts)} | parts
 
 
-def _moved(rate: ArrayLike, average: Any, params: Any) -> Any:
+def _moved(rate: Number, average: Any, params: Any) -> Any:
     """The moving average after a step."""
     return average and jax.tree.map(lambda x, y: x + rate * (y - x), average, params)
 
