@@ -65,6 +65,13 @@ def test_nothing_is_blamed_for_a_finite_step(variables, batch):
     assert diagnose(CONFIG, variables, batch, 1).startswith(NOTHING)
 
 
+def test_runs_that_differ_in_more_than_the_model_share_the_program(variables, batch):
+    diagnose(CONFIG, variables, batch, 1)
+    compiled = diagnosis._program.cache_info().misses
+    assert diagnose(replace(CONFIG, seed=1, steps=9), variables, batch, 1).startswith(NOTHING)
+    assert diagnosis._program.cache_info().misses == compiled
+
+
 def test_an_image_is_blamed(variables, batch):
     images = batch["images"].copy()
     images[5, 10, 10, 1] = np.nan

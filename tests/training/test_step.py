@@ -129,6 +129,7 @@ def test_devices_and_parts_of_a_batch_train_like_the_whole(devices, parts, twent
     assert shared.variables.buffers["parts"] == 20 * parts  # each goes on from the one before
 
 
+@pytest.mark.slow
 def test_twenty_steps_of_float64_agree():
     config = tiny_experiment(Path("unused"), model=replace(tiny_model(), dtype="float64"), steps=20)
     with jax.enable_x64(True):
