@@ -108,11 +108,13 @@ def _stored_checksums(item: Path) -> Mapping[str, int]:
 
 
 def disk_error(error: BaseException) -> OSError | None:
-    """Return the system's own error where one is what went wrong; tensorstore and Orbax only quote it."""
+    """Return the system's own error where one is what went wrong. Tensorstore only quotes it, and Orbax says where it
+    read, with tensorstore's error as the cause."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    return error.__cause__ and disk_error(error.__cause__)
 
 
 @contextmanager

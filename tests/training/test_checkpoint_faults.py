@@ -286,7 +286,7 @@ def test_what_orbax_then_raises_is_no_damage(run):
     """Files that were whole a moment ago cannot be read any more."""
 
     def fails(*_: object, **__: object) -> Any:
-        raise Exception("Failed to restore [os_error_code='116']")
+        raise Exception("Encountered error while reading array") from ValueError("failed [os_error_code='116']")
 
     before = files(run)
     with opened(run) as checkpoints:
