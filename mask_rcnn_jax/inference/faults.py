@@ -46,7 +46,7 @@ def readable(path: Path) -> Iterator[None]:
     """Says of a disk that fails that it does; nothing is known then of what it holds."""
     try:
         yield
-    except UserError:
+    except (UserError, Damaged, Unfamiliar):
         raise
     except Exception as error:  # Orbax raises a plain one, with the system's reason in its text
         if (fault := disk_error(error)) is None:
