@@ -14,13 +14,7 @@ from mask_rcnn_jax.data.config import (
 from mask_rcnn_jax.data.fingerprint import fingerprint
 from mask_rcnn_jax.data.folder import image_folder
 from mask_rcnn_jax.data.masks import Segmentation, coverage, to_rle
-from mask_rcnn_jax.data.pipeline import (
-    BatchIterator,
-    describe_left_out,
-    eval_batches,
-    train_batches,
-    trainable_records,
-)
+from mask_rcnn_jax.data.pipeline import describe_left_out, eval_batches, train_batches, trainable_records
 from mask_rcnn_jax.data.plan import plan_batches, repeat_factors
 from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.data.shapes import write_shapes
@@ -28,6 +22,7 @@ from mask_rcnn_jax.data.sources import check_prepared, load_dataset, prepare_sou
 from mask_rcnn_jax.data.tfds_builder import build_tfds
 from mask_rcnn_jax.data.transforms import read_image, resize, resized_size
 from mask_rcnn_jax.data.verify import leave_out, verify_images
+from mask_rcnn_jax.data.workers import BatchIterator
 
 __all__ = [
     "BatchIterator",

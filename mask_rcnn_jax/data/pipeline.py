@@ -7,11 +7,10 @@ A training batch depends on (seed, step) alone: not on the number of workers or 
 at. Each host loads its rows of it.
 """
 
-import gc
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,47 +26,12 @@ from mask_rcnn_jax.data.packed import Selection
 from mask_rcnn_jax.data.plan import plan_batches, repeat_factors
 from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.data.transforms import resized_size
-from mask_rcnn_jax.data.workers import end_with_parent, interrupts_blocked
+from mask_rcnn_jax.data.workers import Arrays, BatchIterator, end_with_parent
 from mask_rcnn_jax.errors import UserError
-
-Arrays = dict[str, np.ndarray]
 
 _THREADS = min(8, os.cpu_count() or 1)
 _BATCHES_AHEAD = 2  # of each worker
 _REPLACEMENTS = 20  # images that are tried in the place of one that cannot be read
-
-
-class BatchIterator(Iterator[Arrays]):
-    """Batches in order, loaded ahead. `close()`, which the end of the data calls too, stops the loading."""
-
-    def __init__(self, iterator: grain.DatasetIterator[Arrays], from_workers: bool):
-        self._iterator, self._from_workers = iterator, from_workers
-        with interrupts_blocked():
-            # Without being asked for its state, Grain makes the workers with the first batch: none would start here.
-            self._iterator.get_state()
-            self._iterator.start_prefetch()
-
-    def __next__(self) -> Arrays:
-        try:
-            batch = next(self._iterator, None)
-        except RuntimeError as error:
-            if "terminated unexpectedly" not in str(error):  # Grain's words for a process that is gone
-                raise
-            raise UserError(
-                "A process that loads data was ended from outside, most likely because memory ran out; lower "
-                f"data.num_workers or the batch size. ({error})"
-            ) from error
-        if batch is None:
-            self.close()
-            raise StopIteration
-        # Copied out of the memory shared with a worker, which can then be released.
-        return {key: np.array(value) for key, value in batch.items()} if self._from_workers else batch
-
-    def close(self) -> None:
-        """Stops workers and threads; may be called twice."""
-        self._iterator.close()
-        # Grain's cycles of references keep the last batches in shared memory, which Python would report at exit.
-        gc.collect()
 
 
 def trainable_records(dataset: CocoDataset, config: DataConfig) -> Sequence[Record]:
@@ -309,13 +273,13 @@ def _prefetched(
     steps = grain.MapDataset.range(start, max(start, stop)).map(load)
     if num_workers == 0:
         read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS)
-        return BatchIterator(iter(steps.to_iter_dataset(read)), from_workers=False)
+        return BatchIterator(steps.to_iter_dataset(read), from_workers=False)
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     ahead = num_workers * (_BATCHES_AHEAD + 2)  # queued, being written, being read
     sharing = grain.experimental.DatasetOptions(min_shm_size=_least_shared_bytes(ahead * batch_bytes))
     workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_BATCHES_AHEAD)
     batches = grain.experimental.WithOptionsIterDataset(steps.to_iter_dataset(read), sharing)
-    return BatchIterator(iter(batches.mp_prefetch(workers, end_with_parent)), from_workers=True)
+    return BatchIterator(batches.mp_prefetch(workers, end_with_parent), from_workers=True)
 
 
 def _least_shared_bytes(needed: int) -> int:
