@@ -1,10 +1,13 @@
 """How every command ends. No jax here: commands that only read and write files start fast."""
 
+import _thread
 import io
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from mask_rcnn_jax.errors import Stopped, UserError, described, exit_status
 from mask_rcnn_jax.files import ANY_TEXT
@@ -21,7 +24,8 @@ def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted"
     # data.max_pixels decides what is too large, with a sentence, and not Pillow.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
-        return main() or 0
+        with interrupts_raised_again():
+            return main() or 0
     except (UserError, Stopped, OSError) as error:
         if exit_status(error) == 1:
             raise
@@ -30,3 +34,24 @@ def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted"
     except KeyboardInterrupt as error:
         print(when_interrupted, file=sys.stderr)
         return exit_status(error)
+
+
+@contextmanager
+def interrupts_raised_again() -> Iterator[None]:
+    """Raise KeyboardInterrupt again where Python ignores what is raised: in destructors, and in the callbacks of its
+    garbage collector, such as jax's, which run right after whatever came during a collection.
+    """
+    hook = sys.unraisablehook
+
+    def ask_again(ignored: Any) -> None:
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            hook(ignored)
+            return
+        # In a thread, and last: the signal's handler, called here, would raise in this function.
+        _thread.start_new_thread(_thread.interrupt_main, ())
+
+    sys.unraisablehook = ask_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook

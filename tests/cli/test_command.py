@@ -1,10 +1,13 @@
 """How commands end, and what they print of files with any name."""
 
 import errno
+import gc
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from PIL import Image
@@ -73,6 +76,53 @@ def test_other_errors_of_the_system_are_bugs(error) -> None:
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+class Interrupted:
+    """Something during whose destructor Ctrl-C comes."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def interrupted_collection(phase: str, _: object) -> None:
+    if phase == "stop":
+        signal.raise_signal(signal.SIGINT)
+
+
+def collect() -> None:
+    gc.callbacks.append(interrupted_collection)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(interrupted_collection)
+
+
+@pytest.mark.parametrize("ignore", [Interrupted, collect])
+def test_ctrl_c_is_not_lost_where_python_ignores_exceptions(ignore, capsys) -> None:
+    def command() -> None:
+        ignore()
+        for _ in range(30_000):
+            time.sleep(0.01)
+
+    hook, handler = sys.unraisablehook, signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run(command) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert capsys.readouterr().err == "interrupted\n"
+    assert sys.unraisablehook is hook
+
+
+def test_other_exceptions_of_destructors_stay_what_they_are(monkeypatch) -> None:
+    class Failing:
+        def __del__(self) -> None:
+            raise ValueError
+
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda details: ignored.append(details.exc_type))
+    assert run(lambda: Failing() and None) == 0
+    assert ignored == [ValueError]
 
 
 @pytest.mark.filterwarnings("always")
