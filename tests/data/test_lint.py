@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import struct
+import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.lint import CHECKS, lint
+from mask_rcnn_jax.data.lint import images as image_checks
+from mask_rcnn_jax.data.lint.annotations import Split
 
 HEIGHT, WIDTH = 48, 64
 SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
@@ -413,3 +417,19 @@ def test_headers_alone(dataset):
     dataset.write()
     assert [f.code for f in lint(dataset.root, decode=False).findings] == ["image-size"]
     assert [f.code for f in lint(dataset.root).findings] == ["image-broken", "image-size", "split-leak"]
+
+
+def test_ctrl_c_does_not_wait_for_the_images_to_come(monkeypatch):
+    looked, never = [], threading.Event()
+
+    def inspect(root, split, path, decode):
+        looked.append(path)
+        if path == "train/0":
+            raise KeyboardInterrupt  # comes out where the main thread waits for this image, as one of its own would
+        never.wait(0.05)
+
+    monkeypatch.setattr(image_checks, "_inspect", inspect)
+    entries = [{"file_name": str(index)} for index in range(500 * (os.cpu_count() or 1))]
+    with pytest.raises(KeyboardInterrupt):
+        image_checks.check_images(Path(), [Split("train", "train.json", "train", entries)], decode=False)
+    assert len(looked) < len(entries)

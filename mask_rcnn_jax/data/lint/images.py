@@ -44,7 +44,7 @@ def check_images(root: Path, splits: Iterable[Split], decode: bool) -> list[File
             jobs |= {(split.name, split.path(entry)): split for entry in split.images}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         found = pool.map(lambda job: _inspect(root, job[0], job[1], decode), jobs)
-    files = dict(zip(jobs, found, strict=True))
+        files = dict(zip(jobs, found, strict=True))  # here: the pool's end waits for all, after Ctrl-C too
     for split in splits:
         if split.folder:
             _report(root, split, files)
