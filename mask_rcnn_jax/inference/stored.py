@@ -32,6 +32,9 @@ _FAMILIAR = re.compile(
 )
 
 
+_DICT = 2  # Orbax's type of a key; all that is saved are dicts of arrays
+
+
 class Damaged(Exception):
     """A file of a finished checkpoint is missing, or its bytes cannot be decoded; the message says which."""
 
@@ -56,11 +59,7 @@ def stored_shapes(item: Path) -> dict[str, tuple[int, ...]]:
         tree = read_json(item / "_METADATA")
         if tree.get("use_zarr3") or not tree.get("use_ocdbt", True):
             raise Unfamiliar(f"{item.name} has its arrays in another format")
-        named = {
-            ".".join(str(key["key"]) for key in entry["key_metadata"])
-            for entry in tree["tree_metadata"].values()
-            if not entry["value_metadata"].get("skip_deserialize")  # of an empty dict
-        }
+        named = _named(item, tree["tree_metadata"])
         # Arrays that were NumPy's have neither of these.
         present = os.listdir(item)
         listed: set[str] = set()
@@ -68,13 +67,32 @@ def stored_shapes(item: Path) -> dict[str, tuple[int, ...]]:
             read_json(item / "_sharding")
         for name in sorted(os.listdir(item / "array_metadatas") if "array_metadatas" in present else ()):
             arrays = read_json(item / "array_metadatas" / name)["array_metadatas"]
-            listed |= {array["array_metadata"]["param_name"] for array in arrays}
+            for array in (entry["array_metadata"] for entry in arrays):
+                if not all(isinstance(array[key], list) for key in ("write_shape", "chunk_shape")):
+                    raise _lacking(item, f"{array['param_name']} has no shape in {name}")
+                listed.add(array["param_name"])
         keys = [key.decode() for key in tensorstore.KvStore.open(_store(item)).result().list().result()]
         stored = {key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray")}
         if not stored or not listed <= stored or named != stored:
             first = min((listed | named) ^ stored, default="arrays")
             raise _lacking(item, f"{first} is not both listed and stored")
         return {name: tuple(_open(item, name).shape) for name in sorted(stored)}
+
+
+def _named(item: Path, tree: Mapping[str, Any]) -> set[str]:
+    """The dotted names of a tree's arrays, where Orbax can make the nested dicts of it that are asked for."""
+    named: set[str] = set()
+    for path, entry in tree.items():
+        keys = [key["key"] for key in entry["key_metadata"]]
+        is_empty = bool(entry["value_metadata"].get("skip_deserialize"))
+        # Empty dicts have nothing stored that a changed name would contradict, but each path is written twice.
+        if path != str(tuple(keys)) or any(key["key_type"] != _DICT for key in entry["key_metadata"]):
+            raise _lacking(item, f"{path[:100]} is not listed as what it is")
+        if is_empty != (entry["value_metadata"]["value_type"] == "Dict"):
+            raise _lacking(item, f"{path[:100]} is listed as something else")
+        if not is_empty:
+            named.add(".".join(map(str, keys)))
+    return named
 
 
 def check_readable(item: Path, names: Iterable[str]) -> None:

@@ -157,3 +157,30 @@ def test_its_arrays(checkpoint, count, seed):
         assert found in (None, sound)
         loaded += found is not None
     assert 0 < loaded < count
+
+
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        (b'[{"key": "buffers", "key_type": 2}]', b'[{"key": "bufers", "key_type": 2}]'),
+        (b'[{"key": "buffers", "key_type": 2}]', b'[{"key": "buffers", "key_type": 1}]'),
+        (b"('buffers',)", b"('bufers',)"),
+        (b'"Dict", "skip_deserialize": true', b'"Dibt", "skip_deserialize": true'),
+        (b'"Dict", "skip_deserialize": true', b'"Dict", "skip_deserialize": false'),
+    ],
+)
+def test_its_tree_is_what_orbax_can_restore(checkpoint, written, instead):
+    file = checkpoint / "model" / "_METADATA"
+    content = file.read_bytes()
+    assert written in content
+    file.write_bytes(content.replace(written, instead))
+    with pytest.raises(Damaged, match=r"buffers|bufers"):
+        stored.stored_shapes(checkpoint / "model")
+
+
+@pytest.mark.parametrize("instead", [b'"chunk_shape": null', b'"chunk_shapes": [4]'])
+def test_its_arrays_have_the_shapes_that_orbax_reads(checkpoint, instead):
+    (file,) = (checkpoint / "model" / "array_metadatas").iterdir()
+    file.write_bytes(file.read_bytes().replace(b'"chunk_shape": [4]', instead, 1))
+    with pytest.raises((Damaged, stored.Unfamiliar)):
+        stored.stored_shapes(checkpoint / "model")
