@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and text that holds any name a file system allows."""
 
 import codecs
+import errno
 import hashlib
 import io
 import os
@@ -10,6 +11,31 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ANY_TEXT = "mask_rcnn_jax.any_text"  # the `errors` of text files and streams; see `_encoded`
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def is_file(path: str | Path) -> bool:
+    """Tell whether a regular file has this name, which may be any text.
+
+    Raises OSError where the disk does not say; os.path.isfile takes that for no, and what is there would be left out.
+    """
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: str | Path) -> bool:
+    """Tell whether a folder has this name; otherwise as `is_file`."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def _mode(path: str | Path) -> int:
+    try:
+        return os.stat(path).st_mode
+    except ValueError:  # a name with a NUL
+        return 0
+    except OSError as error:
+        if error.errno not in _NOTHING_THERE:
+            raise
+        return 0
 
 
 def open_file(path: str | Path) -> io.BufferedReader:

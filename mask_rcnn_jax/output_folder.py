@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import replacing
+from mask_rcnn_jax.files import is_folder, replacing
 
 RECORD = ".mask-rcnn-outputs.jsonl"  # a line for each file: its path in the folder, its size, its SHA-256
 
@@ -41,7 +41,7 @@ class OutputFolder:
         for file in files:
             if (path := self._inputs.get(_place(file))) is not None:
                 raise UserError(f"{file} would replace the input {path}; choose another --out.")
-            if not self._overwrite and os.path.lexists(file) and not os.path.isdir(file) and not self._is_own(file):
+            if not self._overwrite and os.path.lexists(file) and not is_folder(file) and not self._is_own(file):
                 foreign.append(file)
         if foreign:
             more = f" and {len(foreign) - 1} more are" if len(foreign) > 1 else " is"

@@ -4,7 +4,6 @@ Single objects and images that cannot be used are left out, counted and said.
 """
 
 import argparse
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from mask_rcnn_jax.data.convert import (
     write_coco,
 )
 from mask_rcnn_jax.errors import UserError, printable
+from mask_rcnn_jax.files import is_file
 from mask_rcnn_jax.places import check_place
 from mask_rcnn_jax.ranges import Range
 
@@ -71,7 +71,7 @@ def _classes(text: str | None) -> list[str] | None:
     """Names of classes from a text file, one a line, or from a list with commas."""
     if text is None:
         return None
-    if os.path.isfile(text):  # Path.is_file raises for a long list
+    if is_file(text):
         try:
             names = Path(text).read_text().splitlines()
         except UnicodeDecodeError:

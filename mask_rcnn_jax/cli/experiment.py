@@ -9,6 +9,7 @@ from mask_rcnn_jax import configs, processes
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import load_config_file
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_file, is_folder
 from mask_rcnn_jax.ranges import Range
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.workdir import CONFIG_FILE, read_config
@@ -22,7 +23,7 @@ def config_path(text: str) -> Path:
     A name of the package's configurations is its file, unless a file or a run of that name lies in the current folder.
     """
     path = Path(text)
-    is_here = os.path.isfile(path) or os.path.isfile(path / CONFIG_FILE)
+    is_here = is_file(path) or is_file(path / CONFIG_FILE)
     return path if is_here or text not in configs.names() else configs.file_of(text)
 
 
@@ -34,7 +35,7 @@ def load_experiment(file: Path) -> ExperimentConfig:
     if not os.path.exists(file):
         known = ", ".join(configs.names())
         raise UserError(f"--config {file} does not exist; name a Python file, the folder of a run, or one of {known}")
-    if os.path.isdir(file):
+    if is_folder(file):
         if (stored := read_config(file)) is None:
             raise UserError(f"--config {file} is a folder without a run's {CONFIG_FILE}")
         return stored

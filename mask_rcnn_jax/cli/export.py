@@ -5,7 +5,6 @@ loads either.
 """
 
 import argparse
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from mask_rcnn_jax.export.program import Exportable, ExportSettings
 from mask_rcnn_jax.export.resize import Preprocessing
 from mask_rcnn_jax.export.stablehlo import export_stablehlo
 from mask_rcnn_jax.extras import require
+from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.places import check_place
 
@@ -115,9 +115,9 @@ def _check_out(out: Path) -> None:
     """Raises UserError for what can be known to fail before the checkpoint is read."""
     if out.suffix not in (".onnx", ".stablehlo"):
         raise UserError(f"--out {out}: its name must end in .stablehlo or .onnx, which says what to write")
-    if os.path.isdir(out):
+    if is_folder(out):
         raise UserError(f"--out {out} is a folder; name a file")
-    if not os.path.isdir(out.parent):
+    if not is_folder(out.parent):
         raise UserError(f"--out {out}: the folder {out.parent} does not exist; make it first")
     if out.suffix == ".onnx":
         require("onnx", f"--out {out}")

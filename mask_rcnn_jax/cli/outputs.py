@@ -1,7 +1,6 @@
 """What `mask-rcnn predict` writes: a writer for each `--format`."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from PIL import Image
 from mask_rcnn_jax.cli.tables import open_table
 from mask_rcnn_jax.data.inputs import InputImage
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.inference import Detections
 from mask_rcnn_jax.inference.outputs import COLUMNS, cutouts, label_image, mask_windows, table_rows, to_geojson
 from mask_rcnn_jax.output_folder import OutputFolder
@@ -159,7 +159,7 @@ class CutoutWriter(_OneFileEach):
 
 
 def _cutouts(folder: Path) -> Iterable[Path]:
-    return folder.glob("[0-9]*_*.png") if os.path.isdir(folder) else ()  # raises for a long name
+    return folder.glob("[0-9]*_*.png") if is_folder(folder) else ()  # raises for a long name
 
 
 class _OneFile:

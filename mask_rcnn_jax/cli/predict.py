@@ -15,7 +15,6 @@ import argparse
 import functools
 import glob
 import itertools
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,6 +36,7 @@ from mask_rcnn_jax.data.inputs import InputImage, find_images, frame_count
 from mask_rcnn_jax.data.video import VIDEO_SUFFIXES
 from mask_rcnn_jax.errors import UserError, printable
 from mask_rcnn_jax.extras import require
+from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.inference import Detections, ImageLike, Model, Predictor, use_compile_cache
 from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor
 from mask_rcnn_jax.inference.tiling import TiledPredictor, TilingConfig
@@ -196,7 +196,7 @@ def _files(
 
 def _sequence_name(text: str, taken: Sequence[str]) -> str:
     """The last folder that an input spells out, with a number where it is taken."""
-    folder = Path(text) if os.path.isdir(text) else Path(text).parent
+    folder = Path(text) if is_folder(text) else Path(text).parent
     name = next((part for part in reversed(folder.resolve().parts[1:]) if not glob.has_magic(part)), "sequence")
     numbered = (f"{name}_{k}" for k in itertools.count(2))
     return next(n for n in itertools.chain([name], numbered) if n not in taken)

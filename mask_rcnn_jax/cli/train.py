@@ -1,7 +1,6 @@
 """`mask-rcnn train`: trains a model, and goes on where it stopped when started again with the same workdir."""
 
 import argparse
-import os
 from pathlib import Path
 
 from mask_rcnn_jax import configs
@@ -17,6 +16,7 @@ from mask_rcnn_jax.cli.experiment import (
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import check_prepared
 from mask_rcnn_jax.determinism import use_deterministic_programs
+from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.training import ExperimentConfig, train
 from mask_rcnn_jax.training.profiling import ProfileSteps
@@ -75,7 +75,7 @@ def _profile_steps(text: str) -> ProfileSteps:
 
 def _name(config: Path) -> str:
     """The run's name: that of the file, or of the folder, which may have a dot in it."""
-    return config.resolve().name if os.path.isdir(config) else config.stem
+    return config.resolve().name if is_folder(config) else config.stem
 
 
 def _config(file: Path | None, workdir: Path) -> tuple[ExperimentConfig, bool]:
@@ -83,4 +83,4 @@ def _config(file: Path | None, workdir: Path) -> tuple[ExperimentConfig, bool]:
     if file is None and (stored := read_config(workdir)) is not None:
         return stored, False
     file = file or configs.file_of(configs.DEFAULT)
-    return load_experiment(file), not os.path.isdir(file)
+    return load_experiment(file), not is_folder(file)

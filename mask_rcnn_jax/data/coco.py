@@ -1,6 +1,5 @@
 """Reads a COCO-style directory into records, and says what it could not use."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from mask_rcnn_jax.data.packed import pack
 from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.data.shapes import check_shapes
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_file, is_folder
 
 __all__ = [
     "AnnotationFile",
@@ -64,7 +64,7 @@ def load_coco(config: CocoConfig | ShapesConfig, split: str) -> CocoDataset:
 
 def check_root(root: str | Path) -> Path:
     """The directory of a source; `UserError` where it does not exist."""
-    if not os.path.isdir(root):
+    if not is_folder(root):
         raise UserError(f"Data directory {root} does not exist; set data.source.root to a COCO-style directory.")
     return Path(root)
 
@@ -105,21 +105,21 @@ def read_annotations(path: Path, check_image: Callable[[Any], int] = check_image
 def image_directory(root: Path, split: str) -> Path:
     """The folder of the split's images; `UserError` where there is none."""
     for directory in (root / split, root / "images" / split):
-        if os.path.isdir(directory):
+        if is_folder(directory):
             return directory
     raise UserError(f"Image directory {root / split} does not exist; put the images of split '{split}' there.")
 
 
 def check_present(annotation_file: Path, images: Iterable[Path]) -> None:
     """Raises `UserError` where image files are missing."""
-    missing = [path for path in images if not os.path.isfile(path)]  # Path.is_file raises for a long name
+    missing = [path for path in images if not is_file(path)]
     if missing:
         more = f" and {len(missing) - 1} more images do" if len(missing) > 1 else " does"
         raise UserError(f"Image {missing[0]}{more} not exist; restore it or remove it from {annotation_file}.")
 
 
 def _read_content(path: Path) -> dict[str, Any]:
-    if not os.path.isfile(path):
+    if not is_file(path):
         raise UserError(f"Annotation file {path} does not exist; put the annotations there or name another split.")
     try:
         content = read_json(path)

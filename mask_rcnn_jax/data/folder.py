@@ -10,6 +10,7 @@ from mask_rcnn_jax.data.image_files import UNREADABLE, displayed_size, list_imag
 from mask_rcnn_jax.data.packed import pack
 from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.output_folder import without_outputs
 
 
@@ -26,7 +27,7 @@ def image_folder(path: str | Path) -> CocoDataset:
     problems: Counter[str] = Counter()
     examples: dict[str, str] = {}
     what = "images that cannot be read, left out"
-    for file in without_outputs(list_images(path), path) if os.path.isdir(path) else [path]:
+    for file in without_outputs(list_images(path), path) if is_folder(path) else [path]:
         try:
             with opened_image(file) as image:
                 height, width = displayed_size(image)

@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, ImageOps, features
 
 from mask_rcnn_jax.data.config import DataConfig
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import open_file
+from mask_rcnn_jax.files import is_file, open_file
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -133,14 +133,20 @@ def count_frames(image: ImageFile.ImageFile) -> int:
 
 
 def list_images(folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """The files of `folder` and the folders in it with one of the `suffixes`, sorted; hidden ones are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and os.path.isfile(path)
-    )
+    """The files of `folder` and the folders in it with one of the `suffixes`, sorted; hidden ones are left out.
+
+    Raises OSError where a folder cannot be read.
+    """
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(parent, name) for name in names if not name.startswith(".")]
+        found += [path for path in paths if path.suffix.lower() in suffixes and is_file(path)]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _file(source: str | Path | bytes | io.BufferedIOBase) -> io.BufferedIOBase:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mask_rcnn_jax.data.image_files import IMAGE_SUFFIXES, UNREADABLE, count_frames, list_images, opened_image
 from mask_rcnn_jax.data.video import VIDEO_SUFFIXES
+from mask_rcnn_jax.files import is_file, is_folder
 from mask_rcnn_jax.output_folder import without_outputs
 
 
@@ -49,7 +50,7 @@ def frame_count(path: Path) -> int:
 def _files(text: str) -> list[tuple[Path, Path]] | str:
     """Files, each with its path relative to what names the outputs; or what is wrong."""
     path = Path(text)
-    if os.path.isdir(path):
+    if is_folder(path):
         files = without_outputs(list_images(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES), path)
         images = [(image, image.relative_to(path)) for image in files]
         return images or f"{text} holds no image; name a folder of images or videos"
@@ -58,9 +59,9 @@ def _files(text: str) -> list[tuple[Path, Path]] | str:
     if not glob.has_magic(text):
         return f"{text} does not exist; name an image, a folder or a pattern"
     # Folders that are there are no pattern, whatever their names hold; below them files of one name may be in several.
-    fixed = next((parent for parent in path.parents if os.path.isdir(parent)), Path())
+    fixed = next((parent for parent in path.parents if is_folder(parent)), Path())
     matches = sorted(glob.glob(str(path.relative_to(fixed)), root_dir=fixed, recursive=True))
-    files = without_outputs([fixed / match for match in matches if os.path.isfile(fixed / match)], fixed)
+    files = without_outputs([fixed / match for match in matches if is_file(fixed / match)], fixed)
     images = [(file, file.relative_to(fixed)) for file in files]
     return images or f"{text} matches no file; correct the pattern"
 

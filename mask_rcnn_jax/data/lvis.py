@@ -5,7 +5,6 @@
 `not_exhaustive_category_ids` some instances are not annotated.
 """
 
-import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +17,7 @@ from mask_rcnn_jax.data.config import LvisConfig
 from mask_rcnn_jax.data.entries import check_image, list_of, refusal, shown
 from mask_rcnn_jax.data.packed import pack
 from mask_rcnn_jax.data.records import CocoDataset, Federated
+from mask_rcnn_jax.files import is_file
 
 _CLASS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
@@ -26,7 +26,7 @@ def load_lvis(config: LvisConfig, split: str) -> CocoDataset:
     """Reads `split`; the same errors and counts as `load_coco`."""
     root = check_root(config.root)
     name = config.annotation_file.replace("{split}", split)
-    path = root / name if os.path.isfile(root / name) else root / "annotations" / name
+    path = root / name if is_file(root / name) else root / "annotations" / name
     file = read_annotations(path, _check_image)
     for index, category in enumerate(file.categories):
         if category.get("frequency") not in ("r", "c", "f"):

@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.config import ShapesConfig
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_file, is_folder
 
 CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 
@@ -65,9 +66,9 @@ def check_shapes(config: ShapesConfig) -> None:
 def _holds_shapes(config: ShapesConfig) -> bool:
     """Tell whether the directory holds the shapes, or nothing; raise UserError where it holds anything else."""
     root = Path(config.root)
-    if not os.path.lexists(root) or (os.path.isdir(root) and not os.listdir(root)):
+    if not os.path.lexists(root) or (is_folder(root) and not os.listdir(root)):
         return False
-    if not os.path.isfile(root / _SETTINGS_FILE):
+    if not is_file(root / _SETTINGS_FILE):
         raise UserError(f"Directory {root} holds no synthetic shapes; set data.source.root to another directory.")
     if (root / _SETTINGS_FILE).read_bytes() != _settings(config).encode():
         raise UserError(

@@ -5,13 +5,13 @@ tensorflow-datasets is imported when shards are first read; it needs no TensorFl
 
 import functools
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.extras import require
+from mask_rcnn_jax.files import is_file, is_folder
 
 EXAMPLES, ANNOTATIONS = "examples", "annotations"  # the builder's configurations: the latter leaves images out
 
@@ -55,8 +55,8 @@ def version_directory(data_dir: str | Path, name: str, part: str) -> Path:
     """The folder of the dataset's highest version; `UserError` where there is none. `part` is a configuration."""
     folder = Path(data_dir) / name / part
     check_unicode(folder, "data.source.data_dir")
-    found = folder.glob("*.*.*") if os.path.isdir(folder) else ()  # raises for a long name
-    versions = [path for path in found if os.path.isfile(path / "dataset_info.json")]
+    found = folder.glob("*.*.*") if is_folder(folder) else ()  # raises for a long name
+    versions = [path for path in found if is_file(path / "dataset_info.json")]
     if not versions:
         raise UserError(f"{folder} holds no dataset; write it with mask-rcnn build-tfds, or set data.source.data_dir.")
     return max(versions, key=lambda path: [int(number) for number in path.name.split(".")])

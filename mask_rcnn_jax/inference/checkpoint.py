@@ -20,6 +20,7 @@ from mask_rcnn_jax.config import from_json
 from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.inference.faults import damaged, familiar, fitting, readable, whole
 from mask_rcnn_jax.inference.stored import Damaged, check_readable, plainly_named, read_json, stored_shapes
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
@@ -95,14 +96,14 @@ def place_of(path: Path) -> tuple[Path, int | None]:
 
     Raises `UserError` where there is no such folder, or where names in it are no steps.
     """
-    if os.path.isdir(path / "metadata"):
+    if is_folder(path / "metadata"):
         real = Path(os.path.realpath(path))  # a link, or "." inside it, does not have its name
         checkpoint = path if path.name == real.name or step_of(real.name) is None else real
         if (step := step_of(checkpoint.name)) is None:
             raise UserError(f"{path} is a checkpoint without its name, which is the number of its step; rename it")
         return checkpoint.parent, step
     folder = path / FOLDER
-    if not os.path.isdir(folder):
+    if not is_folder(folder):
         raise UserError(f"{path} holds no checkpoints; name the workdir of a training run, or one of its checkpoints")
     checkpoints_in(folder)  # refuses names that would be passed over
     return folder, None

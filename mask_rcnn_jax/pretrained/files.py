@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.pretrained.pickles import Pickled, read_stream, read_zip
 
 FORMATS = ".pth, .pkl, .safetensors and .npz"
@@ -37,7 +38,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if "\0" in str(path):  # as a configuration's may have
         raise UserError(f"{path} is not the name of a file")
-    if os.path.isdir(path):
+    if is_folder(path):
         raise UserError(f"{path} is a folder, not a file of weights")
     try:
         with path.open("rb") as file:

@@ -11,6 +11,7 @@ import jax
 from mask_rcnn_jax.data import fingerprint
 from mask_rcnn_jax.determinism import is_deterministic, use_deterministic_programs
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.places import inside
 from mask_rcnn_jax.training import provenance
 from mask_rcnn_jax.training.datasets import load_datasets
@@ -39,7 +40,7 @@ def reproduce(workdir: Path, out: Path, say: Callable[[str], None]) -> Verdict:
     if config is None:
         raise UserError(f"{workdir} holds no run")
     provenance.repeatable_metrics(workdir)  # what could not be compared is found before anything is trained
-    if os.path.lexists(out) and (inside(out) or not os.path.isdir(out)):
+    if os.path.lexists(out) and (inside(out) or not is_folder(out)):
         raise UserError(f"--out {out} is there already; name a folder that is not, or remove it")
     if any(is_deterministic(start["environment"].get("XLA_FLAGS", "")) for start in starts):
         use_deterministic_programs()  # before the devices are counted

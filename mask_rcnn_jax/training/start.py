@@ -1,6 +1,5 @@
 """The state that a run starts from, and the weights in it."""
 
-import os
 from pathlib import Path
 
 import jax
@@ -10,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import differences
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.models import Variables, init
 from mask_rcnn_jax.places import latest_step
 from mask_rcnn_jax.pretrained import ByName, contradictions, conventions, load_weights, match, transplant
@@ -42,7 +42,7 @@ def first_variables(config: ExperimentConfig, names: Metadata) -> tuple[Variable
     if config.pretrained is None:
         return variables, []
     try:
-        if os.path.isdir(config.pretrained):
+        if is_folder(config.pretrained):
             variables, lines = _from_checkpoint(Path(config.pretrained), config, variables, names)
         else:
             variables, lines = load_weights(config.pretrained, config.model, variables, names.class_names)

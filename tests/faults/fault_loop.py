@@ -162,7 +162,7 @@ def scenarios(settings: Path, subject: Path) -> tuple[Scenario, ...]:
         ),
         Scenario(
             "predict",
-            (*predict, "--out", str(out), "--format", "csv", "--format", "coco"),
+            (*predict, "--out", str(out), "--format", "csv", "coco", "--score-threshold", "0"),
             _without("out"),
             _same("out"),
         ),

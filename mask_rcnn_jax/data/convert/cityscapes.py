@@ -4,7 +4,6 @@ A pixel is label * 1000 + number in an instance, and the bare label elsewhere; a
 is a group of objects that were not told apart.
 """
 
-import os
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mask_rcnn_jax.data.convert.outlines import instance_of_bitmap
 from mask_rcnn_jax.data.convert.pictures import picture_size, read_ids
 from mask_rcnn_jax.data.convert.source import Picture, Source, Task
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_folder
 
 # The classes with instances that Cityscapes evaluates, under their label ids.
 CATEGORIES = {
@@ -37,12 +37,12 @@ def read_cityscapes(root: Path) -> Source:
     Raises UserError where `root` is not laid out as Cityscapes is.
     """
     annotations = root / _ANNOTATIONS
-    if not os.path.isdir(annotations):
+    if not is_folder(annotations):
         raise UserError(
             f"Folder {annotations} does not exist; name the folder that holds {_ANNOTATIONS} and {_IMAGES}."
         )
     splits: dict[str, list[Task]] = {}
-    for folder in sorted(path for path in annotations.iterdir() if os.path.isdir(path)):
+    for folder in sorted(path for path in annotations.iterdir() if is_folder(path)):
         masks = sorted(folder.glob(f"*/*{_SUFFIX}"))
         if masks:
             splits[folder.name] = [Task(mask.name, partial(_picture, root, folder.name, mask)) for mask in masks]

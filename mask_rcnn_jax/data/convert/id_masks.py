@@ -5,7 +5,6 @@ Pascal VOC has `SegmentationObject` for the objects and `SegmentationClass` for 
 one class.
 """
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from mask_rcnn_jax.data.convert.source import (
     split_folders,
 )
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_file, is_folder
 
 VOC_CLASSES = (
     "aeroplane",
@@ -70,7 +70,7 @@ def read_id_masks(
     of all objects where there is no such folder. `void` is a value that belongs to no object (255 in VOC). `images` and
     `masks` name folders that are called otherwise. Raises UserError for a folder that is laid out in another way.
     """
-    if masks is None and os.path.isdir(root / "SegmentationObject"):
+    if masks is None and is_folder(root / "SegmentationObject"):
         return _read_voc(root, class_name, classes or VOC_CLASSES, VOC_VOID if void is None else void)
     reader = _Reader(None, (class_name,), void)
     folders = split_folders(root)
@@ -83,13 +83,13 @@ def read_id_masks(
 
 def _read_voc(root: Path, class_name: str, classes: Sequence[str], void: int) -> Source:
     objects, categories, pictures = root / "SegmentationObject", root / "SegmentationClass", root / "JPEGImages"
-    if not os.path.isdir(pictures):
+    if not is_folder(pictures):
         raise UserError(f"Folder {pictures} does not exist; put the images of {objects} there.")
-    has_classes = os.path.isdir(categories)
+    has_classes = is_folder(categories)
     reader = _Reader(categories if has_classes else None, classes if has_classes else (class_name,), void)
     images = images_by_stem(pictures)
     lists = root / "ImageSets" / "Segmentation"
-    stems = {name: lists / f"{name}.txt" for name in ("train", "val", "test") if os.path.isfile(lists / f"{name}.txt")}
+    stems = {name: lists / f"{name}.txt" for name in ("train", "val", "test") if is_file(lists / f"{name}.txt")}
     listed = {name: _stems(file) for name, file in stems.items()}
     if not listed:
         listed = {UNSPLIT: sorted(path.stem for path in objects.glob("*.png"))}
@@ -112,7 +112,7 @@ def _stems(file: Path) -> list[str]:
 
 def _paired(root: Path, images: str | None, masks: str | None, reader: "_Reader") -> list[Task]:
     """Tasks for the masks in one folder and the images in another."""
-    known = [pair for pair in _LAYOUTS if all(os.path.isdir(root / name) for name in pair)]
+    known = [pair for pair in _LAYOUTS if all(is_folder(root / name) for name in pair)]
     image_folder, mask_folder = (root / given if given else None for given in (images, masks))
     if image_folder is None or mask_folder is None:
         if not known:
@@ -122,7 +122,7 @@ def _paired(root: Path, images: str | None, masks: str | None, reader: "_Reader"
             )
         image_folder, mask_folder = image_folder or root / known[0][0], mask_folder or root / known[0][1]
     for folder in (image_folder, mask_folder):
-        if not os.path.isdir(folder):
+        if not is_folder(folder):
             raise UserError(f"Folder {folder} does not exist; name one that does.")
     by_stem = images_by_stem(image_folder)
     tasks = []

@@ -6,7 +6,6 @@ Polygons, rectangles, circles and masks become objects; shapes of one label and 
 import base64
 import binascii
 import math
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -40,6 +39,7 @@ from mask_rcnn_jax.data.entries import file_name, is_unicode, shown
 from mask_rcnn_jax.data.image_files import UNREADABLE, decode_upright, opened_image
 from mask_rcnn_jax.data.masks import RLE, to_rle
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_file, is_folder
 
 Part = Float[np.ndarray, "_ 2"] | RLE  # of one object, each of its own length
 
@@ -52,7 +52,7 @@ def read_labelme(root: Path, classes: Sequence[str] | None = None) -> Source:
     `classes` are the labels to keep, in order; without it all are kept. Images that no JSON file speaks of are not
     converted: they may hold objects that nobody outlined yet. Raises UserError for a folder without JSON files.
     """
-    if not os.path.isdir(root):
+    if not is_folder(root):
         raise UserError(f"Folder {root} does not exist; name the folder with LabelMe's JSON files.")
     folders = split_folders(root) or {UNSPLIT: root}
     splits: dict[str, list[Task]] = {}
@@ -109,7 +109,7 @@ def _image(root: Path, file: Path, content: dict[str, Any]) -> tuple[str, Path |
     """The name and the file of the image, or what `imageData` holds of it where the file is not there."""
     path = file.parent / content["imagePath"].replace("\\", "/")
     for candidate in (path, file.parent / path.name):  # folders are often moved with their annotations
-        if os.path.isfile(candidate):  # Path.is_file raises for a long name
+        if is_file(candidate):
             return name_below(candidate, root), candidate
     if not isinstance(content.get("imageData"), str):
         raise Unusable("images that do not exist, left out", f"{path}, named in {file}")

@@ -4,14 +4,13 @@ Coordinates are continuous pixels of the image as displayed, which covers [0, W]
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mask_rcnn_jax.data.masks import Segmentation
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import ANY_TEXT
+from mask_rcnn_jax.files import ANY_TEXT, is_folder
 
 SPLIT_FOLDERS = ("train", "val", "valid", "test")
 UNSPLIT = ""  # names the one split of an input that has none of its own
@@ -77,7 +76,7 @@ def numbered(names: Sequence[str]) -> dict[str, int]:
 
 def split_folders(root: Path) -> dict[str, Path]:
     """The folders of `root` that are named as splits; empty when there are none."""
-    return {name: root / name for name in SPLIT_FOLDERS if os.path.isdir(root / name)}
+    return {name: root / name for name in SPLIT_FOLDERS if is_folder(root / name)}
 
 
 def choose_splits(source: Source, split: str | None, val_share: float | None) -> Source:

@@ -3,7 +3,6 @@
 Regions are polygons, rectangles, circles and ellipses; an attribute of the regions names their class.
 """
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from mask_rcnn_jax.data.convert.source import (
 )
 from mask_rcnn_jax.data.entries import file_name, is_number, is_unicode, shown
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_folder
 
 
 def read_via(
@@ -41,11 +41,11 @@ def read_via(
     folder of the images if they are not beside the JSON file. Raises UserError for other files, and where several
     attributes leave the choice open.
     """
-    folders = split_folders(path) if os.path.isdir(path) else {}
+    folders = split_folders(path) if is_folder(path) else {}
     if folders:
         files = {name: one_json_file(folder) for name, folder in folders.items()}
     else:
-        files = {UNSPLIT: one_json_file(path) if os.path.isdir(path) else path}
+        files = {UNSPLIT: one_json_file(path) if is_folder(path) else path}
     entries = {name: _entries(file) for name, file in files.items()}
     key = _class_key(path, [entry for of_split in entries.values() for entry in of_split], class_key)
     reader = _Reader(key, class_name, classes)

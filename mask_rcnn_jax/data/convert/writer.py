@@ -19,6 +19,7 @@ from mask_rcnn_jax.data.convert.source import Case, Instance, Picture, Source, T
 from mask_rcnn_jax.data.entries import check_category, list_of
 from mask_rcnn_jax.data.masks import to_rle
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.output_folder import lies_in
 
 PlaceImage = Literal["link", "symlink", "copy"]
@@ -85,7 +86,7 @@ def _count(pictures: Sequence[Picture], which: Callable[[Instance], bool]) -> in
 
 
 def _check_target(out: Path, splits: Iterable[str], root: Path, overwrite: bool) -> None:
-    if os.path.exists(out) and not os.path.isdir(out):
+    if os.path.exists(out) and not is_folder(out):
         raise UserError(f"--out {out} is a file; name a folder.")
     taken = {".", "..", "annotations"}
     for split in splits:
@@ -166,7 +167,7 @@ def _categories(source: Source, out: Path, pictures: dict[str, list[Picture]]) -
     of_split = pictures.values()
     used = sorted({instance.category for all_ in of_split for picture in all_ for instance in picture.instances})
     categories = source.categories or {name: index + 1 for index, name in enumerate(used)}
-    held = out.glob("annotations/instances_*.json") if os.path.isdir(out) else ()  # raises for a long name
+    held = out.glob("annotations/instances_*.json") if is_folder(out) else ()  # raises for a long name
     kept = sorted({*held} - {out / "annotations" / _annotation_name(s) for s in pictures})
     for file in kept:
         try:

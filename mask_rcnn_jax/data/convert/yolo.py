@@ -20,6 +20,7 @@ from mask_rcnn_jax.data.entries import is_unicode, shown
 from mask_rcnn_jax.data.image_files import IMAGE_SUFFIXES, list_images
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.extras import require
+from mask_rcnn_jax.files import is_file, is_folder
 
 Boxes = Literal["refuse", "rectangle"]
 
@@ -36,7 +37,7 @@ def read_yolo(path: Path, classes: Sequence[str] | None = None, boxes: Boxes = "
     for a folder that is laid out in another way, and for poses.
     """
     settings = _settings(path)
-    root = path.parent if settings is not None and os.path.isfile(path) else path
+    root = path.parent if settings is not None and is_file(path) else path
     if settings is None:
         names = list(classes or _listed_classes(root))
         images = {split: _listed(folder) for split, folder in _image_folders(root).items()}
@@ -46,7 +47,7 @@ def read_yolo(path: Path, classes: Sequence[str] | None = None, boxes: Boxes = "
             raise UserError(f"{path} describes poses (kpt_shape), whose lines hold no outlines; convert segmentations.")
         names = list(classes or _named_classes(settings))
         image_root = root / _text(settings, "path")
-        if not os.path.isdir(image_root):  # `path` is often that of the machine where the file was made
+        if not is_folder(image_root):  # `path` is often that of the machine where the file was made
             image_root = root
         images = {
             split: _images(image_root, settings[key])
@@ -66,7 +67,7 @@ def read_yolo(path: Path, classes: Sequence[str] | None = None, boxes: Boxes = "
 
 def _settings(path: Path) -> dict[Any, Any] | None:
     """The content of the YAML file at `path` or in the folder `path`, None for a folder without one."""
-    if os.path.isdir(path):
+    if is_folder(path):
         found = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
         if len(found) > 1:
             raise UserError(f"Folder {path} holds {len(found)} YAML files; name the one that describes the data.")
@@ -111,7 +112,7 @@ def _named_classes(settings: dict[Any, Any]) -> list[str]:
 
 def _listed_classes(root: Path) -> list[str]:
     for name in _CLASS_FILES:
-        if os.path.isfile(root / name):
+        if is_file(root / name):
             try:
                 return [line.strip() for line in read_lines(root / name) if line.strip()]
             except ValueError as error:
@@ -121,10 +122,10 @@ def _listed_classes(root: Path) -> list[str]:
 
 def _image_folders(root: Path) -> dict[str, Path]:
     """Folders of images by split: images/SPLIT, SPLIT/images, images, or the folder itself."""
-    if not os.path.isdir(root):
+    if not is_folder(root):
         raise UserError(f"{root} does not exist; name a data.yaml or a folder.")
     images = root / "images"
-    return split_folders(images) or split_folders(root) or {UNSPLIT: images if os.path.isdir(images) else root}
+    return split_folders(images) or split_folders(root) or {UNSPLIT: images if is_folder(images) else root}
 
 
 def _images(root: Path, entries: Any) -> list[Path]:
@@ -136,9 +137,9 @@ def _images(root: Path, entries: Any) -> list[Path]:
         path = root / entry
         if not os.path.exists(path) and entry.startswith("../"):  # an export's paths are from beside the splits
             path = root / entry[3:]
-        if os.path.isdir(path):
+        if is_folder(path):
             found += _listed(path)
-        elif path.suffix == ".txt" and os.path.isfile(path):
+        elif path.suffix == ".txt" and is_file(path):
             try:
                 lines = [line.strip() for line in read_lines(path)]
             except ValueError as error:
@@ -174,7 +175,7 @@ def _label_file(image: Path) -> Path:
             parts[index] = "labels"
             break
     beside, file = image.with_suffix(".txt"), Path(*parts).with_suffix(".txt")
-    return beside if os.path.isfile(beside) and not os.path.isfile(file) else file
+    return beside if is_file(beside) and not is_file(file) else file
 
 
 class _Reader:

@@ -1,6 +1,5 @@
 """Checks of an annotation file: its entries, their ids, and what they refer to."""
 
-import os
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from mask_rcnn_jax.data.lint.counts import SplitCounts, count_split
 from mask_rcnn_jax.data.lint.findings import Finding
 from mask_rcnn_jax.data.lint.geometry import check_annotation
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_folder
 
 
 @dataclass
@@ -42,7 +42,7 @@ def read_split(root: Path, name: str, annotation_file: str) -> Split:
     content = _read(split, root / annotation_file)
     if content is None:
         return split
-    folders = [folder for folder in (name, f"images/{name}") if os.path.isdir(root / folder)]
+    folders = [folder for folder in (name, f"images/{name}") if is_folder(root / folder)]
     if folders:
         split.folder = folders[0]
     else:

@@ -16,6 +16,7 @@ from mask_rcnn_jax.data.image_files import UNREADABLE, displayed_size, is_turned
 from mask_rcnn_jax.data.lint.annotations import Split
 from mask_rcnn_jax.data.transforms import read_image
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_file
 
 THUMBNAIL = 16  # pixels a side
 
@@ -55,7 +56,7 @@ def _inspect(root: Path, split: str, path: str, decode: bool) -> File:
     """Reads one file."""
     file = root / path
     try:
-        if not os.path.isfile(file):
+        if not is_file(file):
             return File(split, path, ("image-missing", "does not exist"))
         if file.stat().st_size == 0:
             return File(split, path, ("image-broken", "is empty: it has no bytes"))

@@ -1,6 +1,5 @@
 """All checks of a dataset, one after the other."""
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from mask_rcnn_jax.data.lint.copies import find_copies
 from mask_rcnn_jax.data.lint.findings import Finding, Report, in_order
 from mask_rcnn_jax.data.lint.images import check_images
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_folder
 
 _FIRST = ("train", "val", "test")  # splits in this order, whatever else a name says
 
@@ -27,7 +27,7 @@ def lint(
     Without `decode` only the headers of the images are read: truncated files and copies are not found. Raises UserError
     where there is no such directory or split; everything else that is wrong is a finding.
     """
-    if not os.path.isdir(root):
+    if not is_folder(root):
         raise UserError(f"Data directory {root} does not exist; name a COCO-style directory.")
     checked = [
         read_split(root, name, f"annotations/{annotation_file.replace('{split}', name)}")
@@ -50,7 +50,7 @@ def _split_names(root: Path, asked: Sequence[str] | None, pattern: str) -> list[
         raise UserError(f"--annotation-file {pattern} must hold {{split}} where the name of the split goes.")
     folder = root / "annotations"
     shape = re.compile(f"{re.escape(before)}(.+){re.escape(after)}")
-    matches = [shape.fullmatch(path.name) for path in sorted(folder.glob("*"))] if os.path.isdir(folder) else []
+    matches = [shape.fullmatch(path.name) for path in sorted(folder.glob("*"))] if is_folder(folder) else []
     there = [match[1] for match in matches if match]
     if not there:
         raise UserError(f"{folder} holds no {pattern}; name a COCO-style directory, or its --annotation-file.")
