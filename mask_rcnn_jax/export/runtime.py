@@ -2,8 +2,7 @@
 
 Nothing else of the package is needed, so that this file may be copied to where the package is not:
 
-    from mask_rcnn_jax.files import is_file
-from mask_rcnn_jax.export.runtime import load
+    from mask_rcnn_jax.export.runtime import load
 
     model = load("model.stablehlo")
     (found,) = model.detect([pixels])  # uint8 RGB [height, width, 3]
@@ -12,6 +11,7 @@ from mask_rcnn_jax.export.runtime import load
 
 import errno
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ class ExportedModel:
 def load(path: str | Path) -> ExportedModel:
     """The model of a file. Raises BrokenFileError, or OSError, naming the file where it cannot be loaded."""
     path = Path(path)
-    if not is_file(path):
+    if not os.path.isfile(path):  # Path.is_file raises for a long name
         raise FileNotFoundError(f"{path} does not exist")
     metadata, call = (_onnx if path.suffix == ".onnx" else _stablehlo)(path)
     if not _is_described(metadata):
