@@ -105,7 +105,7 @@ def test_a_run_is_repeated_with_the_flags_that_it_had(flags, unused, tmp_path, m
     monkeypatch.setattr(reproduce, "read_config", lambda workdir: tiny_experiment(tmp_path))
     starts = [{"environment": {"XLA_FLAGS": flags} if flags else {}}]
     monkeypatch.setattr(reproduce.provenance, "read_starts", lambda workdir: starts)
-    monkeypatch.setattr(reproduce.provenance, "repeatable_metrics", lambda workdir: [])
+    monkeypatch.setattr(reproduce, "_check_records", lambda workdir, starts: None)
     monkeypatch.setattr(reproduce, "_check_devices", counted)
     with pytest.raises(UserError) as error:
         reproduce.reproduce(tmp_path, tmp_path / "again", print)

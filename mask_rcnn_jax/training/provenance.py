@@ -36,7 +36,6 @@ _PATCH = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--
 # What metrics.jsonl has of the run's course, by the first part of the name; the rest, such as speeds, is the machine's.
 _REPEATABLE = {"loss", "learning_rate", "gradient_norm", "bbox", "segm", "keypoints", "average"}
 
-
 Data = Mapping[str, Mapping[str, str]]  # "data", the fingerprint of each split, and "data_size"
 
 
@@ -73,7 +72,7 @@ def _data_of(workdir: Path, step: int | None) -> Data:
         # Of several starts before this step the last one led to it.
         then = [start for start in starts if start["step"] < (step or 0)][-1]
         return {"data": dict(then["data"]), "data_size": dict(then.get("data_size", {}))}
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {"data": {}, "data_size": {}}  # a record that is missing or cannot be read does not end a run
 
 
@@ -134,11 +133,11 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
         # A start's steps hold until another begins before them.
         steps = [start["step"] for start in starts] + [result["step"]]
         ends = [min(steps[later:]) for later in range(1, len(steps))]
+        return [start for start, end in zip(starts, ends, strict=True) if start["step"] < end]
     except FileNotFoundError:
         raise UserError(f"{workdir} has no {path.name}, which says how to repeat it; train it again") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); train the run again") from None
-    return [start for start, end in zip(starts, ends, strict=True) if start["step"] < end]
 
 
 def read_result(workdir: Path) -> dict[str, Any]:
@@ -151,7 +150,7 @@ def read_result(workdir: Path) -> dict[str, Any]:
             f"{workdir} holds no finished run (it has no {path.name}); go on with it first:"
             f" mask-rcnn train --workdir {workdir}"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); start the run again to have it written") from None
 
 
@@ -160,13 +159,19 @@ def repeatable_metrics(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / METRICS_FILE
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
+        if not all(isinstance(line, dict) and not any(map(_is_nested, line.values())) for line in lines):
+            raise ValueError("a line is no table of numbers")
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); bring it back, or train the run again") from None
     kept: dict[frozenset[Any], dict[str, Any]] = {}
     for line in lines:
         values = {n: value for n, value in line.items() if n == "step" or n.partition("/")[0] in _REPEATABLE}
         kept.setdefault(frozenset(values.items()), values)
     return list(kept.values())
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, list | dict)
 
 
 def hash_metrics(lines: list[dict[str, Any]]) -> str:

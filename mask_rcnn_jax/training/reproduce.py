@@ -22,6 +22,20 @@ _MISSING = "none"
 
 Line = dict[str, Any]  # of metrics.jsonl
 
+# What a start and a result must hold: types that a value may have, or tables.
+_TEXTS = None
+_START = {
+    "step": {int},
+    "python": {str},
+    "weights": {str},
+    "code": {"hash": {str}, "revision": {str, type(None)}, "changes": {str, type(None)}},
+    "devices": {"platform": {str}, "count": {int}},
+    "packages": _TEXTS,
+    "environment": _TEXTS,
+    "data": _TEXTS,
+}
+_RESULT = {"step": {int}, "parameters": {str}, "buffers": {str}, "average": {str, type(None)}, "metrics": {str}}
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -39,7 +53,7 @@ def reproduce(workdir: Path, out: Path, say: Callable[[str], None]) -> Verdict:
     config, starts = read_config(workdir), provenance.read_starts(workdir)
     if config is None:
         raise UserError(f"{workdir} holds no run")
-    provenance.repeatable_metrics(workdir)  # what could not be compared is found before anything is trained
+    _check_records(workdir, starts)
     if os.path.lexists(out) and (inside(out) or not is_folder(out)):
         raise UserError(f"--out {out} is there already; name a folder that is not, or remove it")
     if any(is_deterministic(start["environment"].get("XLA_FLAGS", "")) for start in starts):
@@ -91,7 +105,7 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
             before, after = then[what].get(name, _MISSING), now[what].get(name, _MISSING)
             if before != after:
                 lines.append(f"{what}, {name}: {before} then, {after} now")
-    splits = [split for split in then["data"] if then["data"][split] != now["data"][split]]
+    splits = [split for split in then["data"] if then["data"][split] != now["data"].get(split)]
     return lines + [f"data: the {split} split has other images or annotations than then" for split in splits]
 
 
@@ -102,6 +116,32 @@ def how_to_get_code(workdir: Path, code: dict[str, Any]) -> str:
     apply = f" && git -C DIR apply {workdir.resolve() / code['changes']}" if code["changes"] else ""
     lost = " (its uncommitted changes were too large to be kept)" if code.get("changes_left_out") else ""
     return f"the run's own code: git worktree add DIR {code['revision']}{apply}{lost}"
+
+
+def _check_records(workdir: Path, starts: list[dict[str, Any]]) -> None:
+    """Raises `UserError` where something could not be compared, before anything is trained."""
+    provenance.repeatable_metrics(workdir)
+    try:
+        _check(provenance.read_result(workdir), _RESULT)
+        for start in starts:
+            _check(start, _START)
+    except ValueError as error:
+        raise UserError(f"the record of {workdir} cannot be used: {error}; train the run again") from None
+
+
+def _check(value: Any, form: set[type] | dict[str, Any] | None, name: str = "it") -> None:
+    """Raise ValueError naming what has not the `form`; None is that of a table of texts."""
+    if isinstance(form, set):
+        if type(value) not in form:
+            raise ValueError(f"{name} is {'missing' if value is ... else 'of another type'}")
+    elif not isinstance(value, dict):
+        raise ValueError(f"{name} is no table")
+    elif form is None:
+        if not all(isinstance(text, str) for text in value.values()):
+            raise ValueError(f"{name} is no table of texts")
+    else:
+        for key, part in form.items():
+            _check(value.get(key, ...), part, key)
 
 
 def _check_devices(workdir: Path, starts: list[dict[str, Any]]) -> None:

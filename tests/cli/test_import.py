@@ -225,7 +225,10 @@ def test_what_a_killed_import_left_is_not_taken_for_checkpoints(capsys, tmp_path
         (["--classes", "nowhere.txt"], "--classes nowhere.txt is neither"),
         (["--set", "model.num_clases=2"], "no key model.num_clases; did you mean model.num_classes"),
         (["--set", "model.rpn.num_convs=2"], "2 missing: rpn/conv2/conv/bias, rpn/conv2/conv/kernel"),
-        (["--config", "nowhere.py"], "config file nowhere.py does not exist"),
+        (
+            ["--config", "nowhere.py"],
+            "--config nowhere.py does not exist; name a Python file, the folder of a run, or",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_named(capsys, published, tmp_path, arguments, message):

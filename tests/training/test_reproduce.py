@@ -121,6 +121,28 @@ def test_what_cannot_be_repeated_is_refused(finished, tmp_path, capsys):
     assert "holds no finished run (it has no result.json)" in refused(run)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("starts.jsonl", lambda start: start.update(code={"hash": 7}), "hash is of another type"),
+        ("starts.jsonl", lambda start: start["devices"].pop("count"), "count is missing"),
+        ("starts.jsonl", lambda start: start.update(packages=[]), "packages is no table"),
+        ("starts.jsonl", lambda start: start["environment"].update(XLA_FLAGS=[]), "environment is no table of texts"),
+        ("starts.jsonl", lambda start: start.update(step="0"), "starts.jsonl cannot be read"),
+        ("result.json", lambda result: result.pop("parameters"), "parameters is missing"),
+        ("metrics.jsonl", lambda line: line.update(loss=[1.0]), "metrics.jsonl cannot be read"),
+    ],
+)
+def test_a_record_of_another_form_is_refused(finished, tmp_path, capsys, name, change, told):
+    run = shutil.copytree(finished, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result))  # in one line, as the others
+    edit(run / name, change)
+    assert main(["reproduce", str(run), "--out", str(tmp_path / "again")]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
 def test_each_difference_is_a_line(finished):
     (start,) = [json.loads(line) for line in (finished / "starts.jsonl").read_text().splitlines()]
     assert differences(start, start) == []
