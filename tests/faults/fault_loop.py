@@ -135,13 +135,14 @@ class Loop:
 
 
 def chosen(operations: list[str], each: int, seed: int) -> list[int]:
-    """The numbers of `each` operations of each kind, drawn with the seed; of all where `each` is 0."""
+    """The numbers of `each` operations of each kind, drawn with the seed, or of all where `each` is 0; in any order, so
+    that a loop that is stopped has seen some of everything."""
     numbers: dict[str, list[int]] = {}
     for number, operation in enumerate(operations, 1):
         numbers.setdefault(kind(operation), []).append(number)
     random = np.random.default_rng(seed)
     drawn = (random.permutation(same)[: each or None].tolist() for same in numbers.values())
-    return sorted(number for some in drawn for number in some)
+    return random.permutation([number for some in drawn for number in some]).tolist()
 
 
 def kind(operation: str) -> str:
