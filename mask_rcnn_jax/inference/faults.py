@@ -51,7 +51,7 @@ def readable(path: Path) -> Iterator[None]:
     except Exception as error:  # Orbax raises a plain one, with the system's reason in its text
         if (fault := disk_error(error)) is None:
             raise
-        raise UserError(f"{path} cannot be read ({fault.strerror}); mend that, and try again") from error
+        raise UserError(f"{path} cannot be read ({fault.strerror or fault}); mend that, and try again") from error
 
 
 def damaged(checkpoint: Path, error: Exception) -> UserError:

@@ -126,9 +126,11 @@ def _stored_checksums(item: Path) -> Mapping[str, int]:
 
 
 def disk_error(error: BaseException) -> OSError | None:
-    """Return the system's own error where one is what went wrong. Tensorstore only quotes it, and Orbax says where it
-    read, with tensorstore's error as the cause."""
-    if isinstance(error, OSError) and error.errno is not None:
+    """Return the system's own error where one is what went wrong, or the one that Orbax makes of it, without a number.
+
+    Tensorstore only quotes it, and Orbax says where it read, with tensorstore's error as the cause.
+    """
+    if isinstance(error, OSError):
         return error
     if found := re.search(r"os_error_code='(\d+)'", str(error)):
         return OSError(int(found[1]), os.strerror(int(found[1])))

@@ -36,7 +36,7 @@ def disk_faults(workdir: Path, then: str = "the same command goes on from the la
 
 def _number(error: Exception) -> int | None:
     """The system's number of a fault of a disk: the error's own, or the one that its text quotes or describes."""
-    if fault := disk_error(error):
+    if (fault := disk_error(error)) and fault.errno is not None:
         number = fault.errno
     elif quoted := re.search(r"\[Errno (\d+)\]", str(error)):  # by a worker
         number = int(quoted[1])

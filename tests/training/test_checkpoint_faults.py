@@ -282,16 +282,23 @@ def test_a_disk_that_fails_is_no_damage(run):
             path.write_bytes(content)
 
 
-def test_what_orbax_then_raises_is_no_damage(run):
+@pytest.mark.parametrize(
+    ("error", "cause", "reason"),
+    [
+        (Exception("Encountered error while reading array"), ValueError("[os_error_code='116']"), os.strerror(116)),
+        (NotADirectoryError("Path is not a directory: 2"), None, "Path is not a directory: 2"),  # its stat failed
+    ],
+)
+def test_what_orbax_then_raises_is_no_damage(run, error, cause, reason):
     """Files that were whole a moment ago cannot be read any more."""
 
     def fails(*_: object, **__: object) -> Any:
-        raise Exception("Encountered error while reading array") from ValueError("failed [os_error_code='116']")
+        raise error from cause
 
     before = files(run)
     with opened(run) as checkpoints:
         checkpoints._manager.restore = fails
-        with pytest.raises(UserError, match=rf"checkpoints/2 cannot be read \({os.strerror(116)}\)"):
+        with pytest.raises(UserError, match=rf"checkpoints/2 cannot be read \({reason}\)"):
             checkpoints.restore(state(0))
     assert files(run) == before
 
