@@ -29,6 +29,8 @@ def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted"
     except (UserError, Stopped, OSError) as error:
         if exit_status(error) == 1:
             raise
+        # What else Orbax was to read or write failed as well, and is logged with tracebacks when Python ends.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         print(described(error), file=sys.stderr)
         return exit_status(error)
     except KeyboardInterrupt as error:

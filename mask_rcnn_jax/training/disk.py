@@ -1,6 +1,5 @@
 """Faults of the disk while a run writes, and which disk it is that fails."""
 
-import logging
 import os
 import re
 import shutil
@@ -29,8 +28,6 @@ def disk_faults(workdir: Path, then: str = "the same command goes on from the la
         number = _number(error)
         if number is None or (number in AWAY and not _is_of_a_file(error, workdir)):
             raise
-        # What else was to be written fails as well, and is logged when Python ends.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         raise UserError(f"{_fault(error, number, workdir)}, and {then}") from error
 
 

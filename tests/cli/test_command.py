@@ -41,6 +41,31 @@ def test_names_cannot_speak_to_the_terminal(capsys) -> None:
     assert capsys.readouterr().err == "error: Image \\x1b[2Ja\\nerror: b\\r\\x9b.png is broken:\n  here\\tand there\n"
 
 
+def test_what_failed_beside_is_not_logged(tmp_path) -> None:
+    code = """
+import asyncio, sys
+from mask_rcnn_jax.cli.command import run
+
+async def fail():
+    raise OSError(5, "beside")
+
+def main():
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    tasks.append(loop.create_task(fail()))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    raise OSError(5, "first", "a")
+
+tasks = []
+sys.exit(run(main))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path / 'a'} cannot be read")
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
