@@ -3,16 +3,21 @@
 import errno
 import os
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOKEY, errno.EKEYEXPIRED)
-_FAILING = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.EUCLEAN)
+
+def _numbers(*names: str) -> tuple[int, ...]:
+    """Those that the system has; some are Linux's alone."""
+    return tuple(getattr(errno, name) for name in names if hasattr(errno, name))
+
+
+FULL = _numbers("ENOSPC", "EDQUOT")
+_CLOSED = _numbers("EROFS", "EACCES", "EPERM", "ENOKEY", "EKEYEXPIRED")
+_FAILING = _numbers("EIO", "EREMOTEIO", "ESTALE", "EUCLEAN")
 # A network or a device is away, which sockets and other devices say as well.
-AWAY = (
-    *(errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN),
-    *(errno.ENETUNREACH, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET),
-    *(errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EBADMSG),
+AWAY = _numbers(
+    *("ENOTCONN", "ESHUTDOWN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"),
+    *("ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "ENODEV", "ENXIO", "ENOMEDIUM", "EBADMSG"),
 )
-LIMITS = (errno.EMFILE, errno.ENFILE)
+LIMITS = _numbers("EMFILE", "ENFILE")
 # What to do about each; whatever is not here, such as a missing file, would be a bug.
 ADVICE = {
     **dict.fromkeys(FULL, "make room"),

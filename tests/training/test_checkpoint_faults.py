@@ -286,6 +286,7 @@ def test_a_disk_that_fails_is_no_damage(run):
     ("error", "cause", "reason"),
     [
         (Exception("Encountered error while reading array"), ValueError("[os_error_code='116']"), os.strerror(116)),
+        (Exception("Encountered error while reading array"), ValueError("NOT_FOUND: chunk\n here"), "NOT_FOUND: chunk"),
         (NotADirectoryError("Path is not a directory: 2"), None, "Path is not a directory: 2"),  # its stat failed
     ],
 )
