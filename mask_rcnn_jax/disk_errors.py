@@ -35,8 +35,11 @@ def disk_failure(error: BaseException) -> str | None:
     # Other things than files have these errors too: sockets and processes, which name none.
     if error.filename is None and error.errno in (*AWAY, errno.EPERM):
         return None
-    reason = os.strerror(error.errno)
-    if error.errno in LIMITS:
-        return f"no more files can be opened ({reason}); {ADVICE[error.errno]}"
-    file = "a file" if error.filename is None else os.path.abspath(os.fsdecode(error.filename))
-    return f"{file} cannot be read or written ({reason}); {ADVICE[error.errno]}"
+    return failed(error.errno, "a file" if error.filename is None else os.path.abspath(os.fsdecode(error.filename)))
+
+
+def failed(number: int, place: object) -> str:
+    """Return the sentence for one of the numbers of `ADVICE`, met at `place`."""
+    if number in LIMITS:
+        return f"no more files can be opened ({os.strerror(number)}); {ADVICE[number]}"
+    return f"{place} cannot be read or written ({os.strerror(number)}); {ADVICE[number]}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mask_rcnn_jax.disk_errors import ADVICE, AWAY, FULL, LIMITS
+from mask_rcnn_jax.disk_errors import ADVICE, AWAY, FULL, LIMITS, failed
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.stored import disk_error
 
@@ -53,17 +53,17 @@ def _is_of_a_file(error: Exception, workdir: Path) -> bool:
 
 def _fault(error: Exception, number: int, workdir: Path) -> str:
     """The place that fails, why, and what to do there."""
-    reason, advice, temporary = os.strerror(number), ADVICE[number], Path(tempfile.gettempdir())
-    if number in LIMITS:
-        return f"no more files can be opened ({reason}); {advice}"
+    reason, temporary = os.strerror(number), Path(tempfile.gettempdir())
     place = _place(error, number in FULL, workdir, temporary)
+    if number in LIMITS:
+        return failed(number, place)
     if place == workdir:
-        return f"{workdir} can no longer be written ({reason}); {advice}"
+        return f"{workdir} can no longer be written ({reason}); {ADVICE[number]}"
     if place == temporary:
         return f"the temporary folder {place} cannot be written ({reason}); make room there, or name another in TMPDIR"
     if place == _SHARED_MEMORY:
         return f"the shared memory {place} cannot be written ({reason}); make room there, or give it more"
-    return f"{place} cannot be read or written ({reason}); {advice}"
+    return failed(number, place)
 
 
 def _place(error: Exception, full: bool, workdir: Path, temporary: Path) -> Path:
