@@ -20,7 +20,11 @@ def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted"
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=ANY_TEXT)  # whatever a file is called; standard error escapes it
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what it is asked to do, such as reading only
+    # Orbax warns of what it is asked to do, such as reading only, and logs with tracebacks what it then raises, and
+    # what else failed beside that.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     # data.max_pixels decides what is too large, with a sentence, and not Pillow.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
@@ -29,8 +33,6 @@ def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted"
     except (UserError, Stopped, OSError) as error:
         if exit_status(error) == 1:
             raise
-        # What else Orbax was to read or write failed as well, and is logged with tracebacks when Python ends.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         print(described(error), file=sys.stderr)
         return exit_status(error)
     except KeyboardInterrupt as error:
