@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 from mask_rcnn_jax.errors import Stopped, UserError, described, exit_status
@@ -28,7 +29,7 @@ def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted"
     # data.max_pixels decides what is too large, with a sentence, and not Pillow.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
-        with interrupts_raised_again():
+        with interrupts_raised_again(), late_callbacks_left_out():
             return main() or 0
     except (UserError, Stopped, OSError) as error:
         if exit_status(error) == 1:
@@ -59,3 +60,21 @@ def interrupts_raised_again() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = hook
+
+
+@contextmanager
+def late_callbacks_left_out() -> Iterator[None]:
+    """Leave out what TensorStore prints where Orbax gave up on reading or writing many files because of one: the others
+    call back into an event loop that is closed by then.
+    """
+    hook = sys.excepthook
+
+    def tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if kind is not RuntimeError or str(error) != "Event loop is closed":
+            hook(kind, error, traceback)
+
+    sys.excepthook = tell
+    try:
+        yield
+    finally:
+        sys.excepthook = hook

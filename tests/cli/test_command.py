@@ -1,5 +1,6 @@
 """How commands end, and what they print of files with any name."""
 
+import asyncio
 import errno
 import gc
 import os
@@ -107,6 +108,25 @@ def test_other_errors_of_the_system_are_bugs(error) -> None:
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+def test_late_callbacks_are_not_printed(capsys) -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+
+    def call_back() -> None:
+        for call in (lambda: loop.call_soon_threadsafe(print), lambda: _raise(ValueError("a bug"))):
+            try:
+                call()
+            except (RuntimeError, ValueError) as error:  # as TensorStore prints it
+                sys.excepthook(type(error), error, error.__traceback__)
+
+    assert run(call_back) == 0
+    printed = capsys.readouterr().err
+    assert printed.endswith("ValueError: a bug\n")
+    assert printed.count("Traceback") == 1
+    with pytest.raises(RuntimeError, match="Event loop is closed"):
+        run(lambda: loop.call_soon_threadsafe(print))
 
 
 class Interrupted:
