@@ -3,6 +3,6 @@
 import sys
 
 if __name__ == "__main__":
-    from mask_rcnn_jax.cli.main import main
+    from mask_rcnn_jax.cli.main import entry
 
-    sys.exit(main(["eval", *sys.argv[1:]]))
+    entry(["eval", *sys.argv[1:]])

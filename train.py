@@ -4,6 +4,6 @@ import sys
 
 if __name__ == "__main__":
     # Here and not above: the processes that load data import this file as well, and have no use for jax.
-    from mask_rcnn_jax.cli.main import main
+    from mask_rcnn_jax.cli.main import entry
 
-    sys.exit(main(["train", *sys.argv[1:]]))
+    entry(["train", *sys.argv[1:]])

@@ -1,7 +1,10 @@
 """The exceptions that are not bugs, and how a command ends with each."""
 
+import multiprocessing
 import os
 import re
+import sys
+from contextlib import suppress
 
 from mask_rcnn_jax.disk_errors import disk_failure
 
@@ -27,6 +30,15 @@ def exit_status(error: BaseException) -> int:
         return 2
     statuses = {UserError: 2, Stopped: os.EX_TEMPFAIL, KeyboardInterrupt: 130}
     return next((status for kind, status in statuses.items() if isinstance(error, kind)), 1)
+
+
+def let_go() -> None:
+    """Kill the processes that this one has started and write out what it has printed, for an end without an exit."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
 
 
 def described(error: BaseException) -> str:

@@ -5,7 +5,6 @@ jax aborts them all.
 """
 
 import json
-import multiprocessing
 import os
 import sys
 import threading
@@ -19,7 +18,7 @@ import jax
 # The store that all processes share has no public door; Orbax takes this one as well.
 from jax._src import distributed
 
-from mask_rcnn_jax.errors import Stopped, described, exit_status
+from mask_rcnn_jax.errors import Stopped, described, exit_status, let_go
 
 _KEY = "mask_rcnn_jax/failure"
 _INTERVAL = 0.5  # seconds between looks at the store
@@ -103,10 +102,7 @@ class _Watch:
         self._ending.set()
         if distributed.global_state.process_id == 0:
             print(message, file=sys.stderr)
-        for child in multiprocessing.active_children():
-            child.kill()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        let_go()
         # All take leave of the store at the same time: jax aborts whoever finds it gone.
         leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
         leaving.start()

@@ -36,7 +36,7 @@ def test_it_holds_the_package_its_configs_and_its_licence(tmp_path: Path) -> Non
     licences = {f"{about}/licenses/{name}" for name in ("LICENSE", "NOTICE")}
     assert names == package | configs | others | licences | {"mask_rcnn_jax/py.typed"}
     assert "License-Expression: Apache-2.0" in metadata
-    assert dict(scripts["console_scripts"]) == {"mask-rcnn": "mask_rcnn_jax.cli.main:main"}
+    assert dict(scripts["console_scripts"]) == {"mask-rcnn": "mask_rcnn_jax.cli.main:entry"}
 
 
 def test_constraints_name_versions_and_hashes_but_no_index() -> None:

@@ -3,14 +3,15 @@
 import _thread
 import io
 import logging
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
-from mask_rcnn_jax.errors import Stopped, UserError, described, exit_status
+from mask_rcnn_jax.errors import Stopped, UserError, described, exit_status, let_go
 from mask_rcnn_jax.files import ANY_TEXT
 
 
@@ -29,7 +30,7 @@ def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted"
     # data.max_pixels decides what is too large, with a sentence, and not Pillow.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
-        with interrupts_raised_again(), late_callbacks_left_out():
+        with interrupts_raised_again():
             return main() or 0
     except (UserError, Stopped, OSError) as error:
         if exit_status(error) == 1:
@@ -45,15 +46,18 @@ def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted"
 def interrupts_raised_again() -> Iterator[None]:
     """Raise KeyboardInterrupt again where Python ignores what is raised: in destructors, and in the callbacks of its
     garbage collector, such as jax's, which run right after whatever came during a collection.
+
+    Left out of what Python prints there is TensorStore's: where Orbax gives up on many files because of one, the others
+    call back into an event loop that is closed by then.
     """
     hook = sys.unraisablehook
 
     def ask_again(ignored: Any) -> None:
-        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            # In a thread, and last: the signal's handler, called here, would raise in this function.
+            _thread.start_new_thread(_thread.interrupt_main, ())
+        elif str(ignored.exc_value) != "Event loop is closed":
             hook(ignored)
-            return
-        # In a thread, and last: the signal's handler, called here, would raise in this function.
-        _thread.start_new_thread(_thread.interrupt_main, ())
 
     sys.unraisablehook = ask_again
     try:
@@ -62,19 +66,12 @@ def interrupts_raised_again() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
-@contextmanager
-def late_callbacks_left_out() -> Iterator[None]:
-    """Leave out what TensorStore prints where Orbax gave up on reading or writing many files because of one: the others
-    call back into an event loop that is closed by then.
+def leave(status: int) -> NoReturn:
+    """End the process, and wait for no thread where a command failed: after a save that did, those of Orbax wait ten
+    minutes for one another.
     """
-    hook = sys.excepthook
-
-    def tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if kind is not RuntimeError or str(error) != "Event loop is closed":
-            hook(kind, error, traceback)
-
-    sys.excepthook = tell
-    try:
-        yield
-    finally:
-        sys.excepthook = hook
+    left = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    if status and left:
+        let_go()
+        os._exit(status)
+    sys.exit(status)

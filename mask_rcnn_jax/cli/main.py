@@ -4,8 +4,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from mask_rcnn_jax import __version__
+from mask_rcnn_jax.cli.command import leave
 
 # Modules of this folder with a `main(arguments)`. Only the one that is called is imported: most take jax with them.
 COMMANDS = {
@@ -37,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = parser.parse_args(arguments[:1]).command
     module = importlib.import_module(f"mask_rcnn_jax.cli.{COMMANDS[command][0]}")
     return module.main(arguments[1:])
+
+
+def entry(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command as the whole of a process."""
+    leave(main(arguments))
 
 
 class _Version(argparse.Action):
