@@ -9,7 +9,6 @@ a command line are checked by the same code, and each class is constructed once,
 import dataclasses
 import difflib
 import importlib.util
-import os
 import sys
 import traceback
 import types
@@ -20,6 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from mask_rcnn_jax import ranges
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_file
 
 Config = TypeVar("Config")
 
@@ -80,7 +80,7 @@ def load_config_file(path: str | Path) -> object:
     or returns something that is not a dataclass, or one with a value that `from_json` refuses.
     """
     path = Path(path)
-    if not os.path.isfile(path):
+    if not is_file(path):
         raise UserError(f"config file {path} does not exist")
     # A dataclass defined in the file looks its module up by name, hence the entry in `sys.modules`.
     name = f"config_file_{path.stem}"

@@ -27,9 +27,19 @@ def is_folder(path: str | Path) -> bool:
     return stat.S_ISDIR(_mode(path))
 
 
-def _mode(path: str | Path) -> int:
+def exists(path: str | Path) -> bool:
+    """Tell whether anything that can be reached has this name; otherwise as `is_file`."""
+    return _mode(path) != 0
+
+
+def is_taken(path: str | Path) -> bool:
+    """Tell whether anything has this name, also a link to nothing; otherwise as `is_file`."""
+    return _mode(path, follow_links=False) != 0
+
+
+def _mode(path: str | Path, *, follow_links: bool = True) -> int:
     try:
-        return os.stat(path).st_mode
+        return os.stat(path, follow_symlinks=follow_links).st_mode
     except ValueError:  # a name with a NUL
         return 0
     except OSError as error:

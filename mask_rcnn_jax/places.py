@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import is_folder
 
 _SCHEMES = ("gs:", "gcs:", "s3:", "r2:", "az:", "abfs:", "abfss:", "hdfs:", "http:", "https:")
 FOLDER = "checkpoints"  # of a run; each is a folder in it, named by its step
@@ -48,6 +49,14 @@ def checkpoints_in(folder: Path) -> dict[int, Path]:
     return found
 
 
+def finished_steps(folder: Path) -> list[int]:
+    """Return the steps of the finished checkpoints in the folder of a run's checkpoints, in order.
+
+    Raises as `checkpoints_in` does, and OSError where the disk does not say: a checkpoint must not be passed over.
+    """
+    return sorted(step for step, path in checkpoints_in(folder).items() if is_folder(path))
+
+
 def is_unfinished(path: Path) -> bool:
     """Return True for what is left among checkpoints of one that was being written when its process was killed."""
     return ".orbax-checkpoint-tmp" in path.name
@@ -77,7 +86,7 @@ def check_place(option: str, path: Path) -> None:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return folder.name.isdecimal() and all(os.path.isdir(folder / item) for item in ("model", "metadata"))
+    return folder.name.isdecimal() and all(is_folder(folder / item) for item in ("model", "metadata"))
 
 
 def inside(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import NoReturn
 import pytest
 
 from mask_rcnn_jax.data.image_files import list_images
-from mask_rcnn_jax.files import is_file, is_folder
+from mask_rcnn_jax.files import exists, is_file, is_folder, is_taken
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
@@ -19,7 +19,7 @@ def test_a_disk_that_does_not_say_is_not_taken_for_no(tmp_path, monkeypatch, num
     reason = os.strerror(number)
     with monkeypatch.context() as patched:
         patched.setattr(os, "stat", fails)
-        for there in (is_file, is_folder):
+        for there in (is_file, is_folder, exists, is_taken):
             with pytest.raises(OSError, match=reason):
                 there(tmp_path / "a.png")
         with pytest.raises(OSError, match=reason):
@@ -35,7 +35,11 @@ def test_names_of_nothing(tmp_path) -> None:
     for name in ("b", "a/b", "loop", "x" * 300, "a\0b"):
         assert not is_file(tmp_path / name)
         assert not is_folder(tmp_path / name)
+        assert not exists(tmp_path / name)
+        assert is_taken(tmp_path / name) == (name == "loop")
     assert is_file(tmp_path / "a")
     assert not is_folder(tmp_path / "a")
     assert is_folder(tmp_path)
     assert not is_file(tmp_path)
+    assert exists(tmp_path / "a")
+    assert exists(tmp_path)

@@ -1,7 +1,6 @@
 """Where the settings of a command come from, and which processes run it."""
 
 import argparse
-import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from mask_rcnn_jax import configs, processes
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import load_config_file
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_file, is_folder
+from mask_rcnn_jax.files import exists, is_file, is_folder
 from mask_rcnn_jax.ranges import Range
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.workdir import CONFIG_FILE, read_config
@@ -32,7 +31,7 @@ def load_experiment(file: Path) -> ExperimentConfig:
 
     Raises UserError where it is no experiment's configuration.
     """
-    if not os.path.exists(file):
+    if not exists(file):
         known = ", ".join(configs.names())
         raise UserError(f"--config {file} does not exist; name a Python file, the folder of a run, or one of {known}")
     if is_folder(file):

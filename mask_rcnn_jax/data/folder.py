@@ -1,6 +1,5 @@
 """A folder of images without annotations, to predict on."""
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from mask_rcnn_jax.data.image_files import UNREADABLE, displayed_size, list_imag
 from mask_rcnn_jax.data.packed import pack
 from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_folder
+from mask_rcnn_jax.files import exists, is_folder
 from mask_rcnn_jax.output_folder import without_outputs
 
 
@@ -21,7 +20,7 @@ def image_folder(path: str | Path) -> CocoDataset:
     images by theirs are left out and counted. Raises `UserError` where there is no image.
     """
     path = Path(path)
-    if not os.path.exists(path):
+    if not exists(path):
         raise UserError(f"{path} does not exist; name an image or a folder of images.")
     records: list[Record] = []
     problems: Counter[str] = Counter()

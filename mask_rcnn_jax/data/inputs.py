@@ -1,7 +1,6 @@
 """The images and videos that a person's paths, folders and patterns name, each with a name for what is made of it."""
 
 import glob
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from mask_rcnn_jax.data.image_files import IMAGE_SUFFIXES, UNREADABLE, count_frames, list_images, opened_image
 from mask_rcnn_jax.data.video import VIDEO_SUFFIXES
-from mask_rcnn_jax.files import is_file, is_folder
+from mask_rcnn_jax.files import exists, is_file, is_folder
 from mask_rcnn_jax.output_folder import without_outputs
 
 
@@ -54,7 +53,7 @@ def _files(text: str) -> list[tuple[Path, Path]] | str:
         files = without_outputs(list_images(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES), path)
         images = [(image, image.relative_to(path)) for image in files]
         return images or f"{text} holds no image; name a folder of images or videos"
-    if os.path.exists(path):
+    if exists(path):
         return [(path, Path(path.name))]
     if not glob.has_magic(text):
         return f"{text} does not exist; name an image, a folder or a pattern"

@@ -21,6 +21,7 @@ from mask_rcnn_jax.data.coco import AnnotationFile, check_present, check_root, i
 from mask_rcnn_jax.data.config import CocoConfig
 from mask_rcnn_jax.data.shards import ANNOTATIONS, EXAMPLES, check_unicode, import_tfds
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.files import exists
 
 VERSION = "1.0.0"
 
@@ -45,7 +46,7 @@ def build_tfds(
         if not re.fullmatch(r"[A-Za-z]\w*", word):
             raise UserError(f"'{word}' is no name for shards; use letters, digits and _, and begin with a letter.")
     check_unicode(Path(os.path.abspath(target)), "--out")
-    if os.path.exists(target):
+    if exists(target):
         raise UserError(f"{target} exists; remove it, or choose another --name or --out.")
     import_tfds()
     root = check_root(source.root)

@@ -20,11 +20,11 @@ from mask_rcnn_jax.config import from_json
 from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_folder
+from mask_rcnn_jax.files import exists, is_folder
 from mask_rcnn_jax.inference.faults import damaged, familiar, fitting, readable, whole
 from mask_rcnn_jax.inference.stored import Damaged, check_readable, plainly_named, read_json, stored_shapes
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
-from mask_rcnn_jax.places import FOLDER, checkpoints_in, step_of
+from mask_rcnn_jax.places import FOLDER, checkpoints_in, finished_steps, step_of
 
 EVALUATION = "evaluation.json"
 
@@ -119,7 +119,7 @@ class _Run:
 
 
 def _read(run: _Run, which: str, average: bool) -> StoredCheckpoint:
-    steps = sorted(run.manager.all_steps())
+    steps = finished_steps(run.folder)
     if not steps:
         raise UserError(f"{run.folder} holds no finished checkpoint")
     step = _choose(run, steps, which)
@@ -213,7 +213,7 @@ def _choose(run: _Run, steps: list[int], which: str) -> int:
             with familiar(run.folder / str(step)):
                 metrics = stored_metrics(run.plain / str(step))
         except Damaged as error:
-            if not os.path.exists(run.plain / str(step) / "metadata" / "metadata"):
+            if not exists(run.plain / str(step) / "metadata" / "metadata"):
                 continue  # it is being removed by its run, or was when that was killed, and so is not the best
             raise damaged(run.folder / str(step), error) from error
         if metrics:

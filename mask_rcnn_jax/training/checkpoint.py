@@ -39,7 +39,7 @@ from mask_rcnn_jax.inference.checkpoint import (
 from mask_rcnn_jax.inference.faults import damaged, familiar, fitting, readable
 from mask_rcnn_jax.inference.stored import Damaged, checksum, plainly_named
 from mask_rcnn_jax.models import Variables
-from mask_rcnn_jax.places import FOLDER
+from mask_rcnn_jax.places import FOLDER, finished_steps
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.step import TrainState
 
@@ -60,6 +60,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(preservation_policy=self._kept)
             self._manager = ocp.CheckpointManager(self._plain, options=options)
             stack.callback(self._manager.close)
+            self._check_steps()
             self._kept.scores |= processes.by_first(self._stored_scores)
             self._opened = stack.pop_all()
 
@@ -100,6 +101,12 @@ class Checkpoints:
     def is_evaluated(self, step: int) -> bool:
         """Tell whether the checkpoint of `step` has the metrics of its evaluation."""
         return step in self._kept.scores
+
+    def _check_steps(self) -> None:
+        """Raise `UserError` where Orbax has passed over checkpoints, as it does where the disk fails."""
+        if passed_over := set(finished_steps(self._folder)) - set(self._manager.all_steps()):
+            path = self._folder / str(max(passed_over))
+            raise UserError(f"{path} could not be looked at; check that disk, and the same command goes on from there")
 
     def _stored_scores(self) -> dict[int, float]:
         """The scores of the checkpoints that were evaluated; a damaged one has none."""

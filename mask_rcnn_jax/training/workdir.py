@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,7 +11,7 @@ from pathlib import Path
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import differences, from_json, to_json
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import replacing
+from mask_rcnn_jax.files import exists, replacing
 from mask_rcnn_jax.places import FOLDER, check_place, checkpoints_in, inside, is_unfinished
 from mask_rcnn_jax.ranges import with_incidentals_of
 from mask_rcnn_jax.training.config import ExperimentConfig
@@ -77,8 +76,8 @@ def check_workdir(workdir: Path) -> None:
     """Raises `UserError` where no run can begin or go on in `workdir`, whatever its settings are. Touches nothing."""
     check_place("--workdir", workdir)
     checkpoints = checkpoints_in(workdir / FOLDER)
-    began = any(os.path.exists(workdir / name) for name in (METRICS_FILE, STARTS_FILE))
-    if checkpoints and not began and not any(os.path.exists(path / "optimizer") for path in checkpoints.values()):
+    began = any(exists(workdir / name) for name in (METRICS_FILE, STARTS_FILE))
+    if checkpoints and not began and not any(exists(path / "optimizer") for path in checkpoints.values()):
         raise UserError(
             f"{workdir} holds weights to start from, such as an import's, and no run that could be resumed; to start"
             f" from them, train in another --workdir with pretrained={workdir}"

@@ -282,6 +282,25 @@ def test_a_disk_that_fails_is_no_damage(run):
             path.write_bytes(content)
 
 
+def test_no_checkpoint_is_passed_over_where_a_disk_fails_once(run, monkeypatch):
+    """Orbax takes what it cannot look at for no folder."""
+    look, failed = os.stat, []
+
+    def fails_once(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("checkpoints/2") and not failed:
+            failed.append(path)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return look(path, **options)
+
+    monkeypatch.setattr(os, "stat", fails_once)
+    with pytest.raises(UserError, match="checkpoints/2 could not be looked at; check that disk"):
+        opened(run)
+    failed.clear()
+    with pytest.raises(UserError, match="checkpoints/2 is damaged"):  # as it has no model
+        read_checkpoint(run, "latest")
+    assert failed
+
+
 @pytest.mark.parametrize(
     ("error", "cause", "reason"),
     [

@@ -19,7 +19,7 @@ from mask_rcnn_jax.data.convert.source import Case, Instance, Picture, Source, T
 from mask_rcnn_jax.data.entries import check_category, list_of
 from mask_rcnn_jax.data.masks import to_rle
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_folder
+from mask_rcnn_jax.files import exists, is_folder, is_taken
 from mask_rcnn_jax.output_folder import lies_in
 
 PlaceImage = Literal["link", "symlink", "copy"]
@@ -86,7 +86,7 @@ def _count(pictures: Sequence[Picture], which: Callable[[Instance], bool]) -> in
 
 
 def _check_target(out: Path, splits: Iterable[str], root: Path, overwrite: bool) -> None:
-    if os.path.exists(out) and not is_folder(out):
+    if exists(out) and not is_folder(out):
         raise UserError(f"--out {out} is a file; name a folder.")
     taken = {".", "..", "annotations"}
     for split in splits:
@@ -96,7 +96,7 @@ def _check_target(out: Path, splits: Iterable[str], root: Path, overwrite: bool)
         taken.add(split.casefold())
         folder, file = out / split, out / "annotations" / _annotation_name(split)
         for path in (folder, file):
-            if not os.path.lexists(path):
+            if not is_taken(path):
                 continue
             if not overwrite:
                 raise UserError(
@@ -242,7 +242,7 @@ def _move(target: Path, out: Path, splits: Sequence[str], replaced: Path) -> Non
     Annotations leave first and come last: in between the split has none, which every reader refuses. Where a move
     fails, those before it are undone; _NotUndone where that fails, too.
     """
-    if not os.path.exists(out):
+    if not exists(out):
         os.replace(target, out)
         return
     (out / "annotations").mkdir(exist_ok=True)
@@ -251,7 +251,7 @@ def _move(target: Path, out: Path, splits: Sequence[str], replaced: Path) -> Non
     try:
         for split in splits:
             parts = Path("annotations") / _annotation_name(split), Path(split)
-            moves = [(out / part, replaced / part) for part in parts if os.path.lexists(out / part)]
+            moves = [(out / part, replaced / part) for part in parts if is_taken(out / part)]
             moves += [(target / part, out / part) for part in reversed(parts)]
             for source, destination in moves:
                 moved.append((source, destination))  # before it is: Ctrl-C may come between the two
@@ -259,7 +259,7 @@ def _move(target: Path, out: Path, splits: Sequence[str], replaced: Path) -> Non
     except BaseException as error:
         try:
             for source, destination in reversed(moved):
-                if not os.path.lexists(source):
+                if not is_taken(source):
                     os.replace(destination, source)
         except (OSError, KeyboardInterrupt):
             raise _NotUndone(str(error) or "interrupted") from error

@@ -4,7 +4,6 @@ Splits and classes come from a `data.yaml`; without one, images lie in `images/S
 and classes in `classes.txt`.
 """
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from mask_rcnn_jax.data.entries import is_unicode, shown
 from mask_rcnn_jax.data.image_files import IMAGE_SUFFIXES, list_images
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.extras import require
-from mask_rcnn_jax.files import is_file, is_folder
+from mask_rcnn_jax.files import exists, is_file, is_folder
 
 Boxes = Literal["refuse", "rectangle"]
 
@@ -135,7 +134,7 @@ def _images(root: Path, entries: Any) -> list[Path]:
         if not isinstance(entry, str) or "\0" in entry:
             raise UserError(f"The data.yaml names {shown(entry)} as images; write a folder or a list in a text file.")
         path = root / entry
-        if not os.path.exists(path) and entry.startswith("../"):  # an export's paths are from beside the splits
+        if not exists(path) and entry.startswith("../"):  # an export's paths are from beside the splits
             path = root / entry[3:]
         if is_folder(path):
             found += _listed(path)
@@ -191,7 +190,7 @@ class _Reader:
         instances: list[Instance] = []
         cases: list[Case] = []
         lines: list[str] = []
-        if not os.path.exists(file):
+        if not exists(file):
             cases.append(Case("images without a file of labels, taken as empty", str(image)))
         else:
             try:
