@@ -1,5 +1,6 @@
 """Faults of the disk while a run writes, and which disk it is that fails."""
 
+import errno
 import os
 import re
 import shutil
@@ -37,6 +38,8 @@ def _number(error: Exception) -> int | None:
         number = fault.errno
     elif quoted := re.search(r"\[Errno (\d+)\]", str(error)):  # by a worker
         number = int(quoted[1])
+    elif str(error).startswith("No ArrayMetadata found"):
+        number = errno.EIO  # Orbax has just written them, and the disk does not say that they are there
     else:
         described = [number for number in ADVICE if os.strerror(number) in str(error)]
         # The reason of one may begin with that of another.
