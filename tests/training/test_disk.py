@@ -73,7 +73,7 @@ def test_the_workdir_is_blamed_for_its_own_files_and_where_nothing_else_is_known
 
 
 def test_what_orbax_cannot_find_again_is_the_disks_fault(workdir):
-    error = ValueError(f"No ArrayMetadata found for process_index=0 in the checkpoint directory: {workdir}/checkpoints/2")
+    error = ValueError(f"No ArrayMetadata found for process_index=0 in the directory: {workdir}/checkpoints/2")
     expected = f"{workdir} can no longer be written (Input/output error); {REMOUNT}"
     assert blamed(workdir, error).startswith(expected)
 
