@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, msra_init, normal_init, over_rois, xavier_init
+from mask_rcnn_jax.models.initialisers import msra_init, normal_init, xavier_init
+from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, over_rois
 from mask_rcnn_jax.models.losses import Mean, counted, counted_by_iou, masked_mean, smooth_l1, softmax_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig
 from mask_rcnn_jax.models.rpn import Proposals

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, xavier_init
+from mask_rcnn_jax.models.initialisers import xavier_init
+from mask_rcnn_jax.models.layers import ConvNorm, NormConfig
 from mask_rcnn_jax.models.resnet import STAGES, ResNetConfig
 from mask_rcnn_jax.ranges import Channels
 

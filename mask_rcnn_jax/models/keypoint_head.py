@@ -14,7 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, msra_init, normal_init
+from mask_rcnn_jax.models.initialisers import msra_init, normal_init
+from mask_rcnn_jax.models.layers import ConvNorm, NormConfig
 from mask_rcnn_jax.models.losses import Mean, masked_mean, softmax_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig
 from mask_rcnn_jax.ops.keypoints import keypoint_targets

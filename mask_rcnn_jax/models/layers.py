@@ -1,4 +1,4 @@
-"""Layers that the networks share: norms, initialisers, and what makes a variable untrained.
+"""Layers that the networks share: norms, convolutions, and what makes a variable untrained.
 
 Shape letters: `B` images or RoIs, `H W` height and width, `I O` channels in and out.
 """
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Shaped
 
+from mask_rcnn_jax.models.initialisers import msra_init
 from mask_rcnn_jax.ops._loops import zero_of
 from mask_rcnn_jax.ops.conv import Window, conv2d
 from mask_rcnn_jax.ops.precision import at_least_float32
@@ -20,20 +21,6 @@ from mask_rcnn_jax.ranges import Channels, Share
 
 _CELLS_AT_ONCE = 8 * 14 * 14  # of RoIs; with 16 and 32 RoIs of 14 x 14 a training step takes 4 and 14 % longer
 DATA_AXIS = "data"  # mesh axis over which a batch is sharded, and batch norm synchronised
-
-
-def _compiled(init: nnx.Initializer) -> nnx.Initializer:
-    """One program a shape: op by op, initialising a network compiles ten times as many."""
-    return jax.jit(init, static_argnums=(1, 2))
-
-
-# Kaiming initialisations as Detectron2 names them (He et al. 2015).
-msra_init = _compiled(nnx.initializers.variance_scaling(2.0, "fan_out", "normal"))
-xavier_init = _compiled(nnx.initializers.variance_scaling(1.0, "fan_in", "uniform"))  # uniform Kaiming with a = 1
-
-
-def normal_init(deviation: float) -> nnx.Initializer:
-    return _compiled(nnx.initializers.normal(deviation))
 
 
 class Frozen(nnx.Variable):

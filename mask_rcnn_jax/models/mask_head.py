@@ -11,14 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mask_rcnn_jax.models.layers import (
-    ConvNorm,
-    Deconv2x2,
-    NormConfig,
-    msra_init,
-    normal_init,
-    over_rois,
-)
+from mask_rcnn_jax.models.initialisers import msra_init, normal_init
+from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, NormConfig, over_rois
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig
 from mask_rcnn_jax.ops.masks import mask_targets

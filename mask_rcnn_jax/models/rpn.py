@@ -17,7 +17,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, normal_init
+from mask_rcnn_jax.models.initialisers import normal_init
+from mask_rcnn_jax.models.layers import ConvNorm, NormConfig
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy, counted, counted_by_iou, masked_mean, smooth_l1
 from mask_rcnn_jax.ops import anchors as anchor_ops
 from mask_rcnn_jax.ops import boxes as box_ops
