@@ -22,12 +22,20 @@ class FPNConfig:
 
     def __post_init__(self) -> None:
         self.norm.check_channels("channels", self.channels)
-        if self.bottom_up.out_features != STAGES:
-            raise ValueError(f"bottom_up.out_features must be {', '.join(STAGES)}, not {self.bottom_up.out_features}")
+        names = self.bottom_up.out_features
+        if ",".join(names) not in ",".join(STAGES):
+            raise ValueError(
+                f"bottom_up.out_features must follow one another, such as {', '.join(STAGES)}, not {names}"
+            )
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The levels that are made of stages, from fine to coarse; one more lies above."""
+        return tuple(STAGES.index(name) + 2 for name in self.bottom_up.out_features)
 
     @property
     def out_strides(self) -> dict[str, int]:
-        return {f"p{level}": 2**level for level in range(2, 7)}
+        return {f"p{level}": 2**level for level in (*self.levels, self.levels[-1] + 1)}
 
     @property
     def out_channels(self) -> dict[str, int]:
@@ -38,25 +46,30 @@ class FPNConfig:
 
 
 class FPN(nnx.Module):
-    """Returns the features `p2` to `p6`; `p6` is `p5` subsampled by 2. Image sides must be multiples of 32."""
+    """Returns the features `p2` to `p6`; `p6` is `p5` subsampled by 2. Image sides must be multiples of 32.
+
+    Without the stages before or after, the levels are fewer, and sides must be multiples of the last stage's stride.
+    """
 
     def __init__(self, config: FPNConfig, *, rngs: nnx.Rngs):
         self.bottom_up = config.bottom_up.build(rngs)
-        for name in STAGES:
-            level = name.removeprefix("res")
-            channels = config.bottom_up.stage_channels(name)
+        self.levels = config.levels
+        for level in self.levels:
+            channels = config.bottom_up.stage_channels(f"res{level}")
             lateral = ConvNorm(channels, config.channels, 1, norm=config.norm, init=xavier_init, rngs=rngs)
             output = ConvNorm(config.channels, config.channels, 3, norm=config.norm, init=xavier_init, rngs=rngs)
             setattr(self, f"lateral{level}", lateral)
             setattr(self, f"output{level}", output)
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B _ _ _"]]:
-        if images.shape[1] % 32 or images.shape[2] % 32:
-            raise ValueError(f"images must have sides that are multiples of 32, not {images.shape[1:3]}")
+        stride = 2 ** self.levels[-1]
+        if images.shape[1] % stride or images.shape[2] % stride:
+            raise ValueError(f"images must have sides that are multiples of {stride}, not {images.shape[1:3]}")
         bottom_up = self.bottom_up(images)
         features, coarser = {}, None
-        for level in (5, 4, 3, 2):
+        for level in reversed(self.levels):
             x = getattr(self, f"lateral{level}")(bottom_up[f"res{level}"])
             coarser = x if coarser is None else x + coarser.repeat(2, axis=1).repeat(2, axis=2)
             features[f"p{level}"] = getattr(self, f"output{level}")(coarser)
-        return dict(sorted(features.items())) | {"p6": features["p5"][:, ::2, ::2]}
+        last = self.levels[-1]
+        return dict(sorted(features.items())) | {f"p{last + 1}": features[f"p{last}"][:, ::2, ::2]}

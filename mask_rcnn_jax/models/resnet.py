@@ -16,12 +16,19 @@ from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, call, freeze, max_
 from mask_rcnn_jax.ranges import Channels, Range
 
 STAGES = ("res2", "res3", "res4", "res5")
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCKS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    depth: Literal[18, 34, 50, 101, 152] = 50
+    depth: Literal[10, 18, 34, 50, 101, 152] = 50
     # res2 has this many channels in basic blocks and four times as many in bottlenecks; x 2 each stage.
     width: Channels = 64
     stem_width: Channels | None = None  # channels of the stem; None: `width`

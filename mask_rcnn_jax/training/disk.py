@@ -38,8 +38,8 @@ def _number(error: Exception) -> int | None:
         number = fault.errno
     elif quoted := re.search(r"\[Errno (\d+)\]", str(error)):  # by a worker
         number = int(quoted[1])
-    elif str(error).startswith("No ArrayMetadata found"):
-        number = errno.EIO  # Orbax has just written them, and the disk does not say that they are there
+    elif re.search(r"/checkpoints/\d+\.orbax-checkpoint-tmp\b", str(error)):
+        number = errno.EIO  # Orbax does not find what it has just written: the disk does not say that it is there
     else:
         described = [number for number in ADVICE if os.strerror(number) in str(error)]
         # The reason of one may begin with that of another.

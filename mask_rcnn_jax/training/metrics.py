@@ -21,6 +21,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from mask_rcnn_jax import processes
+from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import replacing
 
 HISTOGRAM = "histogram/"
@@ -88,9 +89,12 @@ class MetricsWriter:
         # endless: where it had an end, a run would wait at it forever for a thread that a full disk has ended.
         # An absolute path, because tensorboardX takes a relative one that begins with "s3:" for a URL.
         folder = os.path.abspath(workdir / "tensorboard")
-        self._tensorboard = SummaryWriter(
-            folder, purge_step=start_step + 1, filename_suffix=f".{start_step}", max_queue=0
-        )
+        try:
+            self._tensorboard = SummaryWriter(
+                folder, purge_step=start_step + 1, filename_suffix=f".{start_step}", max_queue=0
+            )
+        except FileExistsError:
+            raise UserError(f"{folder} is no folder, or its disk fails; remove it, or mend that") from None
         self._tensorboard_threads = set(threading.enumerate()) - threads
         self._stream: Any = stream or sys.stdout
         self._clock = clock

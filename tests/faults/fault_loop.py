@@ -70,14 +70,14 @@ class Loop:
                 assert status == 0, output
         self._subject.rename(self._whole)
 
-    def faults(self, name: str, each: int, seed: int) -> Iterator[tuple[Fault, str | None]]:
-        """Each fault of a scenario, and what went wrong after it."""
+    def faults(self, name: str, each: int, seed: int, matching: str) -> Iterator[tuple[Fault, str | None]]:
+        """Each fault of a scenario in operations that match, and what went wrong after it."""
         (scenario,) = (scenario for scenario in self._scenarios if scenario.name == name)
         self._afresh(scenario)
         assert self._run(scenario)[0] == 0
         operations = self._log.read_text().splitlines()
         scenario.check(self._subject, self._whole)
-        numbers = chosen(operations, each, seed)
+        numbers = [n for n in chosen(operations, each, seed) if re.search(matching, operations[n - 1])]
         kinds = len({kind(operation) for operation in operations})
         print(f"{name}: {len(operations)} operations of {kinds} kinds, {len(numbers)} of them fail", flush=True)
         for turn, number in enumerate(numbers):
@@ -221,11 +221,12 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True, help="an empty folder to work in")
     parser.add_argument("--each", type=int, default=0, help="so many operations of each kind fail; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="decides which of them")
+    parser.add_argument("--matching", default="", help="only operations that match this regular expression fail")
     parser.add_argument("--scenarios", nargs="+", default=["start", "resume", "evaluate", "predict"])
     arguments = parser.parse_args()
     loop, wrong = Loop(arguments.folder.resolve()), 0
     for name in arguments.scenarios:
-        for fault, trouble in loop.faults(name, arguments.each, arguments.seed):
+        for fault, trouble in loop.faults(name, arguments.each, arguments.seed, arguments.matching):
             wrong += trouble is not None
             print(f"{name}, {fault}: {trouble or 'answered'}", flush=True)
     return 1 if wrong else 0

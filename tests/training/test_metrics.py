@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.training.metrics import MetricsWriter
 
 TRAINING = {
@@ -64,6 +65,12 @@ def test_tensorboard_gets_the_finite_values(tmp_path: Path) -> None:
         writer.write(3, {"loss": 0.5, "segm/AP": 0.25, "b": float("nan")})
     scalars = {(v.tag, e.step): v.simple_value for e in read_events(tmp_path) for v in e.summary.value}
     assert scalars == {("loss", 3): 0.5, ("segm/AP", 3): 0.25}
+
+
+def test_a_file_where_tensorboards_folder_belongs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").touch()
+    with pytest.raises(UserError, match="tensorboard is no folder, or its disk fails; remove it, or mend that"):
+        MetricsWriter(tmp_path, 10)
 
 
 def test_a_resumed_run_repeats_no_step(tmp_path: Path) -> None:
