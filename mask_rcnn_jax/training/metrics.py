@@ -83,7 +83,6 @@ class MetricsWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         _drop_lines(path, start_step, evaluates_again)
-        self._lines = path.open("a")
         threads = set(threading.enumerate())
         # The suffix keeps a run that goes on within the second from taking the file of the one before. The queue is
         # endless: where it had an end, a run would wait at it forever for a thread that a full disk has ended.
@@ -96,6 +95,7 @@ class MetricsWriter:
         except FileExistsError:
             raise UserError(f"{folder} is no folder, or its disk fails; remove it, or mend that") from None
         self._tensorboard_threads = set(threading.enumerate()) - threads
+        self._lines = path.open("a")
         self._stream: Any = stream or sys.stdout
         self._clock = clock
         self._total_steps = total_steps
