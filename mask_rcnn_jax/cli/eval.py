@@ -26,7 +26,7 @@ from mask_rcnn_jax.determinism import use_deterministic_programs
 from mask_rcnn_jax.errors import UserError, printable
 from mask_rcnn_jax.evaluation import EvaluationResult, evaluate_model, format_table
 from mask_rcnn_jax.inference import use_compile_cache
-from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables, abstract
 from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.places import check_place, run_folder
 from mask_rcnn_jax.ranges import Range
@@ -129,7 +129,7 @@ def _config(options: argparse.Namespace, stored: ExperimentConfig) -> Experiment
 
 def _check_fits(model: MaskRCNNConfig, variables: Variables) -> None:
     """Raises UserError where the settings describe another network than the checkpoint's."""
-    expected = _shapes(jax.eval_shape(lambda: init(model, jax.random.key(0))))
+    expected = _shapes(abstract(model))
     found = _shapes(variables)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

@@ -23,7 +23,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import exists, is_folder
 from mask_rcnn_jax.inference.faults import damaged, familiar, fitting, readable, whole
 from mask_rcnn_jax.inference.stored import Damaged, check_readable, plainly_named, read_json, stored_shapes
-from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables, abstract
 from mask_rcnn_jax.places import FOLDER, checkpoints_in, finished_steps, step_of
 
 EVALUATION = "evaluation.json"
@@ -254,15 +254,10 @@ def _variables(run: _Run, step: int, config: MaskRCNNConfig, average: bool) -> V
         raise UserError(
             f"{run.folder / str(step)} holds no average of the weights; only a run with ema_decay keeps one"
         )
-    expected = model_tree(_abstract(config))
+    expected = model_tree(abstract(config))
     model = _item(run, step, "model", expected)
     params = _item(run, step, "average", expected["params"]) if average else model["params"]
     return Variables(params, model["buffers"])
-
-
-def _abstract(config: MaskRCNNConfig) -> Variables:
-    """The variables of a model by their shapes and types alone."""
-    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
 def _item(run: _Run, step: int, item: str, expected: Any) -> Any:

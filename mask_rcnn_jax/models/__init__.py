@@ -8,7 +8,7 @@ from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
 from mask_rcnn_jax.models.layers import DATA_AXIS, NormConfig
 from mask_rcnn_jax.models.losses import Mean
 from mask_rcnn_jax.models.mask_head import MaskHeadConfig
-from mask_rcnn_jax.models.networks import MaskRCNNConfig, Variables, init, networks
+from mask_rcnn_jax.models.networks import MaskRCNNConfig, Variables, abstract, init, networks
 from mask_rcnn_jax.models.pooler import PoolerConfig
 from mask_rcnn_jax.models.rcnn import detect, loss_terms
 from mask_rcnn_jax.models.resnet import ResNetConfig
@@ -28,6 +28,7 @@ __all__ = [
     "RPNConfig",
     "ResNetConfig",
     "Variables",
+    "abstract",
     "detect",
     "init",
     "loss_terms",

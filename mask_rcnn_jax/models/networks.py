@@ -129,6 +129,12 @@ def init(config: MaskRCNNConfig, key: Key[Array, ""]) -> Variables:
     return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(buffers))
 
 
+@functools.lru_cache(maxsize=32)
+def abstract(config: MaskRCNNConfig) -> Variables:
+    """The shapes and types of what `init` draws, as `jax.ShapeDtypeStruct`, without drawing it."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
 def networks(config: MaskRCNNConfig, variables: Variables, *, train: bool = False) -> MaskRCNN:
     """The networks with these variables. With `train` batch norms take the batch's statistics and move their own."""
     return nnx.merge(_structure(config, train), variables.params, variables.buffers)

@@ -1,6 +1,5 @@
 """Puts the tensors of a file in the places of a model's variables, or says all that does not fit."""
 
-import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables, abstract
 from mask_rcnn_jax.pretrained import detectron2, resnet, torchvision
 from mask_rcnn_jax.pretrained.rows import BY_NUMBER, ByName, listed
 from mask_rcnn_jax.pretrained.table import Found, Table, translate
@@ -71,7 +70,7 @@ def convert(
     tensors' classes are known `by_name`, those of every class that is not among them. Keypoints likewise.
     Raises UserError with every missing, unexpected and misshapen tensor.
     """
-    expected = _flat(variables or _shapes(config))
+    expected = _flat(variables or abstract(config))
     found, unknown = translate(tensors, TABLES[source])
     if source == "detectron2":
         _complete_statistics(found, expected)
@@ -79,7 +78,7 @@ def convert(
         return _fit_what_there_is(found, unknown, variables, config, by_name)
     dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
     loaded = _fit(found, unknown, expected, _side(config))
-    return _with(_shapes(config), {path: jnp.asarray(array, dtype) for path, array in loaded.items()}), Report(
+    return _with(abstract(config), {path: jnp.asarray(array, dtype) for path, array in loaded.items()}), Report(
         len(loaded)
     )
 
@@ -189,11 +188,6 @@ def _fit(
 
 
 # --- Paths ------------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _shapes(config: MaskRCNNConfig) -> Variables:
-    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
 def _side(config: MaskRCNNConfig) -> int:

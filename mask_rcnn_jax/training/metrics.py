@@ -92,7 +92,7 @@ class MetricsWriter:
             self._tensorboard = SummaryWriter(
                 folder, purge_step=start_step + 1, filename_suffix=f".{start_step}", max_queue=0
             )
-        except FileExistsError:
+        except (FileExistsError, NotADirectoryError):
             raise UserError(f"{folder} is no folder, or its disk fails; remove it, or mend that") from None
         self._tensorboard_threads = set(threading.enumerate()) - threads
         self._lines = path.open("a")

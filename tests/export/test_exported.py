@@ -18,7 +18,7 @@ from mask_rcnn_jax.export.program import Exportable, ExportSettings, abstract_in
 from mask_rcnn_jax.export.resize import Preprocessing
 from mask_rcnn_jax.export.runtime import FORMAT, PLATFORMS, BrokenFileError, ExportedModel, load
 from mask_rcnn_jax.export.stablehlo import export_stablehlo
-from mask_rcnn_jax.models import Variables, init
+from mask_rcnn_jax.models import Variables, abstract
 from mask_rcnn_jax.ops import multilevel_roi_align
 from tests.export.models import CANVAS, CLASS_NAMES, INPUT, assert_same, config, exportable, ordinary, pictures
 from tests.programs import count_exact_products
@@ -116,7 +116,7 @@ def test_each_platform_has_its_own_form_of_roi_align(platforms):
 
 def test_only_layers_round_in_products_from_bytes_to_bitmaps():
     settings = ExportSettings(INPUT, Preprocessing(64, 96, CANVAS), paste_masks=True)
-    variables = jax.eval_shape(lambda: init(config("fpn"), jax.random.key(0)))
+    variables = abstract(config("fpn"))
     traced = jax.jit(program(config("fpn"), settings)).trace(variables, *abstract_inputs(settings, 1))
     for platform in ("cuda", "tpu"):
         # Resizing, RoIAlign of three poolers on four levels, masks of classes, keypoints, pasting.

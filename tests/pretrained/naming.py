@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from mask_rcnn_jax.models import MaskRCNNConfig, Variables, init
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables, abstract
 
 _LAYERS = (
     (r"(?:backbone/bottom_up|backbone)/stem/conv", "{stem}.stem.conv1"),
@@ -56,7 +56,7 @@ def flat(variables: Variables) -> dict[str, np.ndarray]:
 def random_variables(config: MaskRCNNConfig, seed: int = 0) -> Variables:
     """Variables of the model's shapes in which no two values are alike."""
     random = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    shapes = abstract(config)
     return jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes)
 
 
