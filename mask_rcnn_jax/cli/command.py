@@ -46,24 +46,34 @@ def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted"
 def interrupts_raised_again() -> Iterator[None]:
     """Raise KeyboardInterrupt again where Python ignores what is raised: in destructors, and in the callbacks of its
     garbage collector, such as jax's, which run right after whatever came during a collection.
-
-    Left out of what Python prints there is TensorStore's: where Orbax gives up on many files because of one, the others
-    call back into an event loop that is closed by then.
     """
     hook = sys.unraisablehook
 
     def ask_again(ignored: Any) -> None:
-        if issubclass(ignored.exc_type, KeyboardInterrupt):
-            # In a thread, and last: the signal's handler, called here, would raise in this function.
-            _thread.start_new_thread(_thread.interrupt_main, ())
-        elif str(ignored.exc_value) != "Event loop is closed":
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
             hook(ignored)
+            return
+        # In a thread, and last: the signal's handler, called here, would raise in this function.
+        _thread.start_new_thread(_thread.interrupt_main, ())
 
     sys.unraisablehook = ask_again
     try:
         yield
     finally:
         sys.unraisablehook = hook
+
+
+def leave_out_late_callbacks() -> None:
+    """Leave out, to the end of the process, what TensorStore prints where Orbax gives up on many files because of one:
+    the others call back into an event loop that is closed by then.
+    """
+    hook = sys.unraisablehook
+
+    def tell(ignored: Any) -> None:
+        if str(ignored.exc_value) != "Event loop is closed":
+            hook(ignored)
+
+    sys.unraisablehook = tell
 
 
 def leave(status: int) -> NoReturn:

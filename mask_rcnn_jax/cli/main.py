@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mask_rcnn_jax import __version__
-from mask_rcnn_jax.cli.command import leave
+from mask_rcnn_jax.cli.command import leave, leave_out_late_callbacks
 
 # Modules of this folder with a `main(arguments)`. Only the one that is called is imported: most take jax with them.
 COMMANDS = {
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command as the whole of a process."""
+    leave_out_late_callbacks()
     leave(main(arguments))
 
 

@@ -134,11 +134,12 @@ def disk_error(error: BaseException) -> OSError | None:
         return error
     if found := re.search(r"os_error_code='(\d+)'", str(error)):
         return OSError(int(found[1]), os.strerror(int(found[1])))
-    if (cause := error.__cause__) is None:
-        return None
-    if str(error).startswith("Encountered error while reading array"):  # which was whole a moment ago
-        return disk_error(cause) or OSError(str(cause).partition("\n")[0][:160])
-    return disk_error(cause)
+    text = str(error.args[0]) if error.args else ""
+    if re.match("Encountered error while reading array|Item .* was not found in the checkpoint", text):
+        # It was whole a moment ago.
+        cause = error.__cause__ or error.__context__
+        return (cause and disk_error(cause)) or OSError(str(cause or text).partition("\n")[0][:160])
+    return error.__cause__ and disk_error(error.__cause__)
 
 
 @contextmanager

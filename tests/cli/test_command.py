@@ -13,7 +13,7 @@ import time
 import pytest
 from PIL import Image
 
-from mask_rcnn_jax.cli.command import run
+from mask_rcnn_jax.cli.command import leave_out_late_callbacks, run
 from mask_rcnn_jax.cli.main import main
 from mask_rcnn_jax.data.transforms import open_image
 from mask_rcnn_jax.errors import UserError
@@ -133,8 +133,10 @@ def test_late_callbacks_are_not_printed(monkeypatch) -> None:
         CallsBack(loop)
         CallsBack(loop, ValueError("a bug"))
 
+    leave_out_late_callbacks()
     assert run(main) == 0
-    assert told == ["a bug"]
+    main()
+    assert told == ["a bug", "a bug"]
     with pytest.raises(RuntimeError, match="Event loop is closed"):
         run(lambda: loop.call_soon_threadsafe(print))
 

@@ -85,7 +85,7 @@ class Loop:
             try:
                 yield self._fault(scenario, fault)
             except subprocess.TimeoutExpired as error:
-                yield fault, f"has not ended after {error.timeout:.0f} s: {(error.output or b'').decode()[-2000:]}"
+                yield fault, f"has not ended after {error.timeout:.0f} s: {excerpt((error.output or b'').decode())}"
 
     def _fault(self, scenario: Scenario, fault: Fault) -> tuple[Fault, str | None]:
         self._afresh(scenario)
@@ -94,15 +94,15 @@ class Loop:
             fault = Fault(fault.number, fault.error, self._log.read_text().strip())
         left_out = status == 1 and "\nfailed: " in output  # predict goes on with the other images
         if status not in (0, 2) and not left_out:
-            return fault, f"status {status}: {output[-2000:]}"
+            return fault, f"status {status}: {excerpt(output)}"
         if "Traceback" in output:
-            return fault, f"a traceback: {output[-2000:]}"
+            return fault, f"a traceback: {excerpt(output)}"
         if status == 2 and len(re.findall("^error: ", output, re.MULTILINE)) != 1:
-            return fault, f"not one sentence: {output[-2000:]}"
+            return fault, f"not one sentence: {excerpt(output)}"
         if status != 0:
             status, output = self._run(scenario)
             if status != 0:
-                return fault, f"does not go on: {output[-2000:]}"
+                return fault, f"does not go on: {excerpt(output)}"
         try:
             scenario.check(self._subject, self._whole)
         except (AssertionError, OSError) as error:
@@ -138,6 +138,11 @@ class Loop:
             check=False,
         )
         return done.returncode, done.stdout.decode(errors="replace")
+
+
+def excerpt(output: str) -> str:
+    """The beginning and the end of what a command printed."""
+    return output if len(output) < 4000 else f"{output[:2000]}\n...\n{output[-2000:]}"
 
 
 def chosen(operations: list[str], each: int, seed: int) -> list[int]:

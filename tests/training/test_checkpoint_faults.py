@@ -306,6 +306,11 @@ def test_no_checkpoint_is_passed_over_where_a_disk_fails_once(run, monkeypatch):
     [
         (Exception("Encountered error while reading array"), ValueError("[os_error_code='116']"), os.strerror(116)),
         (Exception("Encountered error while reading array"), ValueError("NOT_FOUND: chunk\n here"), "NOT_FOUND: chunk"),
+        (
+            KeyError('Item "model" was not found in the checkpoint.'),
+            None,
+            'Item "model" was not found in the checkpoint.',
+        ),
         (NotADirectoryError("Path is not a directory: 2"), None, "Path is not a directory: 2"),  # its stat failed
     ],
 )
