@@ -13,6 +13,7 @@ from mask_rcnn_jax.models import (
     MaskHeadConfig,
     MaskRCNNConfig,
     NormConfig,
+    PoolerConfig,
     ResNetConfig,
     RPNConfig,
 )
@@ -21,25 +22,35 @@ from mask_rcnn_jax.training import CosineDecay, ExperimentConfig, ScheduleConfig
 
 
 def tiny_model(norm: NormConfig | None = None) -> MaskRCNNConfig:
-    """Eight-channel stem, 64 px images, three classes."""
+    """One block in each of two stages, a pyramid on them, 64 px images, the six classes of shapes.
+
+    Tests that take this model, eight images of `tiny_batch` or `tiny_experiment`, and all devices share a program.
+    """
     norm = norm or NormConfig(kind="group_norm", groups=4)
+    bottom_up = ResNetConfig(depth=10, width=8, norm=norm, out_features=("res2", "res3"), freeze_at=0)
     return MaskRCNNConfig(
-        num_classes=3,
-        backbone=FPNConfig(bottom_up=ResNetConfig(depth=18, width=8, norm=norm, freeze_at=0), channels=16),
+        num_classes=6,
+        backbone=FPNConfig(bottom_up=bottom_up, channels=16),
         rpn=RPNConfig(
-            sizes=((8.0,), (16.0,), (24.0,), (32.0,), (48.0,)),
+            features=("p2", "p3", "p4"),
+            sizes=((8.0, 16.0), (24.0, 32.0), (48.0, 64.0)),
             samples=32,
             pre_nms_train=64,
             pre_nms_test=64,
             post_nms_train=64,
             post_nms_test=32,
         ),
-        box_head=BoxHeadConfig(fc_channels=32, samples=16, max_detections=10),
-        mask_head=MaskHeadConfig(num_convs=1, channels=16),
+        box_head=BoxHeadConfig(pooler=tiny_pooler(7), fc_channels=32, samples=16, max_detections=10),
+        mask_head=MaskHeadConfig(pooler=tiny_pooler(14), num_convs=1, channels=16),
         pixel_mean=(127.5, 127.5, 127.5),
         pixel_std=(64.0, 64.0, 64.0),
         channel_order="rgb",
     )
+
+
+def tiny_pooler(output_size: int) -> PoolerConfig:
+    """From the two levels of the tiny model; RoIs of 32 px and more belong to the coarser one."""
+    return PoolerConfig(output_size=output_size, features=("p2", "p3"), canonical_size=32.0, canonical_level=3)
 
 
 def tiny_batch(size: int = 2, *, slots: int = 4, side: int = 64, seed: int = 0) -> Batch:
@@ -57,7 +68,7 @@ def tiny_batch(size: int = 2, *, slots: int = 4, side: int = 64, seed: int = 0) 
             images[row, y1 : y1 + height, x1 : x1 + width] = np.eye(3)[classes[row, slot]] * 255
             boxes[row, slot] = x1, y1, x1 + width, y1 + height
             valid[row, slot] = True
-    masks = np.where(valid[..., None, None], np.uint8(255), np.uint8(0)) * np.ones((8, 8), np.uint8)
+    masks = np.where(valid[..., None, None], np.uint8(255), np.uint8(0)) * np.ones((16, 16), np.uint8)
     truth = GroundTruth(boxes, classes, masks, boxes, valid)
     return Batch(images, np.full((size, 2), side, np.int32), truth, np.arange(size, dtype=np.int32))
 
@@ -89,7 +100,7 @@ def tiny_experiment(root: Path, **changes: Any) -> ExperimentConfig:
         max_shapes=3,
     )
     config = ExperimentConfig(
-        model=replace(tiny_model(), num_classes=6),
+        model=tiny_model(),
         data=DataConfig(
             source=source,
             short_side=(64,),

@@ -20,12 +20,12 @@ from mask_rcnn_jax.models import (
     init,
     torchvision,
 )
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_pooler
 
 CLASS_NAMES = ("square", "disc", "star")
 INPUT = (80, 100)
 CANVAS = (64, 96)
-KEYPOINT_HEAD = KeypointHeadConfig(num_convs=1, channels=16, num_keypoints=3)
+KEYPOINT_HEAD = KeypointHeadConfig(tiny_pooler(14), num_convs=1, channels=16, num_keypoints=3)
 
 
 def config(name: str) -> MaskRCNNConfig:
@@ -35,7 +35,7 @@ def config(name: str) -> MaskRCNNConfig:
 
 
 def _config(name: str) -> MaskRCNNConfig:
-    tiny = tiny_model()
+    tiny = replace(tiny_model(), num_classes=len(CLASS_NAMES))
     if name == "fpn":
         return replace(tiny, keypoint_head=KEYPOINT_HEAD)
     if name == "cascade":

@@ -17,7 +17,7 @@ CLASS_NAMES = ("circle", "triangle", "square", "pentagon", "star", "cross")
 
 def small_model(data: DataConfig = DATA) -> Model:
     base = tiny_model()
-    config = replace(base, num_classes=6, box_head=replace(base.box_head, score_threshold=0.01))
+    config = replace(base, box_head=replace(base.box_head, score_threshold=0.01))
     return Model(config, data, models.init(config, jax.random.key(0)), CLASS_NAMES, (4, 9, 2, 1, 5, 7), 7)
 
 

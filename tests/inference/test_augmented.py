@@ -13,9 +13,9 @@ from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import Detections, Model, Predictor
 from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor, _merge
-from mask_rcnn_jax.models import KeypointHeadConfig, PoolerConfig, init
+from mask_rcnn_jax.models import KeypointHeadConfig, init
 from mask_rcnn_jax.structures import PaddedDetections
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_pooler
 
 NAMES = ("red", "green", "blue")
 MIRRORED = (0, 2, 1)
@@ -24,8 +24,8 @@ MIRRORED = (0, 2, 1)
 @pytest.fixture(scope="module")
 def model() -> Model:
     """Untrained, with masks and three keypoints; random weights find something of every class."""
-    keypoints = KeypointHeadConfig(PoolerConfig(output_size=14), num_keypoints=3, num_convs=1, channels=16)
-    config = replace(tiny_model(), keypoint_head=keypoints)
+    keypoints = KeypointHeadConfig(tiny_pooler(14), num_keypoints=3, num_convs=1, channels=16)
+    config = replace(tiny_model(), num_classes=len(NAMES), keypoint_head=keypoints)
     config = replace(config, box_head=replace(config.box_head, max_detections=40))
     variables = init(config, jax.random.key(1))
     params = jax.tree.map_with_path(larger, variables.params)

@@ -14,7 +14,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import KeypointHeadConfig
 from mask_rcnn_jax.training import train
 from mask_rcnn_jax.training.datasets import describe_keypoints, load_datasets
-from tests.tiny import tiny_experiment
+from tests.tiny import tiny_experiment, tiny_pooler
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"images_per_second", "data_wait", "time", "memory"}
@@ -87,7 +87,7 @@ def test_keypoints_that_change_places_are_checked_and_said(tmp_path):
     config = tiny_experiment(tmp_path)
     prepare_source(config.data.source)
     dataset = replace(load_datasets(config)["train"], keypoint_names=("l_eye", "r_eye"))
-    model = replace(config.model, keypoint_head=KeypointHeadConfig(num_keypoints=2))
+    model = replace(config.model, keypoint_head=KeypointHeadConfig(tiny_pooler(14), num_keypoints=2))
     (line,) = describe_keypoints(dataset, replace(config, model=model))
     assert line == "keypoints that change places in a flip: l_eye and r_eye; 0 stay in place"
     assert describe_keypoints(dataset, config) == []
@@ -98,7 +98,10 @@ def test_keypoints_that_change_places_are_checked_and_said(tmp_path):
 def test_a_keypoint_model_needs_data_with_its_keypoints(finished, tmp_path):
     config, _, _ = finished
     with pytest.raises(UserError, match=r"names 0 keypoints but model\.keypoint_head\.num_keypoints is 17"):
-        train(replace(config, model=replace(config.model, keypoint_head=KeypointHeadConfig())), tmp_path / "run")
+        train(
+            replace(config, model=replace(config.model, keypoint_head=KeypointHeadConfig(tiny_pooler(14)))),
+            tmp_path / "run",
+        )
     assert not (tmp_path / "run").exists()
 
 

@@ -65,7 +65,7 @@ def test_eight_devices_train_like_one():
     assert int(one.step) == 3
 
 
-def test_one_batch_can_be_learnt_by_heart():
+def test_one_batch_can_be_learnt_by_heart_along_the_gradient_of_the_reported_loss():
     config = tiny_experiment(
         Path("unused"),
         model=tiny_model(),
@@ -78,23 +78,21 @@ def test_one_batch_can_be_learnt_by_heart():
     mesh = mesh_of(1)
     state, step_fn = replicate(init_state(config), mesh), make_train_step(config, mesh)
     batch = shard(tiny_batch(2), mesh)
-    losses = []
-    for _ in range(config.steps):
+    state, measures = step_fn(state, batch)
+    first = {name: float(value) for name, value in measures.items() if not value.ndim}
+    # What the step descends is the loss that it reports.
+    parts = sum(value for name, value in first.items() if name.startswith("loss/"))
+    assert first["loss"] == pytest.approx(parts, rel=1e-5)
+    assert first["gradient_norm"] > 0
+    assert first["learning_rate"] == pytest.approx(1e-3 * 0.001, rel=1e-4)
+    losses = [first["loss"]]
+    for _ in range(config.steps - 1):
         state, measures = step_fn(state, batch)
         losses.append(float(measures["loss"]))
     assert losses[0] > 2
     # Each step samples other RoIs, so single losses vary. Measured means are .003 with this seed; with seed 0 rounding
     # decides whether one class stays wrong: .006 on one virtual device, .081 on eight.
     assert np.mean(losses[-100:]) < 0.05
-
-
-def test_the_step_descends_along_the_gradient_of_the_reported_loss():
-    config = tiny_experiment(Path("unused"), model=tiny_model(), batch_size=2)
-    _, history = run(config, 1, 1)
-    parts = sum(value for name, value in history[0].items() if name.startswith("loss/"))
-    assert history[0]["loss"] == pytest.approx(parts, rel=1e-5)
-    assert history[0]["gradient_norm"] > 0
-    assert history[0]["learning_rate"] == pytest.approx(0.01 * 0.001, rel=1e-4)
 
 
 # Few proposals, and a seed: where a proposal lies within rounding of a threshold, or an activation of zero, what
@@ -179,8 +177,8 @@ def traced_step():
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_only_layers_round_in_products_of_a_step(traced_step, platform):
-    # RoIAlign of two poolers on four levels, forward and backward, deltas of classes, masks of classes, mask targets.
-    assert count_exact_products(traced_step.lower(lowering_platforms=(platform,))) > 2 * 4 * 4
+    # RoIAlign of two poolers on two levels, forward and backward, deltas of classes, masks of classes, mask targets.
+    assert count_exact_products(traced_step.lower(lowering_platforms=(platform,))) > 2 * 2 * 4
 
 
 def test_the_step_for_gpu_adds_nothing_in_any_order(traced_step):
@@ -204,7 +202,7 @@ def test_networks_that_are_computed_again_learn_the_same():
     programs = [str(jax.make_jaxpr(make_train_step(c, mesh_of(1)))(*inputs)) for c in (config, computed_again)]
     kept, computed = (len(re.findall(r"\b(?:remat2?|checkpoint)\[", program)) for program in programs)
     assert kept == 0
-    assert computed >= 8 + 3  # the blocks of a ResNet-18, and the heads
+    assert computed >= 2 + 3  # the blocks of two stages, and the heads
 
 
 def test_an_average_of_the_weights_follows_them():
