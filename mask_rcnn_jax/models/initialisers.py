@@ -1,8 +1,8 @@
 """How layers are initialised, as Detectron2 does it: Kaiming (He et al. 2015) and normal.
 
 Numbers are drawn by a few programs for powers of four and scaled by a small one a shape: drawing each shape by itself
-compiles some thirty long programs for a network. jax's random numbers do not depend on how many are drawn, and the
-results are bit for bit those of `jax.nn.initializers`.
+compiles some thirty long programs for a network. jax's random numbers do not depend on how many are drawn (unless
+jax_threefry_partitionable is turned off), and the results are bit for bit those of `jax.nn.initializers`.
 """
 
 import functools

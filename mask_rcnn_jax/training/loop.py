@@ -55,10 +55,9 @@ def train(
         state, about_state = checkpoints.restore(state)
         start_step = int(state.step)
         about_code = processes.by_first(partial(record_start, workdir, state, start.data))
-        # A step whose evaluation failed, or was cut off, is evaluated again, and so is the last one.
-        evaluated = checkpoints.is_evaluated(start_step) and start_step < config.steps
-        evaluates_again = start_step > 0 and _evaluates(config, start_step) and not evaluated
-        writer = stack.enter_context(open_writer(workdir, config.steps, start_step, evaluates_again))
+        # A step whose evaluation failed, or was cut off, is evaluated again.
+        unevaluated = start_step > 0 and _evaluates(config, start_step) and not checkpoints.is_evaluated(start_step)
+        writer = stack.enter_context(open_writer(workdir, config.steps, start_step, unevaluated))
         if wandb_project is not None and processes.is_first():
             writer = stack.enter_context(logged_to_wandb(writer, wandb_project, workdir, config))
         for line in (*about_lock, *start.told, *about_state, *about_code):
@@ -68,7 +67,7 @@ def train(
         metrics: dict[str, float] = {}
         if start_step == config.steps:
             writer.say(f"{workdir} has finished its {config.steps} steps already")
-        if evaluates_again:
+        if unevaluated or start_step == config.steps:
             metrics = _evaluate(config, state, val_set, writer, start_step)
             checkpoints.record(start_step, metrics)
             _draw(workdir, writer)

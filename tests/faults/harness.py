@@ -79,9 +79,12 @@ class Run:
 
 
 def metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without the speeds, which are never the same."""
+    """The lines of metrics.jsonl without the speeds, which are never the same. A run that was cut off after its last
+    evaluation and before its end evaluates once more.
+    """
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not is_speed(name)} for line in lines]
+    found = [{name: value for name, value in line.items() if not is_speed(name)} for line in lines]
+    return found[:-1] if found[-2:-1] == found[-1:] else found
 
 
 def is_speed(name: str) -> bool:
