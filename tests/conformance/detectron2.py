@@ -232,16 +232,14 @@ LOSSES = {
 
 def training_rows(golden: Golden) -> Iterator[Row]:
     """Losses with fixed samples, and the norm of every parameter's gradient."""
-    row = functools.partial(Row, golden.name, "training")
+    row, batch, buffers = functools.partial(Row, golden.name, "training"), golden.batch(), golden.variables.buffers
 
-    def total(params, buffers, batch):  # as constants XLA would compute with them while it compiles
+    def total(params):
         terms, _ = models.loss_terms(golden.config, Variables(params, buffers), batch, None)
         losses = {name.removeprefix("loss/"): term.value for name, term in terms.items() if name.startswith("loss/")}
         return sum(losses.values()), losses
 
-    gradients, losses = jax.jit(jax.grad(total, has_aux=True))(
-        golden.variables.params, golden.variables.buffers, golden.batch()
-    )
+    gradients, losses = jax.jit(jax.grad(total, has_aux=True))(golden.variables.params)
     expected = {LOSSES[name]: value for name, value in golden.json["losses"].items()}
     yield row("losses", relative_values(jax.tree.map(float, losses), expected), 1e-4, "relative")
     paths = path_of_name(golden)

@@ -195,16 +195,15 @@ def ours_of(name: str, dtype: str) -> Pass:
         batch = training_batch(config, inputs)
         mesh = Mesh(jax.devices()[:1], (DATA_AXIS,))
 
-        def losses_of(params, buffers, batch):
-            terms, _ = loss_terms(config, Variables(params, buffers), batch, None)
+        def losses_of(params, batch):
+            terms, _ = loss_terms(config, Variables(params, variables.buffers), batch, None)
             losses = {key: term.value for key, term in jax.lax.psum(terms, DATA_AXIS).items() if key in LOSSES.values()}
             return sum(losses.values()), losses
 
         # As in `training.step`: batch norm looks for the axis, and sums of the loss meet inside the derivative.
-        specs = {"in_specs": (P(), P(), P(DATA_AXIS)), "out_specs": P()}
-        step = jax.shard_map(jax.grad(losses_of, has_aux=True), mesh=mesh, **specs)
+        step = jax.shard_map(jax.grad(losses_of, has_aux=True), mesh=mesh, in_specs=(P(), P(DATA_AXIS)), out_specs=P())
         with fixed_proposals(inputs):
-            gradients, losses = jax.jit(step)(variables.params, variables.buffers, batch)
+            gradients, losses = jax.jit(step)(variables.params, batch)
         return Pass({key: float(value) for key, value in losses.items()}, leaves(gradients))
 
 

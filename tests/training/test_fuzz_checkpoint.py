@@ -50,12 +50,6 @@ def bounded_memory() -> Iterator[None]:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kB
 
 
-@pytest.fixture(autouse=True)
-def traced_once(monkeypatch) -> None:
-    """A configuration's shapes are traced once: that takes longer than everything else."""
-    monkeypatch.setattr(reading, "_abstract", functools.cache(reading._abstract))
-
-
 @pytest.fixture
 def read_once(checkpoint, monkeypatch) -> Iterator[None]:
     """The arrays, which do not depend on the metadata, are read once."""
