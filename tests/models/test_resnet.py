@@ -13,7 +13,7 @@ from mask_rcnn_jax.models.layers import BatchNorm
 from mask_rcnn_jax.models.resnet import STAGES
 
 
-@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+@pytest.mark.parametrize("depth", [10, 18, 34, 50, 101])
 def test_features_have_the_promised_channels_and_strides(depth):
     config = ResNetConfig(depth=depth, width=4)
     shapes = jax.eval_shape(lambda: config.build(nnx.Rngs(0))(jnp.zeros((2, 64, 96, 3))))
@@ -101,3 +101,17 @@ def test_fpn_names_the_multiple_that_image_sides_need():
     model = FPNConfig(bottom_up=ResNetConfig(depth=18, width=4), channels=8).build(nnx.Rngs(0))
     with pytest.raises(ValueError, match="multiples of 32"):
         model(jnp.zeros((1, 48, 64, 3)))
+
+
+def test_fpn_stands_on_the_stages_that_are_asked_for():
+    bottom_up = ResNetConfig(depth=10, width=4, out_features=("res3", "res4"))
+    config = FPNConfig(bottom_up=bottom_up, channels=8)
+    assert config.out_strides == {"p3": 8, "p4": 16, "p5": 32}
+    features = jax.eval_shape(lambda: config.build(nnx.Rngs(0))(jnp.zeros((1, 48, 64, 3))))
+    assert {name: feature.shape[1:3] for name, feature in features.items()} == {
+        "p3": (6, 8),
+        "p4": (3, 4),
+        "p5": (2, 2),
+    }
+    with pytest.raises(ValueError, match="out_features must follow one another"):
+        FPNConfig(bottom_up=replace(bottom_up, out_features=("res2", "res4")))
