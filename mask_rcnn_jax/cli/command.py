@@ -64,13 +64,13 @@ def interrupts_raised_again() -> Iterator[None]:
 
 
 def leave_out_late_callbacks() -> None:
-    """Leave out, to the end of the process, what TensorStore prints where Orbax gives up on many files because of one:
-    the others call back into an event loop that is closed by then.
+    """Leave out, to the end of the process, what is printed where Orbax gives up on many files because of one: others
+    call back into an event loop that is closed by then, or fail as well.
     """
     hook = sys.unraisablehook
 
     def tell(ignored: Any) -> None:
-        if str(ignored.exc_value) != "Event loop is closed":
+        if not str(ignored.exc_value).startswith(("Event loop is closed", "Encountered error while reading array")):
             hook(ignored)
 
     sys.unraisablehook = tell

@@ -135,7 +135,9 @@ def disk_error(error: BaseException) -> OSError | None:
     if found := re.search(r"os_error_code='(\d+)'", str(error)):
         return OSError(int(found[1]), os.strerror(int(found[1])))
     text = str(error.args[0]) if error.args else ""
-    if re.match("Encountered error while reading array|Item .* was not found in the checkpoint", text):
+    if re.match(
+        "Encountered error while reading array|Item .* was not found|Checkpoint directory does not exist", text
+    ):
         # It was whole a moment ago.
         cause = error.__cause__ or error.__context__
         return (cause and disk_error(cause)) or OSError(str(cause or text).partition("\n")[0][:160])

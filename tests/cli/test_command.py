@@ -131,6 +131,7 @@ def test_late_callbacks_are_not_printed(monkeypatch) -> None:
 
     def main() -> None:
         CallsBack(loop)
+        CallsBack(loop, Exception("Encountered error while reading array index: 1"))
         CallsBack(loop, ValueError("a bug"))
 
     leave_out_late_callbacks()

@@ -311,6 +311,7 @@ def test_no_checkpoint_is_passed_over_where_a_disk_fails_once(run, monkeypatch):
             None,
             'Item "model" was not found in the checkpoint.',
         ),
+        (ValueError("Checkpoint directory does not exist: 2"), None, "Checkpoint directory does not exist: 2"),
         (NotADirectoryError("Path is not a directory: 2"), None, "Path is not a directory: 2"),  # its stat failed
     ],
 )
