@@ -8,6 +8,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import is_folder
 
 _SCHEMES = ("gs:", "gcs:", "s3:", "r2:", "az:", "abfs:", "abfss:", "hdfs:", "http:", "https:")
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of what is being written
 FOLDER = "checkpoints"  # of a run; each is a folder in it, named by its step
 _LAST_STEP = 2**31 - 1  # steps are counted in int32
 
@@ -59,7 +60,7 @@ def finished_steps(folder: Path) -> list[int]:
 
 def is_unfinished(path: Path) -> bool:
     """Return True for what is left among checkpoints of one that was being written when its process was killed."""
-    return ".orbax-checkpoint-tmp" in path.name
+    return UNFINISHED in path.name
 
 
 def step_of(name: str) -> int | None:

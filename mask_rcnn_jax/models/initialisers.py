@@ -1,4 +1,4 @@
-"""How layers are initialised, as Detectron2 does it: Kaiming (He et al. 2015) and normal.
+"""Initialisers of layers, those of Detectron2: Kaiming (He et al. 2015) and normal.
 
 Numbers are drawn by a few programs for powers of four and scaled by a small one a shape: drawing each shape by itself
 compiles some thirty long programs for a network. jax's random numbers do not depend on how many are drawn (unless

@@ -12,6 +12,7 @@ from pathlib import Path
 from mask_rcnn_jax.disk_errors import ADVICE, AWAY, FULL, LIMITS, failed
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.stored import disk_error
+from mask_rcnn_jax.places import UNFINISHED
 
 _ROOM = 1 << 20  # bytes; a file system with less is full
 _SHARED_MEMORY = Path("/dev/shm")
@@ -38,12 +39,12 @@ def _number(error: Exception) -> int | None:
         number = fault.errno
     elif quoted := re.search(r"\[Errno (\d+)\]", str(error)):  # by a worker
         number = int(quoted[1])
-    elif re.search(r"/checkpoints/\d+\.orbax-checkpoint-tmp\b", str(error)):
-        number = errno.EIO  # Orbax does not find what it has just written: the disk does not say that it is there
     else:
         described = [number for number in ADVICE if os.strerror(number) in str(error)]
+        # Without a reason, Orbax does not find what it has just written: the disk does not say that it is there.
+        unknown = errno.EIO if UNFINISHED in str(error) else None
         # The reason of one may begin with that of another.
-        number = max(described, key=lambda number: len(os.strerror(number)), default=None)
+        number = max(described, key=lambda number: len(os.strerror(number)), default=unknown)
     return number if number in ADVICE else None
 
 

@@ -83,6 +83,11 @@ def test_what_orbax_cannot_find_again_is_the_disks_fault(workdir):
         assert blamed(workdir, error).startswith(expected)
 
 
+def test_a_full_disk_is_said_of_a_checkpoint_that_is_being_written(workdir):
+    error = ValueError(f'{os.strerror(errno.ENOSPC)}: "{workdir}/checkpoints/2.orbax-checkpoint-tmp/model"')
+    assert blamed(workdir, error).startswith(f"{workdir} can no longer be written (No space left on device); make room")
+
+
 def test_a_file_elsewhere_is_named_itself(workdir):
     image = workdir.parent / "temporary" / "image.png"
     assert blamed(workdir, fault(errno.EIO, image)).startswith(f"{image} cannot be read or written (Input/output error")
