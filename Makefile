@@ -20,9 +20,9 @@ demo: setup
 	$(python) train.py --workdir runs/shapes
 	$(python) eval.py --workdir runs/shapes
 
-# By file, so that what a file compiles is compiled in one process only.
+# By file, so that what a file compiles is compiled in one process only, and in the order in which they are collected.
 test: setup
-	$(python) -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(python) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: setup
 	$(python) -m pytest -q -m slow --durations 0

@@ -1,4 +1,4 @@
-"""What lowered programs ask of their products."""
+"""What lowered programs ask of their products, and of other devices."""
 
 import re
 from pathlib import Path
@@ -39,3 +39,25 @@ def count_exact_products(lowered: jax.stages.Lowered) -> int:
     lowered.compiler_ir("stablehlo").operation.walk(visit)
     assert not elsewhere, "rounded to TF32 or bfloat16:\n" + "\n".join(elsewhere)
     return exact
+
+
+def collective_operands(lowered: jax.stages.Lowered) -> tuple[int, int]:
+    """The number of arrays that cross devices outside of loops and inside, followed through the program's functions."""
+    collectives = {f"stablehlo.{name}" for name in ("all_reduce", "all_gather", "all_to_all", "reduce_scatter")}
+    collectives |= {"stablehlo.collective_permute", "stablehlo.collective_broadcast"}
+    found = {False: 0, True: 0}
+
+    def visit(operation: Any, in_loop: bool) -> None:
+        if operation.name in collectives:
+            found[in_loop] += len(operation.operands)
+        if operation.name == "func.call":
+            visit(functions[operation.attributes["callee"].value], in_loop)
+        for region in operation.regions:
+            for block in region:
+                for inner in block:
+                    visit(inner.operation, in_loop or operation.name == "stablehlo.while")
+
+    module = lowered.compiler_ir("stablehlo")
+    functions = {function.attributes["sym_name"].value: function.operation for function in module.body}
+    visit(functions["main"], False)
+    return found[False], found[True]

@@ -129,10 +129,10 @@ def init(config: MaskRCNNConfig, key: Key[Array, ""]) -> Variables:
     return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(buffers))
 
 
-@functools.lru_cache(maxsize=32)
 def abstract(config: MaskRCNNConfig) -> Variables:
     """The shapes and types of what `init` draws, as `jax.ShapeDtypeStruct`, without drawing it."""
-    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    _, params, buffers = nnx.split(_undrawn(config), nnx.Param, ...)
+    return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(buffers))
 
 
 def networks(config: MaskRCNNConfig, variables: Variables, *, train: bool = False) -> MaskRCNN:
@@ -142,15 +142,18 @@ def networks(config: MaskRCNNConfig, variables: Variables, *, train: bool = Fals
 
 @functools.cache
 def _structure(config: MaskRCNNConfig, train: bool) -> nnx.GraphDef[MaskRCNN]:
-    def build() -> MaskRCNN:
-        model = MaskRCNN(config, rngs=nnx.Rngs(0))
-        model.set_attributes(use_running_average=not train, raise_if_not_found=False)
-        # Parameters stay float32; each layer casts them, and gradients come back in float32.
-        model.set_attributes(dtype=jnp.dtype(config.dtype), raise_if_not_found=False)
-        for name in config.remat if train else ():
-            parts = model.box_heads if name == "box_head" else filter(None, [getattr(model, name)])
-            for part in parts:
-                part.set_attributes(recomputed=True, raise_if_not_found=False)
-        return model
+    model = nnx.clone(_undrawn(config))
+    model.set_attributes(use_running_average=not train, raise_if_not_found=False)
+    # Parameters stay float32; each layer casts them, and gradients come back in float32.
+    model.set_attributes(dtype=jnp.dtype(config.dtype), raise_if_not_found=False)
+    for name in config.remat if train else ():
+        parts = model.box_heads if name == "box_head" else filter(None, [getattr(model, name)])
+        for part in parts:
+            part.set_attributes(recomputed=True, raise_if_not_found=False)
+    return nnx.graphdef(model)
 
-    return nnx.graphdef(nnx.eval_shape(build))
+
+@functools.lru_cache(maxsize=32)
+def _undrawn(config: MaskRCNNConfig) -> MaskRCNN:
+    """The networks with shapes in place of variables. Tracing their random numbers takes a second, once."""
+    return nnx.eval_shape(lambda: MaskRCNN(config, rngs=nnx.Rngs(0)))

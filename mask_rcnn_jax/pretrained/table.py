@@ -4,6 +4,7 @@ A row names a layer by a pattern, its place here by a template, and a layout for
 HWIO kernels and [in, out] matrices; background is the last class, and has neither boxes nor masks.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -111,12 +112,12 @@ def _look_up(name: str, rows: tuple[Row, ...]) -> tuple[str | None, Transform]:
     layer, _, last = name.rpartition("." if "." in name else "_")
     for row in rows:
         if last in row.layout and (match := re.fullmatch(row.pattern, layer)):
-            groups = match.groups()
-
-            def fill(place: re.Match[str], groups: tuple[str, ...] = groups) -> str:
-                group = groups[int(place[1])]
-                return group if place[2] is None else str(int(group) + int(place[2]))
-
             suffix, transform = row.layout[last]
+            fill = functools.partial(_fill, match.groups())
             return re.sub(r"\{(\d)(\+\d)?\}", fill, row.target) + suffix, transform
     return None, same
+
+
+def _fill(groups: tuple[str, ...], place: re.Match[str]) -> str:
+    group = groups[int(place[1])]
+    return group if place[2] is None else str(int(group) + int(place[2]))

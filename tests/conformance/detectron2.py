@@ -1,7 +1,7 @@
 """Rows of Detectron2: its recorded outputs beside this project's. A stage is given the reference's input."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax import models
 from mask_rcnn_jax.inference import ImageDetections, encode_masks
-from mask_rcnn_jax.models import FPNConfig, Variables, box_head, cascade, rpn
-from mask_rcnn_jax.models.pooler import pool
+from mask_rcnn_jax.models import FPNConfig, MaskRCNNConfig, Variables, box_head, cascade, rpn
+from mask_rcnn_jax.models.pooler import PoolerConfig, pool
 from mask_rcnn_jax.models.rcnn import detect_from_features, normalize
 from mask_rcnn_jax.ops import decode_keypoints
 from mask_rcnn_jax.pretrained import convert
@@ -72,11 +72,28 @@ def _apply(module: nnx.Module, *inputs: jax.Array) -> Any:
     return module(*inputs)  # pyright: ignore[reportCallIssue]
 
 
+def _roi_features(
+    golden: Golden, pooler: PoolerConfig, features: Mapping[str, jax.Array], boxes: jax.Array | np.ndarray
+) -> jax.Array:
+    return _pooled(golden.config, pooler, golden.variables, features, jnp.asarray(boxes))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _pooled(
+    config: MaskRCNNConfig,
+    pooler: PoolerConfig,
+    variables: Variables,
+    features: Mapping[str, jax.Array],
+    boxes: jax.Array,
+) -> jax.Array:
+    return models.networks(config, variables).roi_features(config, pooler, features, boxes)
+
+
 def rpn_rows(golden: Golden) -> Iterator[Row]:
     row = functools.partial(Row, golden.name)
 
     levels = [golden.features[name] for name in golden.config.rpn.features]
-    logits, deltas = golden.model.rpn(levels)
+    logits, deltas = _apply(golden.model.rpn, levels)
     expected_logits, expected_deltas = golden.rpn_outputs
     yield row("RPN", "logits", largest_relative(zip(logits, expected_logits, strict=True)), 1e-4, "relative")
     yield row("RPN", "deltas", largest_relative(zip(deltas, expected_deltas, strict=True)), 1e-4, "relative")
@@ -94,7 +111,7 @@ def _proposal_rows(golden: Golden, stage: str, expected: list, *, train: bool) -
     )
     propose = functools.partial(rpn.propose, settings, anchors, pre_nms=pre, post_nms=post)
     logits, deltas = jax.tree.map(jnp.asarray, golden.rpn_outputs)
-    found = jax.vmap(propose)(logits, deltas, jnp.asarray(golden.sizes))
+    found = jax.jit(jax.vmap(propose))(logits, deltas, jnp.asarray(golden.sizes))
     pairs = []
     for i, (boxes, scores) in enumerate(expected):
         kept = np.asarray(found.valid[i])
@@ -114,16 +131,15 @@ def box_rows_of(golden: Golden) -> Iterator[Row]:
         zip(stages, golden.model.box_heads, golden.predictions, strict=True), 1
     ):
         name = f"box head {number}" if len(stages) > 1 else "box head"
-        roi_features = golden.model.roi_features(golden.config, stage.pooler, features, proposals.boxes)
-        ours = head(roi_features, proposals.valid)
+        ours = _apply(head, _roi_features(golden, stage.pooler, features, proposals.boxes), proposals.valid)
         yield row(name, "class logits", relative(ours[0], logits), 1e-4, "relative")
         yield row(name, "deltas", relative(ours[1], deltas), 1e-4, "relative")
         scores.append(jax.nn.softmax(jnp.asarray(logits), axis=-1))
         if number < len(stages):
-            refine = functools.partial(cascade.refine, stage)
-            boxes = jax.vmap(refine)(proposals.boxes, jnp.asarray(deltas), jnp.asarray(golden.sizes))
+            refine = jax.jit(jax.vmap(functools.partial(cascade.refine, stage)))
+            boxes = refine(proposals.boxes, jnp.asarray(deltas), jnp.asarray(golden.sizes))
             proposals = replace(proposals, boxes=boxes)
-    select = jax.vmap(functools.partial(box_head.detect_boxes, stages[-1]))
+    select = jax.jit(jax.vmap(functools.partial(box_head.detect_boxes, stages[-1])))
     found = select(sum(scores) / len(scores), jnp.asarray(deltas), proposals, jnp.asarray(golden.sizes))
     yield from box_rows(golden.name, "boxes from logits", _detection_pairs(golden, found))
 
@@ -139,14 +155,14 @@ def head_rows(golden: Golden) -> Iterator[Row]:
         key = "pooler_first" if config.res5_on_rois and name == "box" else f"{name}_pooler_first"
         if key in golden.tensors:
             expected = nhwc(golden[key])
-            strides = config.backbone.out_strides
-            pooled = pool(head.pooler, features, strides, jnp.asarray(boxes[None, : len(expected)]))
+            run = jax.jit(functools.partial(pool, head.pooler, strides=config.backbone.out_strides))
+            pooled = run(features, rois=boxes[None, : len(expected)])
             yield row(f"RoIAlign, {name} head", "features", relative(pooled[0], expected), 1e-4, "relative")
     if config.mask_head is not None:
         expected = golden["mask_logits"]
-        x = model.roi_features(config, config.mask_head.pooler, features, jnp.asarray(found[None, : len(expected)]))
+        x = _roi_features(golden, config.mask_head.pooler, features, found[None, : len(expected)])
         every = jnp.ones((1, len(expected)), bool)
-        ours = [model.mask_head(x, jnp.full(every.shape, k), every)[0] for k in range(config.num_classes)]
+        ours = [_apply(model.mask_head, x, jnp.full(every.shape, k), every)[0] for k in range(config.num_classes)]
         yield row("mask head", "logits of every class", relative(jnp.stack(ours, 1), expected), 1e-4, "relative")
         for i in IMAGES:
             yield from mask_rows(golden.name, f"masks of image {i}, given boxes", _mask_iou(golden, i))
@@ -154,19 +170,19 @@ def head_rows(golden: Golden) -> Iterator[Row]:
         lowres = nhwc(golden["keypoint_lowres"])
         heatmaps = jax.image.resize(lowres, (len(lowres), 56, 56, lowres.shape[-1]), "bilinear").transpose(0, 3, 1, 2)
         boxes = jnp.asarray(found[: len(lowres)])
-        x = model.roi_features(config, config.keypoint_head.pooler, features, boxes[None])
-        yield row("keypoint head", "heatmaps", relative(model.keypoint_head(x)[0], heatmaps), 1e-4, "relative")
+        x = _roi_features(golden, config.keypoint_head.pooler, features, boxes[None])
+        yield row("keypoint head", "heatmaps", relative(_apply(model.keypoint_head, x)[0], heatmaps), 1e-4, "relative")
         expected = golden["det_keypoints_0"][: len(lowres)]
         yield from _keypoint_rows(golden, "keypoints from heatmaps", decode_keypoints(heatmaps, boxes), expected)
 
 
 def _mask_iou(golden: Golden, image: int) -> np.ndarray:
     """IoU of pasted masks: our mask head on the reference's features and boxes against the reference's masks."""
-    config, model = golden.config, golden.model
+    config = golden.config
     features = {name: level[image : image + 1] for name, level in golden.features.items()}
     boxes, classes = golden[f"net_boxes_{image}"], golden[f"det_classes_{image}"].astype(np.int32)
-    x = model.roi_features(config, config.mask_head.pooler, features, jnp.asarray(boxes[None]))
-    logits = model.mask_head(x, jnp.asarray(classes[None]), jnp.ones((1, len(classes)), bool))
+    x = _roi_features(golden, config.mask_head.pooler, features, boxes[None])
+    logits = _apply(golden.model.mask_head, x, jnp.asarray(classes[None]), jnp.ones((1, len(classes)), bool))
     height, width = (int(side) for side in golden[f"original_size_{image}"])
     found = ImageDetections(
         image,
@@ -192,12 +208,15 @@ def end_to_end_rows(golden: Golden) -> Iterator[Row]:
 
     Scores are held to the reference's own difference where that is larger than the bound, as its features are.
     """
-    detect = jax.jit(functools.partial(models.detect, golden.config))
-    found = detect(golden.variables, jnp.asarray(golden.images), jnp.asarray(golden.sizes))
-    rest = jax.jit(functools.partial(detect_from_features, golden.config, golden.model), static_argnums=1)
-    others = rest(
-        jax.tree.map(jnp.asarray, golden.other_features), golden["batch"].shape[2:], jnp.asarray(golden.sizes)
-    )
+    config, padded_size, sizes = golden.config, golden["batch"].shape[2:], jnp.asarray(golden.sizes)
+
+    @jax.jit
+    def rest(variables: Variables, features: Mapping[str, jax.Array]) -> PaddedDetections:
+        return detect_from_features(config, models.networks(config, variables), features, padded_size, sizes)
+
+    # As `models.detect`, in two programs: the backbone's is another row's, the other that of the reference's features.
+    features = _apply(golden.model.backbone, normalize(config, jnp.asarray(golden.images), sizes))
+    found, others = (rest(golden.variables, given) for given in (features, golden.other_features))
     own = compare_boxes(_detection_pairs(golden, others))
     for row in box_rows(golden.name, "end to end", _detection_pairs(golden, found)):
         yield replace(row, bound=max(row.bound, own.scores)) if row.quantity == "scores of matched boxes" else row

@@ -90,7 +90,7 @@ def proposal_rows(case: Case) -> list[Row]:
     for boxes, scores in zip(*case.trace.stages["proposals"], strict=True):
         # The levels' own NMS is over: at .5 and over all levels most of these boxes fall.
         expected = nms(boxes, scores, 0.5).numpy()
-        kept = ops.nms(jnp.asarray(boxes), jnp.asarray(scores), jnp.ones(len(boxes), bool), 0.5, len(boxes))
+        kept = _nms(jnp.asarray(boxes), jnp.asarray(scores), jnp.ones(len(boxes), bool), 0.5, len(boxes))
         found = np.asarray(kept.indices)[np.asarray(kept.valid)]
         flipped.append(len(np.setxor1d(found, expected)) / len(boxes))
     return [*rows, Row(case.name, "proposals", "boxes that NMS treats otherwise", max(flipped), 0.0, "of all")]
@@ -151,9 +151,7 @@ def paste_rows(case: Case) -> list[Row]:
         masks, boxes = resized["masks"][:, 0].numpy(), final["boxes"].numpy()
         reference = final["masks"][:, 0].numpy() > 0.5
         size = (record.height, record.width)
-        plain.append(
-            masks_iou(np.asarray(ops.paste_masks(jnp.asarray(masks), jnp.asarray(boxes), size, convention)), reference)
-        )
+        plain.append(masks_iou(np.asarray(_paste(jnp.asarray(masks), jnp.asarray(boxes), size, convention)), reference))
         found = ImageDetections(
             record.image_id, *size, boxes, final["scores"].numpy(), final["labels"].numpy().astype(np.int32), masks
         )
@@ -228,6 +226,8 @@ def end_to_end_rows(case: Case) -> list[Row]:
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 _encode = jax.jit(functools.partial(box_ops.encode, weights=BOX_WEIGHTS))
 _decode = jax.jit(functools.partial(box_ops.decode, weights=BOX_WEIGHTS))
+_nms = jax.jit(ops.nms, static_argnums=(3, 4))
+_paste = jax.jit(ops.paste_masks, static_argnums=(2, 3))
 
 
 @jax.jit

@@ -11,8 +11,13 @@ from tests.conformance.sources import NARROW, SOURCES  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("shared")
 
-# A model's tests follow one another: few passes are kept.
-CASES = [(name, dtype) for name in NARROW for dtype in SOURCES[name].trained]
+# What float64 shows within 1e-6, float32 shows again within the reference's own rounding; in float32 the tests of
+# Detectron2's models compare gradients, too. A model's tests follow one another: few passes are kept.
+CASES = [
+    pytest.param(name, dtype, marks=[pytest.mark.slow] if dtype == "float32" else [])
+    for name in NARROW
+    for dtype in SOURCES[name].trained
+]
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)

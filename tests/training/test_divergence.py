@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,18 @@ from mask_rcnn_jax.data import pipeline
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Mean, Variables, init
 from mask_rcnn_jax.structures import Batch
-from mask_rcnn_jax.training import diagnosis, train
+from mask_rcnn_jax.training import ExperimentConfig, diagnosis, train
 from mask_rcnn_jax.training.diagnosis import NOTHING, diagnose
 from mask_rcnn_jax.training.divergence import load_kept_step
 from tests.tiny import tiny_batch, tiny_experiment
 
 CONFIG = tiny_experiment(Path("unused"))
+
+
+def experiment(root: Path, **changes: Any) -> ExperimentConfig:
+    """With images of floats, which only torchvision's resizing gives: they can hold a NaN."""
+    config = tiny_experiment(root, **changes)
+    return replace(config, data=replace(config.data, resize="torchvision"))
 
 
 def arrays(batch: Batch) -> dict[str, np.ndarray]:
@@ -117,9 +124,7 @@ def test_a_stage_is_blamed_that_overflows(variables, batch, name, stage):
 
 def test_a_run_passes_over_steps_says_so_stops_and_can_be_replayed(tmp_path, capsys, monkeypatch):
     """Row 3 of the batches of steps 2, 5 and 6 has a NaN; one such step may be skipped, two in a row may not."""
-    config = tiny_experiment(tmp_path, steps=6, max_skipped_steps=1)
-    # Only torchvision's resizing gives images of floats, which can hold a NaN.
-    config = replace(config, data=replace(config.data, resize="torchvision"))
+    config = experiment(tmp_path, steps=6, max_skipped_steps=1)
     load = pipeline.TrainingBatches.__call__
 
     def with_nan(self, step):
@@ -154,7 +159,7 @@ def test_a_run_passes_over_steps_says_so_stops_and_can_be_replayed(tmp_path, cap
 
 
 def test_a_huge_learning_rate_names_a_stage(tmp_path):
-    config = tiny_experiment(tmp_path)
+    config = experiment(tmp_path)
     config = replace(config, schedule=replace(config.schedule, learning_rate=1e9, warmup_steps=0))
     with pytest.raises(UserError, match=r"step 2, first (backbone features|RPN|class|box|mask|loss)[^(]* of ") as info:
         train(config, tmp_path / "run")
@@ -207,15 +212,13 @@ def test_batches_with_little_in_them_are_finite(variables, change):
 
 
 def test_a_gradient_is_blamed_that_alone_is_infinite(variables, batch, monkeypatch):
-    """The root of a sum of zeros is finite, and has an infinite slope. Last here, as it needs a program of its own."""
-    plain = diagnosis.loss_terms
+    """The root of a sum of zeros is finite, and has an infinite slope."""
 
-    def with_root(config, variables, batch, keys, observe):
-        terms, buffers = plain(config, variables, batch, keys, observe)
-        root = jnp.sqrt(jnp.abs(variables.params["box_head"]["fc1"]["bias"]).sum())
-        return terms | {"loss/root": Mean(root, jnp.float32(1))}, buffers
+    def root(config, variables, batch, keys, observe):
+        value = jnp.sqrt(jnp.abs(variables.params["box_head"]["fc1"]["bias"]).sum())
+        return {"loss/root": Mean(value, jnp.float32(1))}, variables.buffers
 
-    monkeypatch.setattr(diagnosis, "loss_terms", with_root)
+    monkeypatch.setattr(diagnosis, "loss_terms", root)
     diagnosis._program.cache_clear()
     found = diagnose(CONFIG, variables, batch, 1)  # biases begin as zeros
     diagnosis._program.cache_clear()

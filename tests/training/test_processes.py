@@ -1,4 +1,4 @@
-"""Two real processes with two devices each, joined over loopback, train and evaluate as one process does."""
+"""Two real processes with two devices each, joined over loopback, train and evaluate as this one does."""
 
 import json
 import os
@@ -11,6 +11,10 @@ from pathlib import Path
 
 import jax
 import pytest
+
+from mask_rcnn_jax.cli.main import main
+from mask_rcnn_jax.training import loop
+from tests.stepping import mesh_of
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """
@@ -42,22 +46,22 @@ with processes.joined(sys.argv[2], 2, int(sys.argv[6])):
 """
 
 
-def start(command: list[str], folder: Path, *, processes: int, devices: int) -> list[subprocess.Popen[str]]:
-    """The command in `processes` processes with `devices` virtual devices each; each one's output in a file."""
+def start(command: list[str], folder: Path) -> list[subprocess.Popen[str]]:
+    """The command in two processes with two virtual devices each; each one's output in a file."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
         "PYTHONPATH": str(ROOT),
     }
     started = []
-    for index in range(processes):
-        joined = ["--coordinator", address, "--processes", str(processes), "--process", str(index)]
+    for index in range(2):
+        joined = ["--coordinator", address, "--processes", "2", "--process", str(index)]
         with (folder / f"output{index}.txt").open("w") as output:
-            arguments = [sys.executable, *command, *(joined if processes > 1 else [])]
+            arguments = [sys.executable, *command, *joined]
             started.append(
                 subprocess.Popen(
                     arguments, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
@@ -75,10 +79,10 @@ def finish(started: list[subprocess.Popen[str]], folder: Path) -> list[int]:
         pytest.fail("\n".join(path.read_text() for path in folder.glob("output*.txt")))
 
 
-def train_command(folder: Path, run: str, steps: int = 4) -> list[str]:
+def train_options(folder: Path, run: str, steps: int = 4) -> list[str]:
     config = folder / f"{run}.py"
     config.write_text(CONFIG.format(root=str(folder), steps=steps))
-    return ["train.py", "--config", str(config), "--workdir", str(folder / run)]
+    return ["--config", str(config), "--workdir", str(folder / run)]
 
 
 def metrics(workdir: Path) -> list[dict[str, float]]:
@@ -88,11 +92,13 @@ def metrics(workdir: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder with the same run by one process with four devices and by two processes with two each."""
+    """A folder with the same run by this process, on as many devices, and by two."""
     folder = tmp_path_factory.mktemp("processes")
-    for run, processes in (("one", 1), ("two", 2)):
-        started = start(train_command(folder, run), folder, processes=processes, devices=4 // processes)
-        assert finish(started, folder) == [0] * processes, (folder / "output0.txt").read_text()
+    started = start(["train.py", *train_options(folder, "two")], folder)
+    assert finish(started, folder) == [0, 0], (folder / "output0.txt").read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_mesh", lambda config: mesh_of(4))
+        assert main(["train", *train_options(folder, "one")]) == 0
     return folder
 
 
@@ -109,14 +115,12 @@ def test_the_second_process_writes_and_says_nothing(runs):
     assert not [line for line in said if not line.startswith("[Gloo]")]
 
 
-def test_two_processes_evaluate_each_image_once(runs):
-    command = ["eval.py", "--workdir", str(runs / "two"), "--checkpoint", "latest", "--pictures", "0"]
-    found = []
-    for processes in (1, 2):
-        out = runs / f"eval{processes}"
-        started = start([*command, "--out", str(out)], runs, processes=processes, devices=2)
-        assert finish(started, runs) == [0] * processes, (runs / "output0.txt").read_text()
-        found.append(json.loads((out / "detections.json").read_text()))
+def test_two_processes_evaluate_each_image_once(runs, tmp_path):
+    command = ["--workdir", str(runs / "two"), "--checkpoint", "latest", "--pictures", "0", "--out"]
+    started = start(["eval.py", *command, str(tmp_path / "two")], tmp_path)
+    assert finish(started, tmp_path) == [0, 0], (tmp_path / "output0.txt").read_text()
+    assert main(["eval", *command, str(tmp_path / "one")]) == 0
+    found = [json.loads((tmp_path / name / "detections.json").read_text()) for name in ("one", "two")]
     one, two = (sorted(detections, key=lambda x: (x["image_id"], -x["score"])) for detections in found)
     assert [x["image_id"] for x in one] == [x["image_id"] for x in two]
     assert [x["score"] for x in one] == pytest.approx([x["score"] for x in two], rel=1e-5)
@@ -124,12 +128,12 @@ def test_two_processes_evaluate_each_image_once(runs):
 
 @pytest.mark.slow
 def test_a_process_may_be_late(tmp_path):
-    started = start(["-c", LATE], tmp_path, processes=2, devices=2)
+    started = start(["-c", LATE], tmp_path)
     assert finish(started, tmp_path) == [0, 0], (tmp_path / "output0.txt").read_text()
 
 
 def test_a_signal_to_one_process_stops_both_after_the_same_step(runs):
-    started = start(train_command(runs, "stopped", steps=2000), runs, processes=2, devices=2)
+    started = start(["train.py", *train_options(runs, "stopped", steps=2000)], runs)
     path, limit = runs / "stopped" / "metrics.jsonl", time.monotonic() + 300
     while not (path.exists() and path.stat().st_size) and time.monotonic() < limit:
         time.sleep(0.2)
@@ -147,7 +151,5 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(runs):
     ],
 )
 def test_mistakes_are_named(options, message, capsys):
-    from mask_rcnn_jax.cli import train
-
-    assert train.main(options) == 2
+    assert main(["train", *options]) == 2
     assert message in capsys.readouterr().err

@@ -6,36 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.export
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
+from mask_rcnn_jax import models
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import DATA_AXIS, NormConfig, Variables, loss_terms
+from mask_rcnn_jax.models import Variables, loss_terms
 from mask_rcnn_jax.training import AdamWConfig, CosineDecay, ExperimentConfig, ScheduleConfig, SGDConfig, StepDecay
 from mask_rcnn_jax.training.step import TrainState, _program, init_state, make_mesh, make_train_step, replicate, shard
-from tests.programs import count_exact_products
+from tests.programs import collective_operands, count_exact_products
+from tests.stepping import mesh_of, take_steps
 from tests.tiny import tiny_batch, tiny_experiment, tiny_model
 from tests.toy import toy_loss, toy_variables
 
 
-def mesh_of(devices: int) -> Mesh:
-    if jax.device_count() < devices:
-        pytest.skip(f"needs {devices} devices")
-    return Mesh(jax.devices()[:devices], (DATA_AXIS,))
-
-
 def run(config: ExperimentConfig, devices: int, steps: int, loss: Any = loss_terms, variables: Variables | None = None):
-    mesh = mesh_of(devices)
-    state, step_fn = replicate(init_state(config, variables), mesh), make_train_step(config, mesh, loss)
-    history = []
-    for step in range(steps):
-        batch = tiny_batch(config.batch_size, seed=step)
-        batch = replace(batch, example_index=np.arange(config.batch_size, dtype=np.int32) + step * config.batch_size)
-        state, measures = step_fn(state, shard(batch, mesh))
-        history.append({name: float(value) for name, value in measures.items()})
-    return jax.device_get(state), history
+    return take_steps(config, devices, lambda step: tiny_batch(config.batch_size, seed=step), steps, loss, variables)
 
 
 def run_toy(config: ExperimentConfig, devices: int, steps: int):
@@ -49,33 +35,19 @@ def largest_difference(state: TrainState, reference: TrainState) -> float:
     return max(float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-6)) for a, b in leaves)
 
 
-def test_eight_devices_train_like_one():
-    """Losses use global counts, gradients are summed once, sampling follows the example, batch norm is synchronised."""
-    config = tiny_experiment(Path("unused"), model=tiny_model(NormConfig(kind="batch_norm", groups=4)))
-    (one, history_of_one), (eight, history_of_eight) = run(config, 1, 3), run(config, 8, 3)
-    for a, b in zip(history_of_one, history_of_eight, strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            assert a[name] == pytest.approx(b[name], rel=2e-4, abs=1e-5), name
-    for path, a in jax.tree_util.tree_leaves_with_path(one.variables):
-        b = eight.variables
-        for key in path:
-            b = getattr(b, key.name) if hasattr(key, "name") else b[key.key]
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5, err_msg=jax.tree_util.keystr(path))
-    assert int(one.step) == 3
+# What is trained on one batch of two images; remat changes the program and nothing that it computes.
+TWO_IMAGES = tiny_experiment(
+    Path("unused"),
+    batch_size=2,
+    steps=1500,
+    seed=1,
+    optimizer=AdamWConfig(weight_decay=0.0, clip_norm=1.0),
+    schedule=ScheduleConfig(learning_rate=3e-3, warmup_steps=10, decay=CosineDecay()),
+)
 
 
 def test_one_batch_can_be_learnt_by_heart_along_the_gradient_of_the_reported_loss():
-    config = tiny_experiment(
-        Path("unused"),
-        model=tiny_model(),
-        batch_size=2,
-        steps=3000,
-        seed=1,
-        optimizer=AdamWConfig(weight_decay=0.0, clip_norm=1.0),
-        schedule=ScheduleConfig(learning_rate=1e-3, warmup_steps=10, decay=CosineDecay()),
-    )
-    mesh = mesh_of(1)
+    config, mesh = TWO_IMAGES, mesh_of(1)
     state, step_fn = replicate(init_state(config), mesh), make_train_step(config, mesh)
     batch = shard(tiny_batch(2), mesh)
     state, measures = step_fn(state, batch)
@@ -84,29 +56,15 @@ def test_one_batch_can_be_learnt_by_heart_along_the_gradient_of_the_reported_los
     parts = sum(value for name, value in first.items() if name.startswith("loss/"))
     assert first["loss"] == pytest.approx(parts, rel=1e-5)
     assert first["gradient_norm"] > 0
-    assert first["learning_rate"] == pytest.approx(1e-3 * 0.001, rel=1e-4)
+    assert first["learning_rate"] == pytest.approx(3e-3 * 0.001, rel=1e-4)
     losses = [first["loss"]]
     for _ in range(config.steps - 1):
         state, measures = step_fn(state, batch)
         losses.append(float(measures["loss"]))
     assert losses[0] > 2
-    # Each step samples other RoIs, so single losses vary. Measured means are .003 with this seed; with seed 0 rounding
-    # decides whether one class stays wrong: .006 on one virtual device, .081 on eight.
+    # Each step samples other RoIs, so single losses vary. Measured means are .013 with this seed, .025 and .012 with 0
+    # and 2.
     assert np.mean(losses[-100:]) < 0.05
-
-
-# Few proposals, and a seed: where a proposal lies within rounding of a threshold, or an activation of zero, what
-# follows is not rounding. Of the seeds 0 to 4 all but this one have such a case on two, four or eight devices.
-FEW = replace(tiny_model(), rpn=replace(tiny_model().rpn, pre_nms_train=8, post_nms_train=8))
-TWENTY_STEPS = tiny_experiment(Path("unused"), model=FEW, steps=20, seed=4)
-
-
-def test_twenty_steps_agree_on_eight_devices():
-    (one, history_of_one), (eight, history) = run(TWENTY_STEPS, 1, 20), run(TWENTY_STEPS, 8, 20)
-    for a, b in zip(jax.tree.leaves(eight.variables), jax.tree.leaves(one.variables), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
-    for a, b in zip(history_of_one, history, strict=True):
-        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
 
 
 TOY = tiny_experiment(Path("unused"), optimizer=SGDConfig(clip_norm=1.0), ema_decay=0.75)
@@ -127,52 +85,35 @@ def test_devices_and_parts_of_a_batch_train_like_the_whole(devices, parts, twent
     assert shared.variables.buffers["parts"] == 20 * parts  # each goes on from the one before
 
 
-@pytest.mark.slow
-def test_twenty_steps_of_float64_agree():
-    config = tiny_experiment(Path("unused"), model=replace(tiny_model(), dtype="float64"), steps=20)
-    with jax.enable_x64(True):
-        (one, history_of_one), (four, history) = run(config, 1, 20), run(config, 4, 20)
-    for a, b in zip(jax.tree.leaves(four.variables), jax.tree.leaves(one.variables), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)  # they stay float32
-    for a, b in zip(history_of_one, history, strict=True):
-        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("parts", "loss", "variables"), [(1, toy_loss, toy_variables), (2, toy_loss, toy_variables), (2, loss_terms, None)]
-)
-def test_gradients_cross_devices_once_and_never_in_a_loop(parts, loss, variables):
-    config = tiny_experiment(Path("unused"), model=tiny_model(), accumulation_steps=parts)
-    mesh = mesh_of(2)
-    inputs = replicate(init_state(config, variables and variables()), mesh), shard(tiny_batch(8), mesh)
-    program = make_train_step(config, mesh, loss).lower(*inputs).compile().as_text()
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_cross_devices_once_and_never_in_a_loop(parts):
+    config, mesh = replace(TOY, accumulation_steps=parts), mesh_of(2)
+    inputs = replicate(init_state(config, toy_variables()), mesh), shard(tiny_batch(8), mesh)
+    program = make_train_step(config, mesh, toy_loss).lower(*inputs).compile().as_text()
     # The entry computation is the one that no loop repeats.
     outside, entry = program.split("\nENTRY ")
     collective = re.compile(r"= (.*) (?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\(")
     assert not collective.search(outside)
     counts, gradients = sorted(collective.findall(entry), key=len)
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(inputs[0].variables.params)]
-    # A shortcut's bias has the gradient of the bias beside it, and XLA may sum it once for both.
-    alone = [name for name in names if not ("shortcut" in name and "bias" in name)]
-    assert gradients.count("f32[") >= len(alone) > len(names) - 10
+    assert gradients.count("f32[") == len(jax.tree.leaves(inputs[0].variables.params))
     assert re.fullmatch(r"f32\[\d\d?\]\{0\}", counts)  # less than a hundred sums of losses and counts
-
-
-def test_the_step_lowers_for_gpu_and_tpu():
-    config, mesh = tiny_experiment(Path("unused"), model=tiny_model()), mesh_of(2)
-    inputs = replicate(init_state(config), mesh), shard(tiny_batch(8), mesh)
-    step = make_train_step(config, mesh)
-    given = step.hyperparameters(inputs[0].step)
-    lowered = jax.export.export(step.program, platforms=("cuda", "tpu"))(*inputs, given)
-    assert (lowered.platforms, lowered.nr_devices) == (("cuda", "tpu"), 2)
 
 
 @pytest.fixture(scope="module")
 def traced_step():
-    config, mesh = tiny_experiment(Path("unused"), model=tiny_model()), mesh_of(1)
+    config, mesh = tiny_experiment(Path("unused"), model=tiny_model()), mesh_of(2)
     assert config.model.backbone.bottom_up.freeze_at == 0  # the gradient passes the stem's pool
     state, step = jax.eval_shape(lambda: init_state(config)), make_train_step(config, mesh)
     return step.program.trace(state, tiny_batch(8), jax.eval_shape(step.hyperparameters, state.step))
+
+
+def test_a_model_asks_for_no_more_than_its_gradients_and_counts_to_cross_devices(traced_step):
+    params = len(jax.tree.leaves(models.abstract(tiny_model()).params))
+    assert collective_operands(traced_step.lower()) == (params + 1, 0)
+
+
+def test_the_step_lowers_for_gpu_and_tpu_at_once(traced_step):
+    traced_step.lower(lowering_platforms=("cuda", "tpu"))
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
@@ -194,8 +135,8 @@ def test_the_step_for_gpu_adds_nothing_in_any_order(traced_step):
 
 
 def test_networks_that_are_computed_again_learn_the_same():
-    config = tiny_experiment(Path("unused"), model=tiny_model(), batch_size=2)
-    computed_again = replace(config, model=replace(config.model, remat=("backbone", "rpn", "box_head", "mask_head")))
+    config, remat = TWO_IMAGES, ("backbone", "rpn", "box_head", "mask_head")
+    computed_again = replace(config, model=replace(config.model, remat=remat))
     (kept, _), (computed, _) = run(config, 1, 1), run(computed_again, 1, 1)
     assert largest_difference(computed, kept) < 1e-4
     inputs = init_state(config), tiny_batch(2)
