@@ -69,7 +69,7 @@ Each has a test that fails where one falls into it.
 | `crop_and_resize` for RoIAlign | `tests/ops/test_roi_align.py`: golden values, loops, torchvision, Detectron2 |
 | a threshold of NMS that is written into the code | `tests/conformance/test_traps.py`; `tests/ops/test_nms.py` |
 | a gradient that is NaN through padded boxes | `tests/ops/test_boxes.py`; `tests/models/test_box_head.py` |
-| box losses averaged by device | `tests/models/test_family.py`: two devices agree with one |
+| box losses averaged by device | `tests/models/test_family.py`: two devices that compute again agree with one |
 
 ## Rows
 

@@ -63,7 +63,7 @@ def batch_norm_over(devices: int, x: np.ndarray, counted: np.ndarray) -> tuple[n
         return norm(x, counted), nnx.to_pure_dict(nnx.state(norm, nnx.BatchStat))
 
     specs = (P(DATA_AXIS), P(DATA_AXIS))
-    return jax.shard_map(apply, mesh=mesh, in_specs=specs, out_specs=(P(DATA_AXIS), P()))(x, counted)
+    return jax.jit(jax.shard_map(apply, mesh=mesh, in_specs=specs, out_specs=(P(DATA_AXIS), P())))(x, counted)
 
 
 def test_batch_norm_counts_rows_of_all_devices_alike():
@@ -163,7 +163,7 @@ def test_max_pool_and_its_gradient_are_xlas(size):
             x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
         )
 
-    (ours, our_vjp), (theirs, their_vjp) = jax.vjp(max_pool, x), jax.vjp(expected, x)
+    (ours, our_vjp), (theirs, their_vjp) = (jax.vjp(jax.jit(pool), x) for pool in (max_pool, expected))
     np.testing.assert_array_equal(ours, theirs)
     gradient = jnp.asarray(rng.integers(-9, 9, ours.shape), jnp.float32)
     np.testing.assert_array_equal(*our_vjp(gradient), *their_vjp(gradient))
@@ -182,8 +182,9 @@ def test_rois_and_their_gradients_do_not_depend_on_chunks(rois):
         result = function(x, valid) if at_once else over_rois(FrozenBatchNorm(1, 0.0), function, valid, x, valid)
         return jnp.sum(jnp.where(valid[..., None, None, None], result, 0) ** 2), result
 
-    (ours, result), gradients = jax.value_and_grad(total, (1, 2), has_aux=True)(False, x, weights)
-    (expected, of_all), expected_gradients = jax.value_and_grad(total, (1, 2), has_aux=True)(True, x, weights)
+    of_total = jax.jit(jax.value_and_grad(total, (1, 2), has_aux=True), static_argnums=0)
+    (ours, result), gradients = of_total(False, x, weights)
+    (expected, of_all), expected_gradients = of_total(True, x, weights)
     for a, b in zip((ours, *gradients), (expected, *expected_gradients), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(result[valid], of_all[valid], rtol=1e-6, atol=1e-6)

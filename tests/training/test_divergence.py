@@ -212,7 +212,7 @@ def test_batches_with_little_in_them_are_finite(variables, change):
 
 
 def test_a_gradient_is_blamed_that_alone_is_infinite(variables, batch, monkeypatch):
-    """The root of a sum of zeros is finite, and has an infinite slope."""
+    """The root of a sum of zeros is finite, and has an infinite slope. Last here, as it needs a program of its own."""
 
     def root(config, variables, batch, keys, observe):
         value = jnp.sqrt(jnp.abs(variables.params["box_head"]["fc1"]["bias"]).sum())

@@ -1,4 +1,4 @@
-"""Two real processes with two devices each, joined over loopback, train and evaluate as this one does."""
+"""Two real processes with four devices each, joined over loopback, train and evaluate as this one does."""
 
 import json
 import os
@@ -13,8 +13,6 @@ import jax
 import pytest
 
 from mask_rcnn_jax.cli.main import main
-from mask_rcnn_jax.training import loop
-from tests.stepping import mesh_of
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """
@@ -47,13 +45,13 @@ with processes.joined(sys.argv[2], 2, int(sys.argv[6])):
 
 
 def start(command: list[str], folder: Path) -> list[subprocess.Popen[str]]:
-    """The command in two processes with two virtual devices each; each one's output in a file."""
+    """The command in two processes with four virtual devices each; each one's output in a file."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
         "PYTHONPATH": str(ROOT),
     }
@@ -96,9 +94,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     started = start(["train.py", *train_options(folder, "two")], folder)
     assert finish(started, folder) == [0, 0], (folder / "output0.txt").read_text()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_mesh", lambda config: mesh_of(4))
-        assert main(["train", *train_options(folder, "one")]) == 0
+    assert main(["train", *train_options(folder, "one")]) == 0
     return folder
 
 
