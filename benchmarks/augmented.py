@@ -1,4 +1,4 @@
-"""What test-time augmentation gains in AP, and costs in time, on a checkpoint's own validation images.
+"""The gain in AP and the cost in time of test-time augmentation, on a checkpoint's own validation images.
 
     python benchmarks/augmented.py --checkpoint runs/shapes
 

@@ -1,4 +1,4 @@
-"""How long the training step takes to compile: with an empty cache of programs, and again with what that left there.
+"""Compile time of the training step: with an empty cache of programs, and again with what that left there.
 
     python -m benchmarks.compile_time
 

@@ -1,4 +1,4 @@
-"""How time and memory grow as the work does.
+"""Growth of time and memory with the work.
 
     python -m benchmarks.curves
 

@@ -1,4 +1,4 @@
-"""How many images a second one core loads, stage by stage, beside torchvision's own detection transforms.
+"""Images per second that one core loads, stage by stage, beside torchvision's own detection transforms.
 
     python -m benchmarks.data --data PATH/TO/coco_mini
 

@@ -58,7 +58,7 @@ export_onnx(exportable, folder / "model.onnx")
 
 
 def model(size: int):
-    """What is exported. Imported here: the files' own ways need nothing of it."""
+    """Return the exported model. Imported here: the files' own ways need nothing of it."""
     import jax
 
     from mask_rcnn_jax.export.program import Exportable, ExportSettings

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, its report, and work in a process of its own."""
+"""The machine of a benchmark, its report, and work in a process of its own."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def write(file: Path, about: dict[str, Any], rows: Any) -> None:
 
 
 def in_a_process(module: str, *arguments: object, **environment: str) -> Any:
-    """What `python -m module` prints as JSON in its last line."""
+    """Run `python -m module` and return the JSON in its last line."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""What the training step pays for safety, and what recomputing saves.
+"""The training step's cost of safety, and the gain of rematerialisation.
 
     python -m benchmarks.overheads
 
@@ -66,7 +66,7 @@ def print_finite(config: ExperimentConfig, batch: Batch, rounds: int) -> None:
 
 
 def repeated_end(config: ExperimentConfig) -> Call:
-    """What a step does once it has its gradients, compiled."""
+    """Compile what a step does once it has its gradients."""
     state = init_state(config)
     gradients = jax.tree.map(jnp.ones_like, state.variables.params)
 
@@ -84,7 +84,7 @@ def print_remat(config: ExperimentConfig, batch: Batch) -> None:
 
 
 def kept_bytes(model: MaskRCNNConfig, batch: Batch) -> int:
-    """What the losses' gradient function holds beside the parameters."""
+    """Measure what the losses' gradient function holds beside the parameters."""
 
     def kept(params: Any, buffers: Any, keys: jax.Array) -> Any:
         def loss(params: Any) -> jax.Array:

@@ -37,7 +37,7 @@ _SLOTS = 100  # of ground truth, as the pipeline gives them; 8 are taken
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """What the model makes of the image, in both layouts."""
+    """The model's outputs for the image, in both layouts."""
 
     models: Pair
     images: ImageList  # normalised

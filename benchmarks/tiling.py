@@ -1,4 +1,4 @@
-"""What tiling costs in AP: pieces side by side in one mosaic, found through tiles, beside each found by itself.
+"""The cost of tiling in AP: pieces side by side in one mosaic, found through tiles, beside each found by itself.
 
     python benchmarks/tiling.py --checkpoint runs/shapes
 
@@ -65,7 +65,7 @@ def data_pieces(root: str, class_names: tuple[str, ...], count: int) -> list[Pie
 
 
 def cells(pieces: list[Piece]) -> Int[np.ndarray, "n 4"]:
-    """Where pieces lie (x1, y1, x2, y2): on a grid as square as can be, each at its cell's corner."""
+    """Return the places of pieces (x1, y1, x2, y2): on a grid as square as can be, each at its cell's corner."""
     sides = np.array([piece.image.shape[1::-1] for piece in pieces])
     width, height = sides.max(axis=0)
     columns = math.ceil(math.sqrt(len(pieces) * height / width))

@@ -74,7 +74,7 @@ def differences(a: object, b: object) -> list[str]:
 
 
 def load_config_file(path: str | Path) -> object:
-    """What `get_config()` of the Python file `path` returns.
+    """Return what `get_config()` of the Python file `path` returns.
 
     Raises UserError naming the file, and where it can the line, when the file is missing, fails, has no `get_config`,
     or returns something that is not a dataclass, or one with a value that `from_json` refuses.

@@ -1,4 +1,4 @@
-"""What the system says of a disk, a mount or a limit: no bug, wherever it is met."""
+"""System errors of a disk, a mount or a limit: never a bug, wherever they occur."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What the processes of one run do together. With one process all of it is done at once."""
+"""Communication between the processes of one run. With one process it returns at once."""
 
 import os
 import pickle
@@ -65,12 +65,12 @@ def _connect() -> None:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Return whether this is the process that writes files and prints."""
     return jax.process_index() == 0
 
 
 def index_and_count() -> tuple[int, int]:
-    """Which of how many processes this is."""
+    """Return this process's index, and the number of processes."""
     return jax.process_index(), jax.process_count()
 
 
@@ -85,7 +85,7 @@ def gather(value: T) -> list[T]:
 
 
 def by_first(action: Callable[[], T]) -> T:
-    """What `action` returns in the first process, for all of them; its `UserError` is raised in all."""
+    """Run `action` in the first process and return its result in all; its `UserError` is raised in all."""
     result: Any = None
     if is_first():
         try:

@@ -1,4 +1,4 @@
-"""What stands beside a setting in its annotation: the range of its numbers, whether older files may lack it, and
+"""Annotations of a setting: the range of its numbers, whether older files may lack it, and
 whether a run may go on with another.
 
 `steps: Annotated[int, Range(1)] = 90_000`, `scales: Annotated[tuple[Annotated[float, Range(0.1, 10)], ...], Items(1)]`.

@@ -35,7 +35,7 @@ class GroundTruth:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """What one training step consumes."""
+    """The input of one training step."""
 
     images: Num[Array, "B H W 3"]  # RGB, uint8 or float of the same range, zero outside `image_sizes`
     image_sizes: Int[Array, "B 2"]  # (height, width) before padding

@@ -123,6 +123,19 @@ def test_extras_are_those_of_the_metadata() -> None:
     assert metadata.keys() == EXTRAS.keys() | {"cuda13", "tpu", "all", "dev"}
 
 
+def test_no_docstring_begins_with_a_question() -> None:
+    """A function's begins with a verb, a class's and a module's with a noun."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    question = r"(What|Which|Whether|How|Where)\b"
+    texts = [
+        (path, ast.get_docstring(node) or "")
+        for path in (*MODULES, *(ROOT / "benchmarks").glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, kinds)
+    ]
+    assert not [f"{path}: {text.splitlines()[0]}" for path, text in texts if re.match(question, text)]
+
+
 def test_lint() -> None:
     check("ruff", "check", "--no-cache", "--output-format", "concise")
 

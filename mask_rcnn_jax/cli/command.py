@@ -1,4 +1,4 @@
-"""How every command ends. No jax here: commands that only read and write files start fast."""
+"""The end of every command: exit status, messages, signals. Imports no jax, so that file commands start fast."""
 
 import _thread
 import io

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def describe(written: Written, out: Path, shown: int | None) -> list[str]:
-    """What was converted and what was not, with at most `shown` cases of a kind."""
+    """Describe what was converted and what was not, with at most `shown` cases of a kind."""
     lines = [
         f"{out}: {split}: {count} images, {written.instances[split]} objects, {written.crowds[split]} crowds"
         for split, count in written.images.items()

@@ -1,4 +1,4 @@
-"""Where the settings of a command come from, and which processes run it."""
+"""The settings of a command, and the processes that run it."""
 
 import argparse
 from contextlib import AbstractContextManager, nullcontext
@@ -27,7 +27,7 @@ def config_path(text: str) -> Path:
 
 
 def load_experiment(file: Path) -> ExperimentConfig:
-    """What `get_config()` of a Python file returns, or the configuration of the run or import in a folder.
+    """Load what `get_config()` of a Python file returns, or the configuration of the run or import in a folder.
 
     Raises UserError where it is no experiment's configuration.
     """

@@ -97,7 +97,7 @@ def export_settings(
     batch: int | None = 1,
     paste_masks: bool = False,
 ) -> ExportSettings:
-    """How to export a model that is evaluated as `data` says; sizes are (height, width) in pixels.
+    """Return the export settings of a model that is evaluated as `data` says; sizes are (height, width) in pixels.
 
     Raises UserError for a size that cannot be.
     """

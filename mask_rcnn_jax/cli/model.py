@@ -1,4 +1,4 @@
-"""Which trained model a command uses."""
+"""The trained model that a command uses."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `mask-rcnn predict` writes: a writer for each `--format`."""
+"""The outputs of `mask-rcnn predict`: a writer for each `--format`."""
 
 import json
 import re

@@ -49,7 +49,7 @@ Sequences = list[tuple[str, list[InputImage]]]  # names, and the frames of each
 
 @runtime_checkable
 class Stream(Protocol):
-    """What finds instances: `Predictor`, and what has its `stream`."""
+    """A source of detections: `Predictor`, and whatever else has its `stream`."""
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]: ...
@@ -186,7 +186,7 @@ def _inputs(options: argparse.Namespace, failures: list[str]) -> tuple[Sequences
 def _files(
     options: argparse.Namespace, sequences: Sequences, images: list[InputImage], videos: list[InputImage]
 ) -> Iterator[Path]:
-    """What may be written."""
+    """Return the files that may be written."""
     for name in dict.fromkeys(options.format):
         for image in images:
             yield from FORMATS[name].files(options.out, image)

@@ -28,7 +28,7 @@ _COLUMNS = ("frame", "track", "class", "score", "x1", "y1", "x2", "y2")
 
 @runtime_checkable
 class Clip(Protocol):
-    """What frames come from. `problem` says, after the last one, what is missing."""
+    """A source of frames. After the last one, `problem` says what is missing."""
 
     rate: Fraction
     problem: str | None

@@ -21,7 +21,7 @@ _PASTED = 0.5  # probability of each instance of the donor
 
 
 def is_portrait(record: Record) -> bool:
-    """Whether the image goes on the transposed canvas."""
+    """Return whether the image goes on the transposed canvas."""
     return record.height > record.width
 
 
@@ -72,7 +72,7 @@ def large_scale_jitter(picture: Image.Image, record: Record, config: DataConfig,
 
 
 def _sample(record: Record, size: tuple[int, int], window: Window, image: np.ndarray) -> Sample:
-    """What is left of the record's instances inside `window` of the image at `size`. Crowds are left out.
+    """Return what is left of the record's instances inside `window` of the image at `size`. Crowds are left out.
 
     Boxes that the window cuts are drawn anew around the visible part of the mask.
     """

@@ -1,4 +1,4 @@
-"""What to read and how to shape it: the settings of the `data` layer."""
+"""Settings of the `data` layer: what to read and how to shape it."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal

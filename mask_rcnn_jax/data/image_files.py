@@ -42,7 +42,7 @@ _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectory
 
 
 def with_retries(read: Callable[[], T]) -> T:
-    """What `read` returns, which is called again after a pause where the disk fails, as one on a network may.
+    """Call `read`, again after a pause where the disk fails, as one on a network may, and return its result.
 
     The last failure is raised. A file that is not there or is broken is not read again: Pillow's own errors have no
     number of the system's.

@@ -38,7 +38,7 @@ def find_images(inputs: Sequence[str]) -> tuple[list[InputImage], list[str]]:
 
 
 def frame_count(path: Path) -> int:
-    """How many frames an animated image or a stack has; 1 for any other file."""
+    """Count the frames of an animated image or a stack; 1 for any other file."""
     try:
         with opened_image(path) as image:
             return count_frames(image)

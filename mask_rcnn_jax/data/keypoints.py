@@ -47,7 +47,7 @@ def category_keypoints(
 
 
 def is_edge(edge: Any, num_keypoints: int) -> bool:
-    """Whether this entry of a skeleton joins two keypoints, counted from 1."""
+    """Return whether this entry of a skeleton joins two keypoints, counted from 1."""
     return (
         isinstance(edge, list)
         and len(edge) == 2

@@ -58,7 +58,7 @@ def coverage(segmentation: Segmentation, region: Float[np.ndarray, "4"], size: i
 def bitmap(
     segmentation: Segmentation, region: Float[np.ndarray, "4"], size: tuple[int, int]
 ) -> Bool[np.ndarray, "{size[0]} {size[1]}"]:
-    """Which of `size` (rows, columns) equal cells of `region` the segmentation covers.
+    """Rasterise the segmentation on `size` (rows, columns) equal cells of `region`.
 
     By at least half for RLE; polygons are rasterised with cells for pixels.
     """

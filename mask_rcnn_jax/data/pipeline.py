@@ -61,7 +61,7 @@ def describe_left_out(dataset: CocoDataset, config: DataConfig) -> list[str]:
 
 
 def annotated_keypoints(record: Record) -> int:
-    """How many keypoints are annotated in the image, hidden ones as well, but for those of crowds."""
+    """Count the image's annotated keypoints, hidden ones included, those of crowds excluded."""
     if record.keypoints is None:
         return 0
     return int((record.keypoints[~record.iscrowd, :, 2] > 0).sum())

@@ -1,4 +1,4 @@
-"""Which records each training step sees: a function of the seed and the step alone.
+"""The records of each training step: a function of the seed and the step alone.
 
 `n` records.
 """
@@ -22,7 +22,7 @@ def plan_batches(
     sources: Int[np.ndarray, " n"] | None = None,
     weights: Sequence[float] = (),
 ) -> Int[np.ndarray, "num_steps batch_size"]:
-    """Which of `n` records each step trains on; a batch holds one value of `orientation`.
+    """Choose the records, of `n`, that each step trains on; a batch holds one value of `orientation`.
 
     Epochs of fresh permutations follow one another; each orientation collects its records in that order and yields a
     batch whenever it has enough (Detectron2's aspect-ratio grouping, without its dependence on the number of workers).
@@ -50,7 +50,7 @@ def plan_batches(
 
 
 def repeat_factors(records: Sequence[Record], threshold: float) -> Float[np.ndarray, " n"]:
-    """How often an epoch shows each record: r = max over its classes of max(1, sqrt(threshold / f)), where f is the
+    """Compute each record's repeats per epoch: r = max over its classes of max(1, sqrt(threshold / f)), where f is the
     share of records with the class. Crowds do not count. From Gupta et al. 2019, arXiv 1908.03195, section B.
     """
     classes = [np.unique(record.classes[~record.iscrowd]) for record in records]

@@ -1,4 +1,4 @@
-"""What every source yields: records, one an image, and the dataset they belong to."""
+"""The output of every source: records, one per image, and the dataset that they belong to."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from mask_rcnn_jax.files import open_file
 
 @dataclass(frozen=True, eq=False)
 class Federated:
-    """What is known of the classes in an image where not every class was looked for (LVIS)."""
+    """Knowledge of the classes in an image that was not searched for every class (LVIS)."""
 
     absent: Int[np.ndarray, " a"]  # classes 0..K-1 that are certainly not in the image
     not_exhaustive: Int[np.ndarray, " e"]  # classes of which only some instances are annotated

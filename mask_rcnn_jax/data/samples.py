@@ -18,7 +18,7 @@ Window = tuple[int, int, int, int]  # (x1, y1, x2, y2), whole pixels
 
 @dataclass(frozen=True, eq=False)
 class PlacedMask:
-    """What an instance's box shows of its segmentation, which is cut only when it is asked for.
+    """An instance's segmentation as its box shows it, cut only when asked for.
 
     So an augmentation costs nothing by instance, and what reaches the grid is the annotation and no resized bitmap.
     """
@@ -33,7 +33,7 @@ class PlacedMask:
         return self._as_shown(coverage(self.segmentation, self.region, size))
 
     def pixels(self, box: Float[np.ndarray, "4"], window: Window) -> Bool[np.ndarray, "h w"]:
-        """Which pixels of `window` the instance covers; both are in pixels of the sample, where it has `box`."""
+        """Rasterise the instance on the pixels of `window`; both are in pixels of the sample, where it has `box`."""
         corner, side = box[:2].astype(np.float64), (box[2:] - box[:2]).astype(np.float64)
         part = ((np.array(window).reshape(2, 2) - corner) / side).reshape(1, 4)  # of a box of side 1
         part = transforms.rotate_boxes(part, 1, 1, -self.turns)

@@ -21,7 +21,7 @@ EncodedFile = io.BufferedReader | io.BytesIO
 
 @dataclass(frozen=True)
 class ShardImage:
-    """Where an encoded image lies in the shards of one split; cheap to send to another process."""
+    """The place of an encoded image in the shards of one split; cheap to send to another process."""
 
     directory: str  # a version's folder, with dataset_info.json
     split: str
@@ -80,5 +80,5 @@ def split_examples(directory: str, split: str) -> Any:
 
 
 def shards_metadata(directory: str) -> dict[str, Any]:
-    """What the builder wrote about the splits: "categories" has those of each."""
+    """Read what the builder wrote about the splits: "categories" has those of each."""
     return builder_of(directory).info.metadata

@@ -112,7 +112,7 @@ def resize_picture(picture: Image.Image, size: tuple[int, int], convention: Resi
 def resize_window(
     picture: Image.Image, size: tuple[int, int], window: tuple[int, int, int, int], convention: Resize
 ) -> Num[np.ndarray, "h w 3"]:
-    """What `window` (x1, y1, x2, y2) shows of `resize_picture`, made without the rest.
+    """Compute the part of `resize_picture` inside `window` (x1, y1, x2, y2), without the rest.
 
     Detectron2: but for a grey level here and there, since Pillow takes the place of the window in float32.
     """

@@ -73,7 +73,7 @@ class VideoReader:
 
     @property
     def stated_frames(self) -> int | None:
-        """How many frames there should be by the file's header; None where it does not say."""
+        """Read the number of frames from the file's header; None where it does not say."""
         if self._stream.frames:
             return self._stream.frames
         seconds = None

@@ -1,4 +1,4 @@
-"""How loading starts, ends and is interrupted: a thread that asks Grain for batches, and the processes that it starts.
+"""Start, end and interruption of loading: a thread that asks Grain for batches, and the processes that it starts.
 
 Python raises KeyboardInterrupt wherever the main thread happens to be. In a destructor, such as that of Grain's shared
 memory, it is ignored, so that Ctrl-C is lost; between the taking of a lock and its `with`, the lock stays taken.

@@ -32,7 +32,7 @@ Result = dict[str, Any]  # one detection as COCO's results format has it
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How models are evaluated."""
+    """Settings of evaluation."""
 
     # Per image and class, ascending; AP counts up to the last.
     max_detections: Annotated[tuple[Positive, ...], Items(1)] = (1, 10, 100)

@@ -23,7 +23,7 @@ Program = Callable[[Variables, UInt8[Array, "B H W 3"], Int[Array, "B 2"]], dict
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What a file is to take and give, beyond what the checkpoint says.
+    """Inputs and outputs of an exported file, beyond what the checkpoint says.
 
     Raises UserError for an input whose resizing would not be exact.
     """
@@ -80,7 +80,7 @@ def program(config: MaskRCNNConfig, settings: ExportSettings, pool: Pool = pool)
 
 
 def metadata(exportable: Exportable) -> dict[str, Any]:
-    """What the file says of itself, as JSON values."""
+    """Return the file's description of itself, as JSON values."""
     settings = exportable.settings
     return {
         "class_names": list(exportable.class_names),

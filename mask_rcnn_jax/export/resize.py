@@ -22,7 +22,7 @@ _MOST_CELLS = 1044
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image reaches the model: its sides, rounded as `convention` says, on a canvas (height, width)."""
+    """Preprocessing of an image: its sides, rounded as `convention` says, on a canvas (height, width)."""
 
     short_side: int
     max_side: int

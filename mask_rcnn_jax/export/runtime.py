@@ -48,7 +48,7 @@ class ExportedModel:
     call: Callable[[np.ndarray, np.ndarray], Arrays]
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Arrays]:
-        """What is found in each image, uint8 RGB [height, width, 3]: the arrays of `call` without padding or `valid`.
+        """Detect instances per image, uint8 RGB [height, width, 3]: the arrays of `call` without padding or `valid`.
 
         Raises ValueError for an image that is not of that kind, or larger than `input_size`.
         """

@@ -31,7 +31,7 @@ EVALUATION = "evaluation.json"
 
 @dataclass(frozen=True)
 class Metadata:
-    """What belongs to the weights besides the configuration."""
+    """Everything that belongs to the weights besides the configuration."""
 
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]  # the dataset's own id of each class
@@ -42,7 +42,7 @@ class Metadata:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What a checkpoint holds that prediction needs."""
+    """The parts of a checkpoint that prediction needs."""
 
     config: MaskRCNNConfig
     data: DataConfig  # how images are resized, and to which canvas they are padded
@@ -198,7 +198,7 @@ def score(metrics: dict[str, float]) -> float:
 
 
 def model_tree(variables: Variables) -> dict[str, Any]:
-    """What the item `model` holds."""
+    """Return the contents of the item `model`."""
     return {"params": variables.params, "buffers": variables.buffers}
 
 

@@ -1,4 +1,4 @@
-"""What was found in one image, and its interchange with COCO results and the library `supervision`.
+"""Detections of one image, and their interchange with COCO results and the library `supervision`.
 
 Shape letters: `n` instances, `H W` sides of the image, `J` keypoints of an instance.
 """

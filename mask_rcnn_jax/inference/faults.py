@@ -1,4 +1,4 @@
-"""What is said of checkpoints that cannot be read: each cause has its own sentence."""
+"""Messages about checkpoints that cannot be read: one sentence per cause."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What people have for an image, as an RGB picture."""
+"""Load a path, array or Pillow image as RGB."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def path_of(image: ImageLike) -> str | None:
 
 
 def describe(image: ImageLike) -> str:
-    """What messages call the image."""
+    """Return the image's name in messages."""
     if isinstance(image, np.ndarray):
         return f"An array of {image.dtype} and shape {image.shape}"
     if isinstance(image, Image.Image):

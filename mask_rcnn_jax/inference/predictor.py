@@ -87,7 +87,7 @@ class Predictor:
 
     @property
     def model(self) -> Model:
-        """What predicts."""
+        """The loaded model."""
         return self._model
 
     @property
@@ -97,7 +97,7 @@ class Predictor:
 
     @property
     def compilations(self) -> int:
-        """How many programs were compiled so far, or taken from the cache."""
+        """The number of programs compiled so far, or taken from the cache."""
         return len(self._shapes)
 
     @overload

@@ -113,7 +113,7 @@ class _Parts:
         return np.concatenate(pairs)
 
     def shown_whole(self, i: int) -> Bool[np.ndarray, " t"]:
-        """Which tiles show all of detection `i`."""
+        """Return which tiles show all of detection `i`."""
         return ~_cut(self.boxes[i][None], self.windows, self.size)
 
     def common(self, i: int, j: int) -> tuple[float, float, float]:
@@ -147,7 +147,7 @@ class _Parts:
 def _cut(
     boxes: Float[np.ndarray, "#n 4"], windows: Int[np.ndarray, "#n 4"], size: tuple[int, int]
 ) -> Bool[np.ndarray, " #n"]:
-    """Which boxes reach, or all but reach, a border of their window inside the image, or lie beyond it."""
+    """Return which boxes reach, or all but reach, a border of their window inside the image, or lie beyond it."""
     longer = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True)
     near = _INEXACT_PIXELS + _INEXACT * longer
     low = (windows[:, :2] > 0) & (boxes[:, :2] - windows[:, :2] < near)
@@ -204,7 +204,7 @@ def _without_better_seen(
 
 
 def _covers(parts: _Parts, j: int, i: int) -> bool:
-    """Whether detection `j` holds most of `i`, or looks like it in the tile of `i`."""
+    """Return whether detection `j` holds most of `i`, or looks like it in the tile of `i`."""
     if _iou(_intersection(parts.boxes[j], parts.windows[parts.tile[i]]), parts.boxes[i]) >= _SAME_BOX:
         return True
     _, _, both = parts.common(i, j)

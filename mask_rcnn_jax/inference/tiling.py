@@ -22,7 +22,7 @@ from mask_rcnn_jax.ranges import Positive, Range, check
 
 @runtime_checkable
 class Streaming(Protocol):
-    """What takes images and gives the detections of each in turn, such as `Predictor`."""
+    """A stream from images to the detections of each, in order, such as `Predictor`."""
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]: ...
@@ -32,7 +32,7 @@ class Streaming(Protocol):
 
 @dataclass(frozen=True)
 class TilingConfig:
-    """How images are cut. An overlap above the size of most instances is best: they are then never cut."""
+    """Settings of the tiles. An overlap above the size of most instances is best: they are then never cut."""
 
     tile: Annotated[int, Range(16)] = 1024  # side, pixels of the image
     overlap: Positive | None = None  # least overlap of neighbours, pixels; None: a quarter of a tile

@@ -1,4 +1,4 @@
-"""Which detections of successive frames are one instance.
+"""Tracking: detections of successive frames that are one instance.
 
 Shape letters: `n` detections of a frame, `t` tracks.
 """

@@ -115,7 +115,7 @@ class BatchNorm(nnx.Module):
 
 @dataclass(frozen=True)
 class NormConfig:
-    """What follows a convolution.
+    """The normalisation after a convolution.
 
     `frozen_batch_norm` never changes; `batch_norm` is synchronised over all devices in training, and fixed in frozen
     stages; `none` adds nothing,

@@ -30,7 +30,7 @@ def masked_mean(values: Shaped[Array, "*N"], mask: Bool[Array, "*N"]) -> Mean:
 
 
 def counted(mask: Bool[Array, "*N"]) -> Mean:
-    """How often `mask` holds in one image; summed over images, the mean of an image."""
+    """Count the True entries of `mask` in one image; summed over images, the mean per image."""
     return Mean(jnp.sum(mask, dtype=jnp.float32), jnp.float32(1))
 
 

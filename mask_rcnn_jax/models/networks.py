@@ -108,7 +108,7 @@ class MaskRCNN(nnx.Module):
         boxes: Float[Array, "B R 4"],
         pool: Pool = pool,
     ) -> Float[Array, "B R P P C"]:
-        """What the heads see of each RoI: pooled features, or what res5 makes of them (C4)."""
+        """Compute the heads' input per RoI: pooled features, or what res5 makes of them (C4)."""
         pooled = pool(pooler, features, config.backbone.out_strides, boxes)
         if self.res5 is None:
             return pooled

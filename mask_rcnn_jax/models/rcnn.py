@@ -247,7 +247,7 @@ def _box_terms(
 
 
 def _matched_rois(config: MaskRCNNConfig, rois: SampledRoIs, truth: GroundTruth) -> Terms:
-    """How many of the sampled RoIs have which IoU, and how many of the foreground lie on which level."""
+    """Count the sampled RoIs by IoU, and the foreground by level."""
     pooler = config.box_head.pooler
     levels = roi_levels(pooler, config.backbone.out_strides, rois.boxes)
     of_image = functools.partial(box_head.matched_rois, level_names=pooler.features)
@@ -282,7 +282,7 @@ def _detect_boxes(
 
 
 def _priorities(keys: Key[Array, " B"] | None, stage: str, shape: tuple[int, int]) -> Float[Array, "B N"]:
-    """Which candidates a sampler prefers: at random, or the lowest indices without keys."""
+    """Return the order in which a sampler prefers candidates: at random, or the lowest indices without keys."""
     if keys is None:
         return jnp.broadcast_to(-jnp.arange(shape[1], dtype=jnp.float32), shape)
     number = {"anchors": 0, "rois": 1}[stage]

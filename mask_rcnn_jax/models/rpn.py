@@ -126,7 +126,7 @@ def level_anchors(
 def rpn_targets(
     config: RPNConfig, anchors: Float[Array, "N 4"], truth: GroundTruth, priority: Float[Array, " N"]
 ) -> tuple[Int[Array, " N"], Bool[Array, " N"], Bool[Array, " N"]]:
-    """Which ground truth each anchor of one image learns, which anchors were sampled, and which of those as foreground.
+    """Match each anchor of one image with its ground truth, and sample anchors as foreground and background.
 
     `priority` decides the draw: candidates with the highest values are taken.
     """

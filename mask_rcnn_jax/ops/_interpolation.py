@@ -19,7 +19,7 @@ _SAMPLES_NEAR_CELL = 5
 
 @dataclass(frozen=True)
 class Pooling:
-    """What RoIAlign is asked for, static under jit."""
+    """Settings of RoIAlign, static under jit."""
 
     spatial_scales: tuple[float, ...]  # cells per pixel of each level
     output_size: int
@@ -92,7 +92,7 @@ def cell_weights(
 def sample_range(
     start: Float[Array, " R"], end: Float[Array, " R"], bins: int, sampling_ratio: int
 ) -> tuple[Float[Array, "R P"], Float[Array, "R P"]]:
-    """Where the first and the last sample of each bin lie; arguments as for `cell_weights`."""
+    """Return the position of the first and the last sample of each bin; arguments as for `cell_weights`."""
     bin_side, bin_start = _bins(start, end, bins)
     num = jnp.full_like(bin_side, sampling_ratio) if sampling_ratio else jnp.maximum(jnp.ceil(bin_side), 1.0)
     return bin_start + 0.5 * bin_side / num, bin_start + (num - 0.5) * bin_side / num

@@ -1,4 +1,4 @@
-"""What the loops of RoIAlign on CPU share."""
+"""Helpers that the loops of RoIAlign on CPU share."""
 
 from collections.abc import Sequence
 

@@ -23,7 +23,7 @@ _BLOCK = 4  # taps a side that are summed at once; with 1, 2 and 3: 2.0, 1.2 and
 
 
 class _Taps(NamedTuple):
-    """What the bins of every RoI touch along one axis of its level."""
+    """The cells that the bins of every RoI touch along one axis of its level."""
 
     first: Int[Array, "N P"]  # cell
     blocks: Int[Array, " N"]  # how many blocks of cells reach to the last
@@ -102,7 +102,7 @@ def _block(level: Float[Array, "B H W C"], image, roi, rows: _Taps, y, columns: 
 
 
 def _block_of_axis(taps: _Taps, roi, offset, length: int) -> tuple[Int[Array, "K P"], Float[Array, "K P"]]:
-    """Where one block of a RoI's taps lies along an axis, and its weights."""
+    """Return the position of one block of a RoI's taps along an axis, and its weights."""
     at = row(taps.first, roi) + offset + jnp.arange(_BLOCK)[:, None]
     weights = part(taps.weights, (roi, 0, offset), (1, taps.first.shape[1], _BLOCK))[0]
     return jnp.minimum(at, length - 1), weights.T

@@ -22,7 +22,7 @@ _WINDOW = 16  # of 8, 16 and 32 cells the fastest in sum, at 256x256 and at 832x
 
 
 class _Windows(NamedTuple):
-    """What covers every RoI along one axis of its level."""
+    """The windows that cover every RoI along one axis of its level."""
 
     num: Int[Array, " N"]
     corner: Int[Array, "N K"]  # first cell
@@ -94,7 +94,7 @@ def _windows(
 
 
 def _window(windows: _Windows, roi, number) -> tuple[Int[Array, ""], Float[Array, "P T"]]:
-    """Where one window of a RoI begins along an axis, and its weights."""
+    """Return the start of one window of a RoI along an axis, and its weights."""
     bins = windows.weights.shape[1]
     corner = part(windows.corner, (roi, number), (1, 1)).reshape(())
     return corner, part(windows.weights, (roi, 0, number * _WINDOW), (1, bins, _WINDOW))[0]

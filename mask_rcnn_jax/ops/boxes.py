@@ -44,7 +44,7 @@ def clip(boxes: Float[Array, "*batch 4"], image_size: Num[Array, "2"]) -> Float[
 
 
 def nonempty(boxes: Float[Array, "*batch 4"], min_size: float = 0.0) -> Bool[Array, "*batch"]:
-    """Whether both sides exceed `min_size` pixels; false for padded rows."""
+    """Return whether both sides exceed `min_size` pixels; False for padded rows."""
     return jnp.all(boxes[..., 2:] - boxes[..., :2] > min_size, axis=-1)
 
 

@@ -22,7 +22,7 @@ _COLUMNS_TO_FILL = 8  # a network's widths; the RPN's 3 and 12 would take twice 
 
 
 class Window(NamedTuple):
-    """How a kernel moves over an image: the same along both axes, with a border of zeros."""
+    """The movement of a kernel over an image: the same along both axes, with zero padding."""
 
     stride: int = 1
     padding: int = 0

@@ -52,7 +52,7 @@ def nms(
 def _greedy(
     boxes: Float[Array, "N 4"], alive: Bool[Array, " N"], iou_threshold: float, classes: Int[Array, " N"] | None
 ) -> Bool[Array, " N"]:
-    """Which boxes greedy suppression keeps, given them best score first and a whole number of blocks."""
+    """Return the boxes that greedy suppression keeps, given them best score first and in whole blocks."""
     num_boxes = boxes.shape[0]
     block = min(_BLOCK, max(num_boxes, 1))
     keep = alive

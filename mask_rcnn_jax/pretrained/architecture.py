@@ -1,4 +1,4 @@
-"""Which model a file of weights is of: what its tensors tell, and for the rest the conventions of where it comes from.
+"""Infer the model of a weights file from its tensors, and for the rest from the conventions of its origin.
 
 Shapes are the file's: OIHW kernels and [out, in] matrices, by their paths here. `C` channels, `K` classes.
 """
@@ -31,7 +31,7 @@ def find_source(names: Iterable[str]) -> Source | None:
 
 
 def count_classes(tensors: Mapping[str, np.ndarray], source: Source) -> int:
-    """How many classes the detector with these tensors knows. Raises UserError where it has no box head."""
+    """Count the classes of the detector with these tensors. Raises UserError where it has no box head."""
     found, _ = translate(tensors, TABLES[source])
     return _shape({path: tensor.tensor.shape for path, tensor in found.items()}, _CLASSES)[0] - 1
 
@@ -52,7 +52,7 @@ def infer(tensors: Mapping[str, np.ndarray], source: Source) -> MaskRCNNConfig:
 
 
 def assumptions(config: MaskRCNNConfig, source: Source) -> list[str]:
-    """What of an inferred configuration the file does not tell, with the setting that changes it."""
+    """List what the file does not tell of an inferred configuration, with the setting that changes it."""
     resnet, key = resnet_of(config)
     if source == "torchvision":
         if resnet.norm.kind != "frozen_batch_norm":
@@ -202,7 +202,7 @@ def _shape(shapes: Shapes, path: str) -> tuple[int, ...]:
 
 
 def _count(shapes: Shapes, *prefixes: str) -> int:
-    """How many numbered layers there are whose paths begin so."""
+    """Count the numbered layers whose paths begin so."""
     names = {
         path.removeprefix(prefix).partition("/")[0] for prefix in prefixes for path in shapes if path.startswith(prefix)
     }

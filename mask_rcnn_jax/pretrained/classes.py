@@ -31,7 +31,7 @@ class Classes:
 
 
 def published_classes(config: MaskRCNNConfig, source: Source) -> Classes | None:
-    """What the classes of published weights with this configuration are; None where they are not known.
+    """Return the classes of published weights with this configuration; None where they are not known.
 
     torchvision has an output for each of COCO's 90 ids, ten of which no annotation uses.
     """

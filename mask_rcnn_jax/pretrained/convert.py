@@ -28,7 +28,7 @@ _OPTIONAL_HEADS = ("mask_head", "keypoint_head")
 
 @dataclass(frozen=True)
 class Report:
-    """What became of the tensors of a file. Places that none filled keep the values they had."""
+    """The outcome of a conversion, tensor by tensor. Places that none filled keep their former values."""
 
     loaded: int
     missing: tuple[str, ...] = ()  # paths that the file has nothing for
@@ -37,7 +37,7 @@ class Report:
     by_name: ByName = BY_NUMBER  # what decided which predictors were kept
 
     def lines(self) -> list[str]:
-        """What a person should know of it."""
+        """Return the lines to print."""
         lines = [f"{self.loaded} tensors loaded"]
         of_keypoints = [path for path in self.reset if path.startswith("keypoint_head/")]
         of_classes = [path for path in self.reset if path not in of_keypoints]
@@ -210,7 +210,7 @@ def _beside(path: str, name: str) -> str:
 
 
 def _complete_statistics(found: dict[str, Found], expected: Mapping[str, Any]) -> None:
-    """Where no norm of a file has statistics, its affine maps hold them: mean 0 and variance 1, as in Detectron2."""
+    """Complete norms without statistics, which their affine maps hold: mean 0 and variance 1, as in Detectron2."""
     if any(path.endswith("/mean") for path in found):
         return
     for path, scale in list(found.items()):

@@ -57,7 +57,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 class _Budget:
-    """What the tensors of one file may still take in memory."""
+    """The memory that the tensors of one file may still take."""
 
     def __init__(self, path: Path, size: int):
         self._path, self._size = path, size

@@ -1,4 +1,4 @@
-"""What a training run may start from: a file of a backbone, or of a whole detector."""
+"""Weights that a training run may start from: a file of a backbone, or of a whole detector."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,7 +68,7 @@ def contradictions(made_with: Conventions, config: MaskRCNNConfig) -> list[str]:
 
 
 def _of_backbone(tensors: Mapping[str, np.ndarray]) -> Conventions:
-    """What publishers of ImageNet weights do. Detectron2's own names do not tell where its weights came from."""
+    """Return the publisher's conventions. Detectron2's own names do not tell where its weights came from."""
     prefixes = ("model.backbone.", "model.backbone.bottom_up.")
     if any(name.startswith("layer1.") for name in tensors):
         return {"model.channel_order": "rgb"} | {f"{prefix}stride_in_1x1": False for prefix in prefixes}

@@ -75,7 +75,7 @@ def _check_keypoints(config: ExperimentConfig, train_set: CocoDataset, val_set: 
 
 
 def describe(dataset: CocoDataset) -> str:
-    """What was read and what was left out, in a few lines."""
+    """Describe what was read and what was left out, in a few lines."""
     instances = sum(len(record.boxes) for record in dataset.records)
     count = f"{len(dataset.records)} images, {instances} instances, {len(dataset.class_names)} classes"
     return "\n".join([f"{dataset.annotation_file}: {count}", *dataset.describe_problems()])

@@ -114,7 +114,7 @@ def train(
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """What a run begins with, besides its first state."""
+    """The beginning of a run, besides its first state."""
 
     config: ExperimentConfig
     mesh: Mesh

@@ -29,7 +29,7 @@ HISTOGRAM = "histogram/"
 
 @runtime_checkable
 class Writer(Protocol):
-    """What a run reports to."""
+    """A destination of a run's metrics."""
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None: ...
 
@@ -173,7 +173,7 @@ class Histogram:
     counts: list[float]
 
     def moments(self) -> dict[str, Any]:
-        """What TensorBoard wants to know; values count as the middles of their bins."""
+        """Return TensorBoard's statistics; values count as the centres of their bins."""
         weighted = [
             (count, (left + right) / 2) for count, (left, right) in zip(self.counts, pairwise(self.edges), strict=True)
         ]

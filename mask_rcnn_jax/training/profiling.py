@@ -1,4 +1,4 @@
-"""What a run costs: a trace of a few steps, memory, and where the time goes."""
+"""The cost of a run: a trace of a few steps, memory, and where the time goes."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -111,7 +111,7 @@ def profiled(
 
 
 def compiled_memory(step_fn: Any, state: TrainState, batch: Batch) -> str:
-    """What the compiler says that a step needs on each device. Compiles it once more, or finds it in the cache."""
+    """Return the compiler's estimate of a step's memory per device. Compiles it once more, or finds it in the cache."""
     memory = step_fn.lower(state, batch).compile().memory_analysis()
     if memory is None:
         return "the compiler does not say how much memory a step needs"
@@ -173,7 +173,7 @@ class Stopwatch:
         return taken
 
     def describe(self) -> str:
-        """How the run's time was spent, in one line."""
+        """Describe how the run's time was spent, in one line."""
         whole = max(self._clock() - self._began, 1e-9)
         parts = dict(sorted(self._total.items(), key=lambda item: -item[1]))
         parts["the rest"] = max(whole - sum(parts.values()), 0.0)

@@ -1,4 +1,4 @@
-"""What is needed to repeat a run, and what it came to: `WORKDIR/starts.jsonl` and `WORKDIR/result.json`.
+"""Everything needed to repeat a run, and its result: `WORKDIR/starts.jsonl` and `WORKDIR/result.json`.
 
 Each start of a run adds a line with the command, the code, packages, devices, settings of jax, and the fingerprints of
 the data and of the weights it started from. Changes of the code that git has not got lie beside it, `code-HASH.diff`.
@@ -141,7 +141,7 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
 
 
 def read_result(workdir: Path) -> dict[str, Any]:
-    """What `record_result` wrote. Raises `UserError` where the run has not finished."""
+    """Read what `record_result` wrote. Raises `UserError` where the run has not finished."""
     path = workdir / RESULT_FILE
     try:
         return json.loads(path.read_text())
@@ -211,7 +211,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _packages() -> list[str]:
-    """What the project depends on and is installed, and the parts of jax that compute."""
+    """Return the versions of the installed dependencies, and of the parts of jax that compute."""
     try:
         required = importlib.metadata.requires("mask-rcnn-jax") or []
     except importlib.metadata.PackageNotFoundError:  # run from its sources

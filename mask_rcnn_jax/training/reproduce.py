@@ -175,7 +175,7 @@ def _compared(name: str, expected: str | None, found: str | None) -> str:
 
 
 def _explained(workdir: Path, out: Path, then: list[Line], now: list[Line]) -> list[str]:
-    """Where the two runs part: their first weights, or the first number that they reported differently."""
+    """Say where the two runs diverge: their first weights, or the first number that they reported differently."""
     if provenance.read_starts(out)[0]["weights"] != provenance.read_starts(workdir)[0]["weights"]:
         return ["the weights that the runs started from differ already: see seed, pretrained, and package versions"]
     reports = _by_steps(now)

@@ -27,7 +27,7 @@ Loss = Callable[[MaskRCNNConfig, Variables, Batch, Key[Array, " B"]], tuple[dict
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What changes from step to step, the same on every device. `step` counts finished steps, skipped ones as well."""
+    """The state that a step replaces, equal on every device. `step` counts finished steps, skipped ones as well."""
 
     step: Int[Array, ""]
     variables: Variables

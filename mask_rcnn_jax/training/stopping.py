@@ -19,7 +19,7 @@ class StopRequests:
         self._asked = False
 
     def reached(self, step: int) -> bool:
-        """Whether the run stops after this step; every process asks after every step."""
+        """Return whether the run stops after this step; every process asks after every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked

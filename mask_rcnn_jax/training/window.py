@@ -1,4 +1,4 @@
-"""What is reported of a run: the steps since the last report."""
+"""The reported part of a run: the steps since the last report."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from mask_rcnn_jax.training.profiling import Stopwatch, memory_in_use
 
 @dataclass(frozen=True)
 class StepValues:
-    """What one step measured."""
+    """The metrics of one step."""
 
     step: int
     values: dict[str, float]

@@ -113,7 +113,7 @@ def _lock(workdir: Path, stack: ExitStack) -> list[str]:
 
 
 def _trained(workdir: Path) -> list[str]:
-    """What of a run lies in the folder: checkpoints, which may be damaged but not unfinished, and metrics."""
+    """Return what the folder holds of a run: checkpoints, which may be damaged but not unfinished, and metrics."""
     folder, metrics = workdir / FOLDER, workdir / METRICS_FILE
     found = [FOLDER] if any(not is_unfinished(path) for path in inside(folder)) else []
     return [*found, METRICS_FILE] if metrics.is_file() and metrics.stat().st_size else found

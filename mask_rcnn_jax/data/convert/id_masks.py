@@ -134,7 +134,7 @@ def _paired(root: Path, images: str | None, masks: str | None, reader: "_Reader"
 
 
 class _Reader:
-    """How the masks of one source are to be understood."""
+    """The conventions of one source's masks."""
 
     def __init__(self, class_masks: Path | None, classes: Sequence[str], void: int | None):
         self.class_masks = class_masks

@@ -134,7 +134,7 @@ def _label(shape: Any, classes: Sequence[str] | None) -> str:
 
 
 def _part(shape: dict[str, Any], height: int, width: int) -> Part:
-    """What a shape covers; ValueError names, in the plural, what covers nothing or is broken."""
+    """Return what a shape covers; ValueError names, in the plural, what covers nothing or is broken."""
     kind = shape.get("shape_type") or "polygon"  # the oldest files have no types
     if kind not in ("polygon", "rectangle", "circle", "mask"):
         raise ValueError(f"shapes of type '{kind if isinstance(kind, str) else shown(kind)}', which outline nothing")

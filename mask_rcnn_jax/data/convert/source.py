@@ -1,4 +1,4 @@
-"""What a reader of a format hands to the writer: for each split, tasks that read the annotations of one image each.
+"""Interface of a format's reader to the writer: for each split, tasks that read one image's annotations each.
 
 Coordinates are continuous pixels of the image as displayed, which covers [0, W] x [0, H], as in COCO.
 """

@@ -108,7 +108,7 @@ def _class_key(path: Path, entries: list[dict[str, Any]], asked: str | None) -> 
 
 
 class _Reader:
-    """How the regions of one source are to be understood."""
+    """The conventions of one source's regions."""
 
     def __init__(self, class_key: str | None, class_name: str, classes: Sequence[str] | None):
         self.class_key = class_key

@@ -33,7 +33,7 @@ class _NotUndone(Exception):
 
 @dataclass(frozen=True)
 class Written:
-    """What was converted."""
+    """The result of a conversion."""
 
     images: dict[str, int]  # by split
     instances: dict[str, int]

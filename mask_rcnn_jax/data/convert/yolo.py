@@ -167,7 +167,7 @@ def _named(root: Path, files: Sequence[Path]) -> list[tuple[str, Path]]:
 
 
 def _label_file(image: Path) -> Path:
-    """Where the lines of an image are: the last folder "images" of its path is "labels", unless they are beside it."""
+    """Return an image's label file: "labels" for the last folder "images" of its path, or the file beside the image."""
     parts = list(image.parts)
     for index in reversed(range(len(parts) - 1)):
         if parts[index] == "images":
@@ -178,7 +178,7 @@ def _label_file(image: Path) -> Path:
 
 
 class _Reader:
-    """How the lines of one source are to be understood."""
+    """The conventions of one source's lines."""
 
     def __init__(self, names: Sequence[str], boxes: Boxes):
         self.names = names

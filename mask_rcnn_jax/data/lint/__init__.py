@@ -1,4 +1,4 @@
-"""What a COCO directory holds and what is wrong with it: `lint` reports, the other modules check."""
+"""Contents and defects of a COCO directory: `lint` reports, the other modules check."""
 
 from mask_rcnn_jax.data.lint.findings import CHECKS, Finding, Report
 from mask_rcnn_jax.data.lint.lint import lint

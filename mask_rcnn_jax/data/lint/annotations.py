@@ -17,7 +17,7 @@ from mask_rcnn_jax.files import is_folder
 
 @dataclass
 class Split:
-    """What an annotation file lists, as far as it can be used, and what is wrong with it."""
+    """The usable contents of an annotation file, and its defects."""
 
     name: str
     annotation_file: str  # below the dataset's folder

@@ -1,4 +1,4 @@
-"""How much a split holds: images, objects and their sizes, classes."""
+"""Counts of a split: images, objects and their sizes, classes."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

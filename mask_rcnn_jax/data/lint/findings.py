@@ -1,4 +1,4 @@
-"""What can be wrong with a dataset, and what was found."""
+"""Defects that a dataset can have, and those that were found."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal

@@ -24,7 +24,7 @@ _THIN = 2.0  # pixels
 
 @dataclass
 class Mask:
-    """What is known of a mask: problems (code, message), and extent and area where it is whole."""
+    """A checked mask: its problems (code, message), and extent and area where it is whole."""
 
     problems: list[tuple[str, str]] = field(default_factory=list)
     extent: Box | None = None
@@ -134,7 +134,7 @@ def _outside(part: np.ndarray, name: str, height: int, width: int) -> tuple[str,
 
 
 def _compare(box: Box, extent: Box) -> list[tuple[str, str]]:
-    """How a box disagrees with the smallest box around the mask, both within the image."""
+    """Describe how a box disagrees with the smallest box around the mask, both within the image."""
     overlap = max(min(box[2], extent[2]) - max(box[0], extent[0]), 0.0) * max(
         min(box[3], extent[3]) - max(box[1], extent[1]), 0.0
     )

@@ -23,7 +23,7 @@ THUMBNAIL = 16  # pixels a side
 
 @dataclass(frozen=True, eq=False)
 class File:
-    """What an image file holds."""
+    """The contents of an image file."""
 
     split: str
     path: str  # below the dataset's folder
