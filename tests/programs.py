@@ -41,6 +41,12 @@ def count_exact_products(lowered: jax.stages.Lowered) -> int:
     return exact
 
 
+def scopes(lowered: jax.stages.Lowered) -> set[str]:
+    """The names in the paths of a program's operations, such as "mask_head" in "jit(step)/jvp(mask_head)/dot"."""
+    paths = re.findall(r'"([^"]*/[^"]*)"', lowered.as_text(debug_info=True))
+    return {name for path in paths if ".py" not in path for name in re.findall(r"\w+", path)}
+
+
 def collective_operands(lowered: jax.stages.Lowered) -> tuple[int, int]:
     """The number of arrays that cross devices outside of loops and inside, followed through the program's functions."""
     collectives = {f"stablehlo.{name}" for name in ("all_reduce", "all_gather", "all_to_all", "reduce_scatter")}

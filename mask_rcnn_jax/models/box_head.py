@@ -98,6 +98,7 @@ class BoxHead(nnx.Module):
         outputs = 4 if config.class_agnostic else num_classes * 4
         self.box_deltas = nnx.Linear(features, outputs, kernel_init=normal_init(0.001), rngs=rngs)
 
+    @jax.named_scope("box_head")
     def __call__(
         self, roi_features: Float[Array, "B R P P C"], valid: Bool[Array, "B R"]
     ) -> tuple[Float[Array, "B R K1"], Float[Array, "B R Kd 4"]]:
@@ -140,6 +141,7 @@ def matched_rois(
     }
 
 
+@jax.named_scope("sample_rois")
 def sample_rois(
     config: BoxHeadConfig,
     num_classes: int,
@@ -166,6 +168,7 @@ def sample_rois(
     )
 
 
+@jax.named_scope("box_losses")
 def box_losses(
     config: BoxHeadConfig,
     class_logits: Float[Array, "R K1"],
@@ -190,6 +193,7 @@ def box_losses(
     }
 
 
+@jax.named_scope("detect_boxes")
 def detect_boxes(
     config: BoxHeadConfig,
     class_scores: Float[Array, "P K1"],

@@ -55,6 +55,7 @@ class Cascade(nnx.Module):
         return tuple(getattr(self, name) for name in self.names)
 
 
+@jax.named_scope("refine")
 def refine(
     config: BoxHeadConfig, boxes: Float[Array, "R 4"], box_deltas: Float[Array, "R 1 4"], image_size: Int[Array, "2"]
 ) -> Float[Array, "R 4"]:
@@ -63,6 +64,7 @@ def refine(
     return box_ops.clip(refined, image_size)
 
 
+@jax.named_scope("relabel")
 def relabel(
     config: BoxHeadConfig,
     num_classes: int,

@@ -5,6 +5,7 @@ Features are named `p2` to `p6`, with strides 4 to 64. Shape letters: `B` images
 
 from dataclasses import dataclass
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -68,8 +69,9 @@ class FPN(nnx.Module):
         bottom_up = self.bottom_up(images)
         features, coarser = {}, None
         for level in reversed(self.levels):
-            x = getattr(self, f"lateral{level}")(bottom_up[f"res{level}"])
-            coarser = x if coarser is None else x + coarser.repeat(2, axis=1).repeat(2, axis=2)
-            features[f"p{level}"] = getattr(self, f"output{level}")(coarser)
+            with jax.named_scope(f"p{level}"):
+                x = getattr(self, f"lateral{level}")(bottom_up[f"res{level}"])
+                coarser = x if coarser is None else x + coarser.repeat(2, axis=1).repeat(2, axis=2)
+                features[f"p{level}"] = getattr(self, f"output{level}")(coarser)
         last = self.levels[-1]
         return dict(sorted(features.items())) | {f"p{last + 1}": features[f"p{last}"][:, ::2, ::2]}

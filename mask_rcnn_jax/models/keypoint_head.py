@@ -50,6 +50,7 @@ class KeypointHead(nnx.Module):
             channels = config.channels
         self.deconv = Deconv4x4(channels, config.num_keypoints, rngs=rngs)
 
+    @jax.named_scope("keypoint_head")
     def __call__(self, roi_features: Float[Array, "B R P P C"]) -> Float[Array, "B R J 4*P 4*P"]:
         """Logits over the cells of each RoI, one heatmap a keypoint, in float32 at least."""
         batch, rois = roi_features.shape[:2]
@@ -98,6 +99,7 @@ def _join_windows(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     return joined.reshape(*joined.shape[:axis], 2 * cells, *joined.shape[axis + 2 :])
 
 
+@jax.named_scope("keypoint_losses")
 def keypoint_losses(
     config: KeypointHeadConfig,
     keypoint_logits: Float[Array, "R J S S"],

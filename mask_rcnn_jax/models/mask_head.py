@@ -58,6 +58,7 @@ class MaskHead(nnx.Module):
         kernel = normal_init(0.001)(rngs.params(), (config.channels, num_classes), jnp.float32)
         self.predictor_kernel, self.predictor_bias = nnx.Param(kernel), nnx.Param(jnp.zeros(num_classes))
 
+    @jax.named_scope("mask_head")
     def __call__(
         self, roi_features: Float[Array, "B R P P C"], classes: Int[Array, "B R"], valid: Bool[Array, "B R"]
     ) -> Float[Array, "B R M M"]:
@@ -80,6 +81,7 @@ class MaskHead(nnx.Module):
         return at_least_float32(logits)
 
 
+@jax.named_scope("mask_losses")
 def mask_losses(
     config: MaskHeadConfig,
     mask_logits: Float[Array, "R M M"],

@@ -112,7 +112,8 @@ class MaskRCNN(nnx.Module):
         pooled = pool(pooler, features, config.backbone.out_strides, boxes)
         if self.res5 is None:
             return pooled
-        flat = self.res5(pooled.reshape(-1, *pooled.shape[2:]))
+        with jax.named_scope("res5"):
+            flat = self.res5(pooled.reshape(-1, *pooled.shape[2:]))
         return flat.reshape(*pooled.shape[:2], *flat.shape[1:])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import jax
 from jaxtyping import Array, Float, Int
 
 from mask_rcnn_jax.ops.roi_align import assign_levels, multilevel_roi_align
@@ -25,6 +26,7 @@ class PoolerConfig:
     level_convention: Literal["detectron2", "torchvision"] = "detectron2"  # where the epsilon stands
 
 
+@jax.named_scope("roi_align")
 def pool(
     config: PoolerConfig,
     features: Mapping[str, Float[Array, "B _ _ C"]],

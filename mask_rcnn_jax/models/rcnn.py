@@ -154,6 +154,7 @@ def keypoint_heatmaps(
     return model.keypoint_head(model.roi_features(config, config.keypoint_head.pooler, features, found.boxes, pool))
 
 
+@jax.named_scope("normalize")
 def normalize(
     config: MaskRCNNConfig, images: Num[Array, "B H W 3"], image_sizes: Int[Array, "B 2"]
 ) -> Float[Array, "B H W 3"]:

@@ -163,8 +163,10 @@ class ResNet(nnx.Module):
             freeze(getattr(self, name))
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B _ _ _"]]:
-        x = max_pool(jax.nn.relu(self.stem(images)))
+        with jax.named_scope("stem"):
+            x = max_pool(jax.nn.relu(self.stem(images)))
         features = {}
         for name in self.stages:
-            x = features[name] = getattr(self, name)(x)
+            with jax.named_scope(name):
+                x = features[name] = getattr(self, name)(x)
         return {name: features[name] for name in self.out_features}

@@ -92,6 +92,7 @@ class RPNHead(nnx.Module):
         self.objectness = ConvNorm(in_channels, anchors_a_cell, 1, norm=bias_only, init=init, rngs=rngs)
         self.deltas = ConvNorm(in_channels, anchors_a_cell * 4, 1, norm=bias_only, init=init, rngs=rngs)
 
+    @jax.named_scope("rpn_head")
     def __call__(
         self, features: Sequence[Float[Array, "B _ _ C"]]
     ) -> tuple[list[Float[Array, "B _"]], list[Float[Array, "B _ 4"]]]:
@@ -144,6 +145,7 @@ def rpn_targets(
     return matches.gt_index, sampled, sampled & (matches.label == 1)
 
 
+@jax.named_scope("rpn_losses")
 def rpn_losses(
     config: RPNConfig,
     anchors: Float[Array, "N 4"],
@@ -175,6 +177,7 @@ def rpn_losses(
     }
 
 
+@jax.named_scope("proposals")
 def propose(
     config: RPNConfig,
     anchors: Sequence[Float[Array, "_ 4"]],

@@ -129,6 +129,7 @@ def _program(loss: Loss, model: MaskRCNNConfig, accumulation_steps: int, mesh: M
     return jax.jit(sharded, donate_argnums=0)
 
 
+@jax.named_scope("optimizer")
 def apply_gradients(
     given: Hyperparameters, state: TrainState, loss: Float[Array, ""], gradients: Any, buffers: Any
 ) -> tuple[TrainState, Measures]:

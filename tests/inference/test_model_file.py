@@ -89,7 +89,7 @@ def test_what_is_half_copied_is_named(copied, capfd) -> None:
     """Every file in turn is missing or cut short: the model is whole, or a sentence says that it is not."""
     whole = jax.tree.leaves(load_model(copied).variables)
     files = [path for path in copied.rglob("*") if path.is_file()]
-    refusals = []
+    refusals = {}
     for path in files:
         content = path.read_bytes()
         for rest in (None, content[: len(content) // 2]):
@@ -99,13 +99,16 @@ def test_what_is_half_copied_is_named(copied, capfd) -> None:
             try:
                 found = jax.tree.leaves(load_model(copied).variables)
             except UserError as error:
-                refusals.append(str(error))
+                refusals[path.relative_to(copied).as_posix(), rest is None] = str(error)
             else:
                 for a, b in zip(found, whole, strict=True):
                     np.testing.assert_array_equal(a, b)
         path.write_bytes(content)
-    assert len(refusals) > 12
-    assert all("is damaged or half copied" in refusal and "\n" not in refusal for refusal in refusals)
+    # Into how many files arrays are written depends on how fast that is.
+    needed = {"metadata/metadata", "model/_METADATA", "model/manifest.ocdbt"}
+    assert needed <= {name for name, is_missing in refusals if is_missing}
+    assert {True, False} <= {is_missing for name, is_missing in refusals if "/d/" in name}
+    assert all("is damaged or half copied" in refusal and "\n" not in refusal for refusal in refusals.values())
     error = capfd.readouterr().err
     assert "Traceback" not in error, error[-3000:]
 

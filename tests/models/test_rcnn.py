@@ -10,6 +10,7 @@ import pytest
 from mask_rcnn_jax.models import MaskRCNNConfig, NormConfig, Variables, detect, init, loss_terms, torchvision
 from mask_rcnn_jax.models.rcnn import normalize
 from mask_rcnn_jax.structures import Batch
+from tests.programs import scopes
 from tests.tiny import tiny_batch, tiny_model, with_more_slots
 
 # One of seven classes has a seventh.
@@ -109,6 +110,13 @@ def test_detections_of_an_image_do_not_depend_on_its_neighbours(variables):
     swapped = _detect(config, variables, batch.images[::-1], batch.image_sizes[::-1])
     np.testing.assert_allclose(together.boxes, swapped.boxes[::-1], atol=1e-3)
     np.testing.assert_allclose(together.scores, swapped.scores[::-1], atol=1e-5)
+
+
+def test_profiles_and_programs_name_the_stages_of_detection(variables):
+    batch = jax.tree.map(jnp.asarray, tiny_batch())
+    stages = scopes(_detect.lower(WITH_DETECTIONS, variables, batch.images, batch.image_sizes))
+    assert {"normalize", "res2", "p2", "rpn_head", "proposals", "roi_align", "box_head", "mask_head"} <= stages
+    assert "detect_boxes" in stages
 
 
 def test_faster_rcnn_is_mask_rcnn_without_the_mask_head(variables, keys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -107,8 +108,10 @@ def test_two_processes_train_as_one(runs):
 
 def test_the_second_process_writes_and_says_nothing(runs):
     assert "step 1/4" in (runs / "output0.txt").read_text()
-    said = (runs / "output1.txt").read_text().splitlines()
-    assert not [line for line in said if not line.startswith("[Gloo]")]
+    # Gloo reports each connection, from a thread for each device, so that sentences may stand within one another.
+    gloo = "[Gloo] Rank 1 is connected to 7 peer ranks. Expected number of connected peer ranks is : 7"
+    said = (runs / "output1.txt").read_text()
+    assert set(re.findall("[A-Za-z]+", said)) <= set(re.findall("[A-Za-z]+", gloo)), said
 
 
 def test_two_processes_evaluate_each_image_once(runs, tmp_path):

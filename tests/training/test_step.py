@@ -14,7 +14,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Variables, loss_terms
 from mask_rcnn_jax.training import AdamWConfig, CosineDecay, ExperimentConfig, ScheduleConfig, SGDConfig, StepDecay
 from mask_rcnn_jax.training.step import TrainState, _program, init_state, make_mesh, make_train_step, replicate, shard
-from tests.programs import collective_operands, count_exact_products
+from tests.programs import collective_operands, count_exact_products, scopes
 from tests.stepping import mesh_of, take_steps
 from tests.tiny import tiny_batch, tiny_experiment, tiny_model
 from tests.toy import toy_loss, toy_variables
@@ -104,9 +104,20 @@ def traced_step():
     return step.program.trace(state, tiny_batch(8), jax.eval_shape(step.hyperparameters, state.step))
 
 
-def test_a_model_asks_for_no_more_than_its_gradients_and_counts_to_cross_devices(traced_step):
+@pytest.fixture(scope="module")
+def lowered_step(traced_step):
+    return traced_step.lower()
+
+
+def test_a_model_asks_for_no_more_than_its_gradients_and_counts_to_cross_devices(lowered_step):
     params = len(jax.tree.leaves(models.abstract(tiny_model()).params))
-    assert collective_operands(traced_step.lower()) == (params + 1, 0)
+    assert collective_operands(lowered_step) == (params + 1, 0)
+
+
+def test_profiles_and_programs_name_the_stages_of_a_step(lowered_step):
+    inputs = {"normalize", "stem", "res2", "res3", "p2", "p3", "rpn_head", "proposals", "sample_rois", "roi_align"}
+    heads = {"rpn_losses", "box_head", "box_losses", "mask_head", "mask_losses", "optimizer"}
+    assert inputs | heads <= scopes(lowered_step)
 
 
 def test_the_step_lowers_for_gpu_and_tpu_at_once(traced_step):
