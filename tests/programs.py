@@ -1,4 +1,4 @@
-"""What lowered programs ask of their products, and of other devices."""
+"""Properties of lowered programs: precision of products, names of stages, what crosses devices."""
 
 import re
 from pathlib import Path
