@@ -59,8 +59,8 @@ def test_one_batch_can_be_learnt_by_heart_along_the_gradient_of_the_reported_los
         state, measures = step_fn(state, batch)
         losses.append(float(measures["loss"]))
     assert losses[0] > 2
-    # Each step samples other RoIs, so single losses vary. Measured means are .013 with this seed, .025 and .012 with 0
-    # and 2.
+    # Each step samples other RoIs, so single losses vary. Measured means are .013 with this seed, and at most .034 with
+    # the seeds 0 to 5.
     assert np.mean(losses[-100:]) < 0.05
 
 
