@@ -50,6 +50,7 @@ def peers(tmp_path, names, *arguments):
     return {row["name"]: row for row in content["rows"]}
 
 
+@pytest.mark.slow
 def test_stages_beside_torchvision(tmp_path):
     names = ("RPN and proposals", "100x14x14, forward", "NMS, 1000", "sampling of RoIs", "paste", "COCO")
     rows = peers(tmp_path, names, "--processes", 1)

@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, SupportsFloat, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat, runtime_checkable
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import replacing
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 HISTOGRAM = "histogram/"
 
@@ -89,7 +91,7 @@ class MetricsWriter:
         # An absolute path, because tensorboardX takes a relative one that begins with "s3:" for a URL.
         folder = os.path.abspath(workdir / "tensorboard")
         try:
-            self._tensorboard = SummaryWriter(
+            self._tensorboard = _summary_writer()(
                 folder, purge_step=start_step + 1, filename_suffix=f".{start_step}", max_queue=0
             )
         except (FileExistsError, NotADirectoryError):
@@ -163,6 +165,18 @@ class MetricsWriter:
             self._compiled = True
             self._timed_from = (step, now)
         return timedelta(seconds=round((self._total_steps - step) * seconds_a_step))
+
+
+def _summary_writer() -> "type[SummaryWriter]":
+    """Import TensorBoard's writer as if torch, which it loads where it finds it, were not there: that takes seconds."""
+    unloaded = {"torch": None} if "torch" not in sys.modules else {}
+    sys.modules.update(unloaded)  # type: ignore[arg-type]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        for name in unloaded:
+            del sys.modules[name]
+    return SummaryWriter
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,7 @@ def test_it_evaluates_on_the_classes_that_a_dataset_has(imported, capsys):
     assert {entry["category_id"] for entry in detections} == {9}
 
 
+@pytest.mark.slow
 def test_it_is_fine_tuned_on_other_classes(published, imported, tmp_path, capsys):
     workdir = tmp_path / "run"
     settings = ["model.num_classes=2", "steps=1", "batch_size=8"]

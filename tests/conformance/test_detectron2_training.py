@@ -9,8 +9,9 @@ needed.torchvision()
 from tests.conformance import detectron2  # noqa: E402
 from tests.conformance.golden import NAMES, Golden  # noqa: E402
 
-# What FPN's says, that of X101 and the cascade, which stand on it, say too.
-CASES = [pytest.param(name, marks=[pytest.mark.slow] if name == "fpn" else []) for name in NAMES]
+# C4, the cascade and keypoints have all heads and both kinds of backbone; the others differ in ResNet's convolutions.
+QUICK = ("c4", "cascade", "keypoint")
+CASES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in NAMES]
 
 
 @pytest.mark.parametrize("name", CASES)

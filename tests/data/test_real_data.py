@@ -1,5 +1,6 @@
 """Augmented masks, their cost, and the limit of instances, on real photographs."""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ from tests.data.test_examples import paste
 LSJ = DataConfig(CocoConfig(), canvas=(512, 512), large_scale_jitter=LargeScaleJitterConfig(), num_workers=0)
 
 
+@functools.cache
 def load(shared, name, split="train"):
     return load_coco(CocoConfig(str(shared / "data" / name)), split)
 

@@ -82,7 +82,7 @@ def test_shapes_come_back(shapes, split):
     assert_round_trip(replace(source, boxes_only=True), data_dir, "shapes", split)
 
 
-@pytest.mark.parametrize("name", ["coco_mini", "nuclei", "coco_person_kp"])
+@pytest.mark.parametrize("name", ["coco_mini", pytest.param("nuclei", marks=pytest.mark.slow), "coco_person_kp"])
 def test_real_data_comes_back(shared, tmp_path, name):
     source = CocoConfig(str(shared / "data" / name))
     build_tfds(source, tmp_path, name, ["train", "val"])

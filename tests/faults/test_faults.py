@@ -18,7 +18,7 @@ from mask_rcnn_jax.training import loop
 from mask_rcnn_jax.training.window import Window
 from mask_rcnn_jax.training.workdir import locked
 from tests.faults.harness import Run, assert_same_end, finished_steps, metrics, write_settings
-from tests.tiny import tiny_experiment
+from tests.tiny import smallest_model, tiny_experiment
 
 STEPS = 6
 
@@ -26,7 +26,8 @@ STEPS = 6
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("settings")
-    return write_settings(tiny_experiment(folder, steps=STEPS, checkpoint_every=2), folder)
+    config = tiny_experiment(folder, model=smallest_model(), steps=STEPS, checkpoint_every=2)
+    return write_settings(config, folder)
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,14 @@ from tests.faults.harness import (
     metrics,
     write_settings,
 )
-from tests.tiny import tiny_experiment
+from tests.tiny import smallest_model, tiny_experiment
 
 _MARK = "MASK_RCNN_TEST_RUN"  # in the environment of all processes of a run
 
 
 def survive(tmp_path: Path, steps: int, kills: int, workers: int = 0) -> list[str]:
     """Kills a run so often, at moments drawn from a seed; returns what it was doing each time."""
-    config = tiny_experiment(tmp_path, steps=steps, checkpoint_every=1, eval_every=steps // 2)
+    config = tiny_experiment(tmp_path, model=smallest_model(), steps=steps, checkpoint_every=1, eval_every=steps // 2)
     config = replace(config, data=replace(config.data, num_workers=workers))
     settings, rng, told = write_settings(config, tmp_path), np.random.default_rng(kills), []
     # Not at the same time: what it compiles the others need not.

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests.faults.harness import Run, assert_same_end, finished_steps, write_settings
-from tests.tiny import tiny_experiment
+from tests.tiny import smallest_model, tiny_experiment
 
 STEPS = 2000
 
 
 @pytest.mark.slow
 def test_a_run_survives_preemption(tmp_path):
-    settings = write_settings(tiny_experiment(tmp_path, steps=12, checkpoint_every=5), tmp_path)
+    config = tiny_experiment(tmp_path, model=smallest_model(), steps=12, checkpoint_every=5)
+    settings = write_settings(config, tmp_path)
     whole, workdir = Run(settings, tmp_path / "whole"), tmp_path / "stopped"
     assert whole.wait() == 0, whole.output()
     for number in (1, 2):

@@ -15,7 +15,7 @@ from mask_rcnn_jax.inference import Detections, Model, Predictor
 from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor, _merge
 from mask_rcnn_jax.models import KeypointHeadConfig, init
 from mask_rcnn_jax.structures import PaddedDetections
-from tests.tiny import tiny_model, tiny_pooler
+from tests.tiny import one_map_model, tiny_model
 
 NAMES = ("red", "green", "blue")
 MIRRORED = (0, 2, 1)
@@ -24,8 +24,9 @@ MIRRORED = (0, 2, 1)
 @pytest.fixture(scope="module")
 def model() -> Model:
     """Untrained, with masks and three keypoints; random weights find something of every class."""
-    keypoints = KeypointHeadConfig(tiny_pooler(14), num_keypoints=3, num_convs=1, channels=16)
-    config = replace(tiny_model(), num_classes=len(NAMES), keypoint_head=keypoints)
+    base = one_map_model()
+    keypoints = KeypointHeadConfig(base.mask_head.pooler, num_keypoints=3, num_convs=1, channels=16)
+    config = replace(base, num_classes=len(NAMES), keypoint_head=keypoints)
     config = replace(config, box_head=replace(config.box_head, max_detections=40))
     variables = init(config, jax.random.key(1))
     params = jax.tree.map_with_path(larger, variables.params)

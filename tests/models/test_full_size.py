@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mask_rcnn_jax.models import FPNConfig, MaskRCNNConfig, NormConfig, ResNetConfig, abstract, detect, init
 
@@ -17,6 +18,7 @@ def test_parameters_are_torchvisions():
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 44_401_393 - 4 * 1025 - 257
 
 
+@pytest.mark.slow
 def test_an_image_of_full_size_is_detected_in():
     # Untrained and with frozen norms, activations would grow from block to block until one class takes every RoI.
     backbone = FPNConfig(bottom_up=ResNetConfig(depth=50, norm=NormConfig(kind="group_norm")))

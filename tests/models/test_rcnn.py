@@ -11,10 +11,10 @@ from mask_rcnn_jax.models import MaskRCNNConfig, NormConfig, Variables, detect, 
 from mask_rcnn_jax.models.rcnn import normalize
 from mask_rcnn_jax.structures import Batch
 from tests.programs import scopes
-from tests.tiny import tiny_batch, tiny_model, with_more_slots
+from tests.tiny import one_map_model, tiny_batch, tiny_model, with_more_slots
 
 # One of seven classes has a seventh.
-WITH_DETECTIONS = replace(tiny_model(), box_head=replace(tiny_model().box_head, score_threshold=0.1))
+WITH_DETECTIONS = replace(one_map_model(), box_head=replace(one_map_model().box_head, score_threshold=0.1))
 _loss_terms = jax.jit(loss_terms, static_argnums=0)
 _detect = jax.jit(detect, static_argnums=0)
 
@@ -32,11 +32,11 @@ def keys():
 
 @pytest.fixture(scope="module")
 def variables():
-    return init(tiny_model(), jax.random.key(0))
+    return init(one_map_model(), jax.random.key(0))
 
 
 def test_losses_by_name_are_finite(variables, keys):
-    found = losses(tiny_model(), variables, tiny_batch(), keys)
+    found = losses(one_map_model(), variables, tiny_batch(), keys)
     names = {"loss/rpn_objectness", "loss/rpn_box", "loss/box_class", "loss/box", "loss/mask"}
     assert {name for name in found if name.startswith("loss/")} == names
     assert all(np.isfinite(value) for value in found.values())
@@ -44,7 +44,7 @@ def test_losses_by_name_are_finite(variables, keys):
 
 
 def test_more_ground_truth_slots_change_nothing(variables, keys):
-    config, batch = tiny_model(), tiny_batch()
+    config, batch = one_map_model(), tiny_batch()
     few, many = (losses(config, variables, b, keys) for b in (batch, with_more_slots(batch, 3)))
     for name in few:
         np.testing.assert_allclose(few[name], many[name], rtol=1e-5, err_msg=name)
@@ -52,7 +52,7 @@ def test_more_ground_truth_slots_change_nothing(variables, keys):
 
 def test_sampling_follows_the_keys(variables, keys):
     # 300 candidate anchors for 32 samples: another key draws others.
-    config, batch = tiny_model(), tiny_batch()
+    config, batch = one_map_model(), tiny_batch()
     first, again = losses(config, variables, batch, keys), losses(config, variables, batch, keys)
     other = losses(config, variables, batch, jax.random.split(jax.random.key(8), 2))
     assert all(first[name] == again[name] for name in first)
@@ -61,7 +61,7 @@ def test_sampling_follows_the_keys(variables, keys):
 
 
 def test_masks_are_learnt_on_proposals_and_not_on_predicted_boxes(variables, keys):
-    config, batch = tiny_model(), tiny_batch()
+    config, batch = one_map_model(), tiny_batch()
     params = dict(variables.params)
     kernel = params["box_head"]["box_deltas"]["kernel"]
     moved = {"kernel": kernel + 1.0, "bias": params["box_head"]["box_deltas"]["bias"] + 1.0}
@@ -76,7 +76,7 @@ def test_a_batch_of_empty_images_has_finite_losses(variables, keys):
     """Its gradients are finite, too: `tests/training/test_divergence.py`."""
     batch = tiny_batch()
     truth = jax.tree.map(lambda x: np.zeros_like(x), batch.ground_truth)
-    found = losses(tiny_model(), variables, replace(batch, ground_truth=truth), keys)
+    found = losses(one_map_model(), variables, replace(batch, ground_truth=truth), keys)
     assert all(np.isfinite(value) for value in found.values())
     assert found["loss/mask"] == 0
     assert found["loss/box"] == 0
@@ -115,15 +115,18 @@ def test_detections_of_an_image_do_not_depend_on_its_neighbours(variables):
 def test_profiles_and_programs_name_the_stages_of_detection(variables):
     batch = jax.tree.map(jnp.asarray, tiny_batch())
     stages = scopes(_detect.lower(WITH_DETECTIONS, variables, batch.images, batch.image_sizes))
-    assert {"normalize", "res2", "p2", "rpn_head", "proposals", "roi_align", "box_head", "mask_head"} <= stages
+    assert {"normalize", "res3", "rpn_head", "proposals", "roi_align", "box_head", "mask_head"} <= stages
     assert "detect_boxes" in stages
 
 
 def test_faster_rcnn_is_mask_rcnn_without_the_mask_head(variables, keys):
-    config = replace(tiny_model(), mask_head=None)
+    config = replace(one_map_model(), mask_head=None)
     without_masks = init(config, jax.random.key(0))
     assert set(variables.params) - set(without_masks.params) == {"mask_head"}
-    found, full = losses(config, without_masks, tiny_batch(), keys), losses(tiny_model(), variables, tiny_batch(), keys)
+    found, full = (
+        losses(config, without_masks, tiny_batch(), keys),
+        losses(one_map_model(), variables, tiny_batch(), keys),
+    )
     assert "loss/mask" not in found
     np.testing.assert_allclose(found["loss/box_class"], full["loss/box_class"], rtol=1e-5)
     batch = jax.tree.map(jnp.asarray, tiny_batch())
@@ -131,7 +134,7 @@ def test_faster_rcnn_is_mask_rcnn_without_the_mask_head(variables, keys):
 
 
 def test_bfloat16_stays_close_and_keeps_float32_gradients(variables, keys):
-    config = tiny_model()
+    config = one_map_model()
     exact, rounded = (
         losses(replace(config, dtype=dtype), variables, tiny_batch(), keys) for dtype in ("float32", "bfloat16")
     )
@@ -150,7 +153,7 @@ def test_bfloat16_stays_close_and_keeps_float32_gradients(variables, keys):
 
 
 def test_padding_is_zero_after_normalisation():
-    config = replace(tiny_model(), pixel_mean=(10.0, 20.0, 30.0), pixel_std=(1.0, 2.0, 4.0), channel_order="bgr")
+    config = replace(one_map_model(), pixel_mean=(10.0, 20.0, 30.0), pixel_std=(1.0, 2.0, 4.0), channel_order="bgr")
     images = np.full((1, 4, 4, 3), 50, np.uint8)
     x = np.asarray(normalize(config, jnp.asarray(images), jnp.array([[2, 3]])))
     np.testing.assert_allclose(x[0, :2, :3], np.broadcast_to([5.0, 15.0, 40.0], (2, 3, 3)))

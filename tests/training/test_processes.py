@@ -19,11 +19,13 @@ ROOT = Path(__file__).parent.parent.parent
 CONFIG = """
 from pathlib import Path
 
-from tests.tiny import tiny_experiment
+from tests.tiny import one_map_model, tiny_experiment
 
 
 def get_config():
-    return tiny_experiment(Path({root!r}), steps={steps}, eval_every=2, checkpoint_every=2)
+    return tiny_experiment(
+        Path({root!r}), model=one_map_model(), steps={steps}, eval_every=2, checkpoint_every=2
+    )
 """
 EXACT = ("loss", "gradient_norm", "rpn/foreground_anchors", "box/foreground_rois", "bbox/AP", "segm/AP")
 

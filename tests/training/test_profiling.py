@@ -9,7 +9,7 @@ from mask_rcnn_jax.cli.train import main
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.training import train
 from mask_rcnn_jax.training.profiling import ProfileSteps, Stopwatch, memory_in_use
-from tests.tiny import tiny_experiment
+from tests.tiny import smallest_model, tiny_experiment
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_memory_of_this_process_counts():
 
 
 def test_a_run_is_traced_and_its_costs_are_recorded(tmp_path, capsys):
-    config = tiny_experiment(tmp_path)
+    config = tiny_experiment(tmp_path, model=smallest_model())
     train(config, tmp_path / "run", ProfileSteps(2, 3))
     said = capsys.readouterr().out
     assert "a step needs 0.0" in said

@@ -10,13 +10,13 @@ from mask_rcnn_jax.cli.main import main
 from mask_rcnn_jax.training import train
 from mask_rcnn_jax.training.provenance import hash_metrics, repeatable_metrics
 from mask_rcnn_jax.training.reproduce import compare, differences
-from tests.tiny import tiny_experiment
+from tests.tiny import smallest_model, tiny_experiment
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("finished")
-    train(tiny_experiment(root, ema_decay=0.5), root / "run")
+    train(tiny_experiment(root, model=smallest_model(), ema_decay=0.5), root / "run")
     return root / "run"
 
 

@@ -17,7 +17,7 @@ from mask_rcnn_jax.training import AdamWConfig, CosineDecay, ExperimentConfig, S
 from mask_rcnn_jax.training.step import TrainState, _program, init_state, make_mesh, make_train_step, replicate, shard
 from tests.programs import collective_operands, count_exact_products, scopes
 from tests.stepping import mesh_of, take_steps
-from tests.tiny import tiny_batch, tiny_experiment, tiny_model
+from tests.tiny import smallest_model, tiny_batch, tiny_experiment, tiny_model
 from tests.toy import toy_loss, toy_variables
 
 
@@ -36,14 +36,22 @@ def largest_difference(state: TrainState, reference: TrainState) -> float:
     return max(float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-6)) for a, b in leaves)
 
 
-def test_one_batch_can_be_learnt_by_heart_along_the_gradient_of_the_reported_loss():
+# Each step samples other RoIs, so single losses vary. Means of the last 100 are .006 and .013 with this seed, and at
+# most .038 and .034 with the seeds 0 to 5.
+@pytest.mark.parametrize(
+    ("model", "steps", "rate"),
+    [(smallest_model(), 1000, 1e-2), pytest.param(tiny_model(), 1500, 3e-3, marks=pytest.mark.slow)],
+    ids=["boxes", "masks"],
+)
+def test_one_batch_can_be_learnt_by_heart_along_the_gradient_of_the_reported_loss(model, steps, rate):
     config = tiny_experiment(
         Path("unused"),
+        model=model,
         batch_size=2,
-        steps=1500,
+        steps=steps,
         seed=1,
         optimizer=AdamWConfig(weight_decay=0.0, clip_norm=1.0),
-        schedule=ScheduleConfig(learning_rate=3e-3, warmup_steps=10, decay=CosineDecay()),
+        schedule=ScheduleConfig(learning_rate=rate, warmup_steps=10, decay=CosineDecay()),
     )
     mesh = mesh_of(1)
     state, step_fn = replicate(init_state(config), mesh), make_train_step(config, mesh)
@@ -54,14 +62,12 @@ def test_one_batch_can_be_learnt_by_heart_along_the_gradient_of_the_reported_los
     parts = sum(value for name, value in first.items() if name.startswith("loss/"))
     assert first["loss"] == pytest.approx(parts, rel=1e-5)
     assert first["gradient_norm"] > 0
-    assert first["learning_rate"] == pytest.approx(3e-3 * 0.001, rel=1e-4)
+    assert first["learning_rate"] == pytest.approx(rate * 0.001, rel=1e-4)
     losses = [first["loss"]]
     for _ in range(config.steps - 1):
         state, measures = step_fn(state, batch)
         losses.append(float(measures["loss"]))
     assert losses[0] > 2
-    # Each step samples other RoIs, so single losses vary. Measured means are .013 with this seed, and at most .034 with
-    # the seeds 0 to 5.
     assert np.mean(losses[-100:]) < 0.05
 
 
