@@ -1,27 +1,32 @@
 """Overrides, stores, and loads configurations, which are nested frozen dataclasses.
 
 Nothing here knows any configuration class: the annotations say what a key may hold. They may use `int`, `float`,
-`bool`, `str`, `None`, `Literal`, `tuple`, dataclasses, and unions of these. A configuration becomes a tree of JSON
-values, with the class of each dataclass under "type"; overriding edits that tree and loads it again, so that a file and
-a command line are checked by the same code, and each class is constructed once, from its final values.
+`bool`, `str`, `None`, `Literal`, `tuple`, dataclasses, and unions of these. An abstract class stands for all
+dataclasses that derive from it, of this package or of whoever has defined some; a stored name imports nothing.
+
+A configuration becomes a tree of JSON values, with the class of each dataclass under "type"; overriding edits that tree
+and loads it again, so that a file and a command line are checked by the same code, and each class is constructed once,
+from its final values.
 """
 
 import dataclasses
 import difflib
-import importlib.util
+import inspect
 import sys
-import traceback
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mask_rcnn_jax import ranges
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_file
 
 Config = TypeVar("Config")
+
+
+class UnknownClass(UserError):
+    """A class that is named where any of its kind may stand, and that nobody has defined."""
+
 
 _LONGEST_KEY = 100
 _TYPE = "type"  # the key that holds a dataclass's name; no field may have it
@@ -73,45 +78,6 @@ def differences(a: object, b: object) -> list[str]:
     return list(_differences(_plain(a), _plain(b), ""))
 
 
-def load_config_file(path: str | Path) -> object:
-    """Return what `get_config()` of the Python file `path` returns.
-
-    Raises UserError naming the file, and where it can the line, when the file is missing, fails, has no `get_config`,
-    or returns something that is not a dataclass, or one with a value that `from_json` refuses.
-    """
-    path = Path(path)
-    if not is_file(path):
-        raise UserError(f"config file {path} does not exist")
-    # A dataclass defined in the file looks its module up by name, hence the entry in `sys.modules`.
-    name = f"config_file_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"config file {path} is not a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        config = get_config() if callable(get_config) else None
-    except Exception as error:
-        raise UserError(f"{_failing_line(error, path)}: {type(error).__name__}: {error}") from error
-    if get_config is None:
-        raise UserError(f"config file {path} has no function get_config()")
-    if not dataclasses.is_dataclass(config) or isinstance(config, type):
-        raise UserError(f"get_config() of {path} must return a configuration, not {config!r}")
-    try:
-        return checked(config)
-    except UserError as error:
-        raise UserError(f"get_config() of {path}: {error}") from None
-
-
-def _failing_line(error: Exception, path: Path) -> str:
-    if isinstance(error, SyntaxError):
-        return f"{error.filename or path}, line {error.lineno}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-    return f"{path}, line {lines[-1]}" if lines else str(path)
-
-
 # --- To JSON values ---------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +115,7 @@ def _load(tree: Any, annotation: Any, key: str) -> Any:
     members = _members(annotation)
     if isinstance(tree, dict):
         classes = [member for member in members if dataclasses.is_dataclass(member)]
-        return _load_dataclass(tree, classes, key)
+        return _load_dataclass(tree, classes, key, is_open=any(map(_is_abstract, _union(annotation))))
     for member in members:
         origin = typing.get_origin(member)
         if origin is tuple and isinstance(tree, list | tuple):
@@ -171,12 +137,19 @@ def _load(tree: Any, annotation: Any, key: str) -> Any:
     raise UserError(f"{key or 'config'}: expected {_describe(annotation)}, not {ranges.shown(tree)}")
 
 
-def _load_dataclass(tree: dict[str, Any], classes: Sequence[Any], key: str) -> Any:
+def _load_dataclass(tree: dict[str, Any], classes: Sequence[Any], key: str, is_open: bool) -> Any:
     name = tree.get(_TYPE)
-    cls = next((cls for cls in classes if cls.__name__ == name), None)
-    if cls is None:
+    named = [cls for cls in classes if cls.__name__ == name]
+    if not named:
         expected = " or ".join(cls.__name__ for cls in classes) or "no table"
-        raise UserError(f"{_join(key, _TYPE)}: expected {expected}, not {ranges.shown(name)}")
+        message = f"{_join(key, _TYPE)}: expected {expected}, not {ranges.shown(name)}"
+        if is_open:
+            raise UnknownClass(f"{message}; a class of your own is known once its file is loaded: --plugin FILE")
+        raise UserError(message)
+    if len(named) > 1:
+        where = " and ".join(cls.__module__ for cls in named)
+        raise UserError(f"{_join(key, _TYPE)}: {ranges.shown(name)} is a class of {where}; give one another name")
+    (cls,) = named
     hints = _hints(cls)
     for unknown in sorted(tree.keys() - hints.keys() - {_TYPE}):
         raise UserError(_unknown_key(_join(key, unknown), [_join(key, known) for known in hints]))
@@ -284,9 +257,28 @@ def _split(text: str) -> list[str]:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the annotation alone."""
+    """The members of a union, or the annotation alone, and for an abstract class those that derive from it."""
+    members = _union(annotation)
+    return tuple(one for member in members for one in (_derived(member) if _is_abstract(member) else (member,)))
+
+
+def _union(annotation: Any) -> tuple[Any, ...]:
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _is_abstract(member: Any) -> bool:
+    return isinstance(member, type) and inspect.isabstract(member)
+
+
+def _derived(base: type) -> Iterator[type]:
+    """Dataclasses that derive from an abstract one; of a file that was changed and run again, those of the last run."""
+    found: dict[tuple[str, str], type] = {}
+    for cls in base.__subclasses__():
+        for one in _derived(cls) if _is_abstract(cls) else (cls, *_derived(cls)):
+            if dataclasses.is_dataclass(one):
+                found[one.__module__, one.__qualname__] = one
+    yield from found.values()
 
 
 def _hints(cls: Any) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 import json
 import re
 from dataclasses import MISSING, dataclass, field, is_dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 
-from mask_rcnn_jax.config import checked, differences, from_json, load_config_file, override, to_json
+from mask_rcnn_jax.config import checked, differences, from_json, override, to_json
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.augmented import AugmentationConfig
 from mask_rcnn_jax.inference.tiling import TilingConfig
@@ -215,46 +214,6 @@ def test_differences_are_one_line_a_key() -> None:
     ]
 
 
-def test_load_config_file(tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
-        "@dataclass(frozen=True)\nclass Mine:\n    a: int = 1\n    b: Mine | None = None\n\n"
-        "def get_config():\n    return Mine()\n"
-    )
-    config: Any = load_config_file(path)
-    assert override(config, ["a=2", "b=Mine"]).b.a == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("x = 1\n", ["mine.py", "no function get_config()"]),
-        ("x = 1\ny = x / 0\n", ["mine.py, line 2", "ZeroDivisionError"]),
-        ("import no_such_module\n", ["mine.py, line 1", "no_such_module"]),
-        ("def get_config():\n    return missing\n", ["mine.py, line 2", "missing"]),
-        ("def get_config(:\n", ["mine.py, line 1", "SyntaxError"]),
-        ("def get_config():\n    return 5\n", ["mine.py", "5"]),
-        ("def get_config():\n    return None\n", ["mine.py", "None"]),
-    ],
-)
-def test_load_config_file_names_what_is_wrong(tmp_path: Path, text: str, words: list[str]) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(text)
-    with pytest.raises(UserError) as caught:
-        load_config_file(path)
-    for word in words:
-        assert word in str(caught.value)
-
-
-def test_load_config_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.py does not exist"):
-        load_config_file(tmp_path / "none.py")
-    (tmp_path / "mine.txt").write_text("")
-    with pytest.raises(UserError, match=r"must end in \.py"):
-        load_config_file(tmp_path / "mine.txt")
-
-
 @dataclass(frozen=True)
 class Bounded:
     count: Positive = 1
@@ -353,20 +312,13 @@ def test_a_setting_that_was_added_later_may_be_missing() -> None:
         from_json(Bounded, tree)
 
 
-def test_load_config_file_checks_ranges(tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text("from tests.test_config import Bounded\n\ndef get_config():\n    return Bounded(count=0)\n")
-    with pytest.raises(UserError, match=r"get_config\(\) of .*mine\.py: count must be at least 1, not 0"):
-        load_config_file(path)
-
-
 def config_classes(cls: Any = ExperimentConfig) -> set[Any]:
     """A configuration's class, and those of all that it may hold."""
     found = {cls}
     for annotation in annotations(cls).values():
         for part in parts(annotation):
-            if isinstance(part, type) and is_dataclass(part) and part not in found:
-                found |= config_classes(part)
+            for cls in (part, *part.__subclasses__()) if isinstance(part, type) and is_dataclass(part) else ():
+                found |= config_classes(cls) if cls not in found else set()
     return found
 
 

@@ -25,7 +25,8 @@ LAYERS: dict[str, set[str]] = {
     "extras": {"errors"},
     "ranges": {"errors"},
     "places": {"errors", "files"},
-    "config": {"errors", "files", "ranges"},
+    "config": {"errors", "ranges"},
+    "python_files": {"config", "errors", "files"},
     "configs": set(),
     "files": set(),
     "output_folder": {"errors", "files"},
@@ -41,7 +42,7 @@ LAYERS: dict[str, set[str]] = {
     "inference": {"models", "ops", "data", "config"} | LEAVES,
     "evaluation": {"inference", "models", "ops", "data"} | LEAVES,
     "export": {"inference", "models", "ops", "data"} | LEAVES,
-    "training": {"evaluation", "inference", "pretrained", "models", "ops", "data", "config"} | LEAVES,
+    "training": {"evaluation", "inference", "pretrained", "models", "ops", "data", "config", "python_files"} | LEAVES,
 }
 LAYERS["cli"] = set(LAYERS)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mask_rcnn_jax import configs, processes
 from mask_rcnn_jax.cli.numbers import number
-from mask_rcnn_jax.config import load_config_file
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import exists, is_file, is_folder
+from mask_rcnn_jax.python_files import load_config_file
 from mask_rcnn_jax.ranges import Range
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.workdir import CONFIG_FILE, read_config

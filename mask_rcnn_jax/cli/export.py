@@ -12,6 +12,7 @@ from pathlib import Path
 from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.model import add_model_options, model_of
 from mask_rcnn_jax.data import DataConfig
+from mask_rcnn_jax.data.config import CANVAS_DIVISOR
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.program import Exportable, ExportSettings
 from mask_rcnn_jax.export.resize import Preprocessing
@@ -20,8 +21,6 @@ from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.places import check_place
-
-_STRIDE = 32  # pixels; canvases are whole numbers of the coarsest cells
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +66,9 @@ def _export(options: argparse.Namespace) -> None:
     outputs.check([options.out])
     batch = _batch(options.batch, options.out)
     model = model_of(options)
-    settings = export_settings(model.data, options.input, options.canvas, batch, options.paste_masks)
+    settings = export_settings(
+        model.data, options.input, options.canvas, batch, options.paste_masks, model.canvas_divisor
+    )
     if settings.paste_masks and model.config.mask_head is None:
         raise UserError("--paste-masks: the model has no masks; leave it away")
     exportable = Exportable(model.config, model.variables, model.class_names, settings)
@@ -96,14 +97,15 @@ def export_settings(
     canvas: Sequence[int] | None = None,
     batch: int | None = 1,
     paste_masks: bool = False,
+    divisor: int = CANVAS_DIVISOR,
 ) -> ExportSettings:
     """Return the export settings of a model that is evaluated as `data` says; sizes are (height, width) in pixels.
 
     Raises UserError for a size that cannot be.
     """
     height, width = canvas or data.canvas_eval or data.canvas
-    if height <= 0 or width <= 0 or height % _STRIDE or width % _STRIDE:
-        raise UserError(f"--canvas {height} {width}: give positive multiples of {_STRIDE}")
+    if height <= 0 or width <= 0 or height % divisor or width % divisor:
+        raise UserError(f"--canvas {height} {width}: give positive multiples of {divisor}")
     input_height, input_width = input_size or (height, width)
     if input_height <= 0 or input_width <= 0:
         raise UserError(f"--input {input_height} {input_width}: give positive numbers of pixels")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mask_rcnn_jax import __version__
-from mask_rcnn_jax.cli.command import leave, leave_out_late_callbacks
+from mask_rcnn_jax.cli.command import leave, leave_out_late_callbacks, run
+from mask_rcnn_jax.python_files import load_plugins
 
 # Modules of this folder with a `main(arguments)`. Only the one that is called is imported: most take jax with them.
 COMMANDS = {
@@ -30,15 +31,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="mask-rcnn", description=__doc__)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the versions of the package, jax and Python")
+    _add_plugin_option(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name, (_, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
     if not arguments:
         parser.print_help(sys.stderr)
         return 2
+    arguments, plugins = _without_plugins(arguments)
     command = parser.parse_args(arguments[:1]).command
+    if plugins and (status := run(lambda: load_plugins(plugins))):
+        return status
     module = importlib.import_module(f"mask_rcnn_jax.cli.{COMMANDS[command][0]}")
     return module.main(arguments[1:])
+
+
+def _add_plugin_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE|MODULE",
+        help="Python file or module whose classes, such as backbones, configurations and checkpoints may name",
+    )
+
+
+def _without_plugins(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments of a command, and the plugins that stand anywhere among them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_plugin_option(parser)
+    options, rest = parser.parse_known_args(arguments)
+    return rest, options.plugin
 
 
 def entry(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -18,7 +18,8 @@ from mask_rcnn_jax.ranges import (
 )
 
 Resize = Literal["detectron2", "torchvision"]
-CanvasSide = Annotated[int, Range(32, 32_768, multiple_of=32)]  # whole cells of the coarsest features
+CANVAS_DIVISOR = 32  # whole cells of the coarsest features of most backbones
+CanvasSide = Annotated[int, Range(32, 32_768, multiple_of=CANVAS_DIVISOR)]
 Scale = Annotated[float, Range(0, 100, above_low=True)]
 
 

@@ -9,7 +9,7 @@ Shape letters: `A` versions of the image, `V` those of one size (as it is, and m
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
@@ -32,8 +32,6 @@ from mask_rcnn_jax.models import MaskRCNNConfig, Variables, networks, rcnn
 from mask_rcnn_jax.ops import decode_keypoints, nms
 from mask_rcnn_jax.ranges import Items, NotNegative, Range, check
 from mask_rcnn_jax.structures import PaddedDetections
-
-_STRIDE = 32
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class AugmentedPredictor:
         self._model = model
         self._flips = (False, True) if config.flip else (False,)
         self._mirrored = _mirrored_keypoints(model, config)
-        self._data = [_scaled(model.data, scale) for scale in config.scales]
+        self._data = [_scaled(model.data, scale, model.canvas_divisor) for scale in config.scales]
         self._shapes: set[tuple[int, int, int]] = set()
 
     @property
@@ -127,7 +125,7 @@ class AugmentedPredictor:
         return whole.take(whole.scores > self._threshold)
 
     def _version(self, picture: Image.Image, data: DataConfig) -> _Version:
-        canvas, pixels = resized_for(picture, data, canvases(data))
+        canvas, pixels = resized_for(picture, data, canvases(data, self._model.canvas_divisor))
         height, width = pixels.shape[:2]
         images = np.zeros((len(self._flips), *canvas, 3), pixels.dtype)
         self._shapes.add((len(self._flips), *canvas))
@@ -136,14 +134,14 @@ class AugmentedPredictor:
         return _Version(images, np.array([height, width], np.int32))
 
 
-def _scaled(data: DataConfig, scale: float) -> DataConfig:
+def _scaled(data: DataConfig, scale: float, divisor: int) -> DataConfig:
     """Evaluation at another size, on a canvas that grows with it."""
     canvas = data.canvas_eval or data.canvas
     return replace(
         data,
         short_side_eval=max(round(scale * data.short_side_eval), 1),
         max_side=max(round(scale * data.max_side), 1),
-        canvas_eval=tuple(-(-round(scale * side) // _STRIDE) * _STRIDE for side in canvas),
+        canvas_eval=tuple(-(-round(scale * side) // divisor) * divisor for side in canvas),
     )
 
 
@@ -169,7 +167,7 @@ def _look(
     flips: tuple[bool, ...],
     images: Num[Array, "V H W 3"],
     size: Int[Array, "2"],
-) -> tuple[dict[str, Any], PaddedDetections]:
+) -> tuple[Mapping[str, Any], PaddedDetections]:
     """Features of the image at one size, and boxes in its pixels."""
     model = networks(config, variables)
     sizes = jnp.broadcast_to(size, (len(flips), 2))

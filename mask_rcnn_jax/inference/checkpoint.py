@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from mask_rcnn_jax.config import from_json
 from mask_rcnn_jax.data import DataConfig
+from mask_rcnn_jax.data.config import CANVAS_DIVISOR
 from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import exists, is_folder
@@ -51,6 +52,11 @@ class Model:
     category_ids: tuple[int, ...]  # the dataset's own id of each class
     step: int
     keypoint_names: tuple[str, ...] = ()  # none where they are not known
+
+    @property
+    def canvas_divisor(self) -> int:
+        """The number that the sides of canvases are multiples of."""
+        return math.lcm(CANVAS_DIVISOR, self.config.backbone.size_divisor)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mask_rcnn_jax.config import UnknownClass
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.stored import Damaged, Unfamiliar, disk_error
 
@@ -13,6 +14,8 @@ def fitting(checkpoint: Path) -> Iterator[None]:
     """Says of a configuration that cannot be loaded which checkpoint has it."""
     try:
         yield
+    except UnknownClass as error:
+        raise UserError(f"{checkpoint}: {error}") from None
     except UserError as error:
         raise UserError(
             f"{checkpoint} is of another version: {error}; load it with the version that wrote it"

@@ -30,7 +30,6 @@ from mask_rcnn_jax.ranges import Range
 OnError = Callable[[ImageLike, UserError], None]
 Canvas = tuple[int, int]  # (height, width)
 
-_STRIDE = 32  # pixels; sides of canvases are multiples of it
 _PATIENCE = 4  # batches that may be begun after an image before its own, not yet full, is run
 
 
@@ -69,7 +68,7 @@ class Predictor:
         devices = jax.local_device_count()
         sizes = (1,) if jax.default_backend() == "cpu" else (1, devices, 4 * devices)
         self._batch_sizes = sizes if batch_size is None else (batch_size,)
-        self._canvases = canvases(model.data)
+        self._canvases = canvases(model.data, model.canvas_divisor)
         self._shapes: set[tuple[int, int, int]] = set()
 
     @classmethod
@@ -201,14 +200,15 @@ class Predictor:
         return batch
 
 
-def canvases(data: DataConfig) -> list[Canvas]:
+def canvases(data: DataConfig, divisor: int) -> list[Canvas]:
     """The canvases for landscape images, smallest first: that of evaluation, and longer ones for what it cannot hold.
 
-    Any image fits the last one, and there are few: each is twice as long as the one before.
+    Sides are multiples of `divisor`. Any image fits the last one, and there are few: each is twice as long as the one
+    before.
     """
     own = data.canvas_eval or data.canvas
-    height = max(own[0], _whole_strides(min(data.short_side_eval, data.max_side)))
-    width, longest = max(own[1], height), _whole_strides(data.max_side)
+    height = max(own[0], _multiple(min(data.short_side_eval, data.max_side), divisor))
+    width, longest = max(own[1], height), _multiple(data.max_side, divisor)
     found = [own, (height, width)]
     while width < longest:
         width = min(2 * width, longest)
@@ -229,8 +229,8 @@ def resized_for(
     return canvas, resize_picture(picture, size, data.resize)
 
 
-def _whole_strides(side: int) -> int:
-    return -(-side // _STRIDE) * _STRIDE
+def _multiple(side: int, divisor: int) -> int:
+    return -(-side // divisor) * divisor
 
 
 def _taken(image: ImageLike, result: Future[_Prepared], on_error: OnError | None) -> Iterator[_Prepared]:

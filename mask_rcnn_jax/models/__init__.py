@@ -1,8 +1,10 @@
 """Networks, their losses, and inference, as pure functions of a configuration and its variables."""
 
+from mask_rcnn_jax.models.backbone import Backbone, BackboneConfig, Feature
 from mask_rcnn_jax.models.box_head import BoxHeadConfig
 from mask_rcnn_jax.models.cascade import CascadeConfig
 from mask_rcnn_jax.models.conventions import torchvision, torchvision_v2
+from mask_rcnn_jax.models.convnext import ConvNeXtConfig
 from mask_rcnn_jax.models.fpn import FPNConfig
 from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
 from mask_rcnn_jax.models.layers import DATA_AXIS, NormConfig
@@ -16,9 +18,13 @@ from mask_rcnn_jax.models.rpn import RPNConfig
 
 __all__ = [
     "DATA_AXIS",
+    "Backbone",
+    "BackboneConfig",
     "BoxHeadConfig",
     "CascadeConfig",
+    "ConvNeXtConfig",
     "FPNConfig",
+    "Feature",
     "KeypointHeadConfig",
     "MaskHeadConfig",
     "MaskRCNNConfig",

@@ -6,6 +6,7 @@ from mask_rcnn_jax.models.fpn import FPNConfig
 from mask_rcnn_jax.models.layers import NormConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.models.resnet import ResNetConfig
 
 
 def torchvision(config: MaskRCNNConfig, *, frozen_norm_epsilon: float = 1e-5) -> MaskRCNNConfig:
@@ -16,9 +17,11 @@ def torchvision(config: MaskRCNNConfig, *, frozen_norm_epsilon: float = 1e-5) ->
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     mask, keypoint = config.mask_head, config.keypoint_head
     fpn = config.backbone if isinstance(config.backbone, FPNConfig) else None
-    bottom_up = replace(fpn.bottom_up if fpn else config.backbone, stride_in_1x1=False)
-    if bottom_up.norm.kind == "frozen_batch_norm":
-        bottom_up = replace(bottom_up, norm=NormConfig(epsilon=frozen_norm_epsilon))
+    bottom_up = fpn.bottom_up if fpn else config.backbone
+    if isinstance(bottom_up, ResNetConfig):
+        frozen = bottom_up.norm.kind == "frozen_batch_norm"
+        norm = NormConfig(epsilon=frozen_norm_epsilon) if frozen else bottom_up.norm
+        bottom_up = replace(bottom_up, stride_in_1x1=False, norm=norm)
     return replace(
         config,
         backbone=replace(fpn, bottom_up=bottom_up) if fpn else bottom_up,
@@ -51,8 +54,8 @@ def torchvision_v2(config: MaskRCNNConfig) -> MaskRCNNConfig:
     """
     norm, mask = NormConfig(kind="batch_norm"), config.mask_head
     backbone = config.backbone
-    if not isinstance(backbone, FPNConfig):
-        raise ValueError("torchvision's v2 models have a feature pyramid")
+    if not (isinstance(backbone, FPNConfig) and isinstance(backbone.bottom_up, ResNetConfig)):
+        raise ValueError("torchvision's v2 models have a feature pyramid on a ResNet")
     return torchvision(
         replace(
             config,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from mask_rcnn_jax.models.backbone import BackboneConfig
 from mask_rcnn_jax.models.box_head import BoxHead, BoxHeadConfig
 from mask_rcnn_jax.models.cascade import CascadeConfig
 from mask_rcnn_jax.models.fpn import FPNConfig
@@ -34,7 +35,7 @@ class MaskRCNNConfig:
     """The whole model. Defaults are Detectron2's R50-FPN; without a mask head it is Faster R-CNN."""
 
     num_classes: Annotated[int, Range(1, 100_000)] = 80
-    backbone: FPNConfig | ResNetConfig = FPNConfig()
+    backbone: BackboneConfig = FPNConfig()
     rpn: RPNConfig = RPNConfig()
     box_head: BoxHeadConfig = BoxHeadConfig()
     cascade: CascadeConfig | None = None  # further box heads after the first
@@ -60,10 +61,15 @@ class MaskRCNNConfig:
                 raise ValueError(f"{name}.features {', '.join(features)} differ in channels; one head takes one number")
         if self.cascade is not None and not self.box_head.class_agnostic:
             raise ValueError("a cascade refines one box a RoI: set box_head.class_agnostic")
-        if self.res5_on_rois and (isinstance(self.backbone, FPNConfig) or "res5" in self.backbone.out_features):
+        if self.res5_on_rois and (not isinstance(self.backbone, ResNetConfig) or "res5" in self.backbone.out_features):
             raise ValueError("res5_on_rois needs a ResNet backbone whose out_features end at res4")
-        if self.res5_on_rois and self.backbone.norm.kind == "batch_norm":
+        if isinstance(self.resnet_of_rois, ResNetConfig) and self.resnet_of_rois.norm.kind == "batch_norm":
             raise ValueError("res5_on_rois takes no batch norm: RoIs that are padding would enter its statistics")
+
+    @property
+    def resnet_of_rois(self) -> ResNetConfig | None:
+        """The ResNet whose last stage is applied to RoIs (C4)."""
+        return self.backbone if self.res5_on_rois and isinstance(self.backbone, ResNetConfig) else None
 
     @property
     def box_stages(self) -> tuple[BoxHeadConfig, ...]:
@@ -87,8 +93,7 @@ class MaskRCNN(nnx.Module):
         box, mask, keypoint, classes = config.box_head, config.mask_head, config.keypoint_head, config.num_classes
         self.backbone = config.backbone.build(rngs)
         self.rpn = config.rpn.build(config.backbone.out_channels[config.rpn.features[0]], rngs)
-        resnet = config.backbone if isinstance(config.backbone, ResNetConfig) and config.res5_on_rois else None
-        self.res5 = resnet and resnet.build_res5(rngs)
+        self.res5 = config.resnet_of_rois and config.resnet_of_rois.build_res5(rngs)
         shape = _roi_shape(config, box.pooler)
         self.box_head = box.build(*shape, classes, rngs)
         self.cascade = config.cascade and config.cascade.build(box, *shape, classes, rngs)
@@ -119,8 +124,8 @@ class MaskRCNN(nnx.Module):
 
 def _roi_shape(config: MaskRCNNConfig, pooler: PoolerConfig) -> tuple[int, int]:
     """Channels and side of the RoI features that a head sees."""
-    if isinstance(config.backbone, ResNetConfig) and config.res5_on_rois:
-        return config.backbone.stage_channels("res5"), -(-pooler.output_size // 2)
+    if config.resnet_of_rois is not None:
+        return config.resnet_of_rois.stage_channels("res5"), -(-pooler.output_size // 2)
     return config.backbone.out_channels[pooler.features[0]], pooler.output_size
 
 

@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mask_rcnn_jax.models.backbone import BackboneConfig, Feature
 from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, call, freeze, max_pool
 from mask_rcnn_jax.ranges import Channels, Range
 
@@ -27,7 +28,7 @@ BLOCKS = {
 
 
 @dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(BackboneConfig):
     depth: Literal[10, 18, 34, 50, 101, 152] = 50
     # res2 has this many channels in basic blocks and four times as many in bottlenecks; x 2 each stage.
     width: Channels = 64
@@ -64,12 +65,8 @@ class ResNetConfig:
         return STAGES[: max(map(STAGES.index, self.out_features)) + 1]
 
     @property
-    def out_strides(self) -> dict[str, int]:
-        return {name: self.stage_stride(name) for name in self.out_features}
-
-    @property
-    def out_channels(self) -> dict[str, int]:
-        return {name: self.stage_channels(name) for name in self.out_features}
+    def features(self) -> dict[str, Feature]:
+        return {name: Feature(self.stage_channels(name), self.stage_stride(name)) for name in self.out_features}
 
     def stage_stride(self, name: str) -> int:
         return 16 if name == "res5" and self.res5_dilation == 2 else 4 * 2 ** STAGES.index(name)

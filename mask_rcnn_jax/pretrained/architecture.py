@@ -189,10 +189,16 @@ def _with_pixels(config: MaskRCNNConfig, tensors: Mapping[str, np.ndarray]) -> M
 
 
 def resnet_of(config: MaskRCNNConfig) -> tuple[ResNetConfig, str]:
-    """The ResNet and its key."""
-    if isinstance(config.backbone, FPNConfig):
-        return config.backbone.bottom_up, "model.backbone.bottom_up"
-    return config.backbone, "model.backbone"
+    """The ResNet and its key. Raises `UserError` where the backbone is another one."""
+    backbone, key = config.backbone, "model.backbone"
+    if isinstance(backbone, FPNConfig):
+        backbone, key = backbone.bottom_up, "model.backbone.bottom_up"
+    if not isinstance(backbone, ResNetConfig):
+        raise UserError(
+            f"weights of other programs are known for ResNets, and {key} is a {type(backbone).__name__}; start from a"
+            " run of this one, or set pretrained=none"
+        )
+    return backbone, key
 
 
 def _shape(shapes: Shapes, path: str) -> tuple[int, ...]:

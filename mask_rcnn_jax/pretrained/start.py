@@ -28,6 +28,7 @@ def load_weights(
     tensors = read_tensors(path)
     source, told = find_source(tensors), []
     try:
+        resnet_of(config)
         if source is None:
             loaded, report = load_resnet(tensors, variables)
             made_with = _of_backbone(tensors)

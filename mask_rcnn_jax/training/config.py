@@ -38,3 +38,7 @@ class ExperimentConfig:
                 f"steps {self.steps} x batch_size {self.batch_size} must be at most {LARGEST}: examples are numbered"
                 " by 32 bits"
             )
+        divisor = self.model.backbone.size_divisor
+        for name, canvas in (("canvas", self.data.canvas), ("canvas_eval", self.data.canvas_eval)):
+            if any(side % divisor for side in canvas or ()):
+                raise ValueError(f"data.{name} {canvas}: model.backbone takes sides that are multiples of {divisor}")

@@ -16,6 +16,7 @@ from mask_rcnn_jax.evaluation import evaluate_model, format_table
 from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.inference.checkpoint import Metadata, deciding, score
 from mask_rcnn_jax.models import Variables
+from mask_rcnn_jax.python_files import classes_from_outside
 from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training.checkpoint import Checkpoints
 from mask_rcnn_jax.training.config import ExperimentConfig
@@ -54,7 +55,7 @@ def train(
         stack.enter_context(checkpoints)
         state, about_state = checkpoints.restore(state)
         start_step = int(state.step)
-        about_code = processes.by_first(partial(record_start, workdir, state, start.data))
+        about_code = processes.by_first(partial(record_start, workdir, state, start.data, classes_from_outside(config)))
         # A step whose evaluation failed, or was cut off, is evaluated again.
         unevaluated = start_step > 0 and _evaluates(config, start_step) and not checkpoints.is_evaluated(start_step)
         writer = stack.enter_context(open_writer(workdir, config.steps, start_step, unevaluated))

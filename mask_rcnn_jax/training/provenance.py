@@ -80,9 +80,10 @@ def _size(dataset: CocoDataset) -> str:
     return f"{len(dataset.records)} images with {sum(len(record.boxes) for record in dataset.records)} instances"
 
 
-def record_start(workdir: Path, state: TrainState, data: Data) -> list[str]:
+def record_start(workdir: Path, state: TrainState, data: Data, extensions: Mapping[str, str]) -> list[str]:
     """Adds this start of the run in `workdir` on `data`, as `check_data` tells it, to its record.
 
+    `extensions` are the classes of its configuration from outside the package, as `classes_from_outside` tells them.
     Returns what is to be said of it. Of several processes the first one does it.
     """
     told = []
@@ -99,6 +100,7 @@ def record_start(workdir: Path, state: TrainState, data: Data) -> list[str]:
         "command": sys.argv,
         "directory": os.getcwd(),
         "code": code,
+        "extensions": dict(extensions),
         **describe_machine(),
         **data,
         "weights": hash_arrays(state.variables),

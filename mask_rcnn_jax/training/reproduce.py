@@ -13,6 +13,7 @@ from mask_rcnn_jax.determinism import is_deterministic, use_deterministic_progra
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.places import inside
+from mask_rcnn_jax.python_files import classes_from_outside
 from mask_rcnn_jax.training import provenance
 from mask_rcnn_jax.training.datasets import load_datasets
 from mask_rcnn_jax.training.loop import train
@@ -61,7 +62,7 @@ def reproduce(workdir: Path, out: Path, say: Callable[[str], None]) -> Verdict:
     _check_devices(workdir, starts)
     data = {split: fingerprint(dataset) for split, dataset in load_datasets(config).items()}
     code, _ = provenance.describe_code()
-    now = provenance.describe_machine() | {"code": code, "data": data}
+    now = provenance.describe_machine() | {"code": code, "data": data, "extensions": classes_from_outside(config)}
     lines = [line for start in starts for line in differences(start, now)]
     for line in dict.fromkeys(lines):
         say(f"differs: {line}")
@@ -100,9 +101,10 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         lines.append(f"code: {_revision(then['code'])} then, {_revision(now['code'])} now")
     if then["python"] != now["python"]:
         lines.append(f"Python: {then['python']} then, {now['python']} now")
-    for what in ("packages", "devices", "environment"):
-        for name in sorted(then[what].keys() | now[what].keys()):
-            before, after = then[what].get(name, _MISSING), now[what].get(name, _MISSING)
+    for what in ("packages", "devices", "environment", "extensions"):
+        of_then = then.get(what, {})  # older runs had no extensions
+        for name in sorted(of_then.keys() | now[what].keys()):
+            before, after = of_then.get(name, _MISSING), now[what].get(name, _MISSING)
             if before != after:
                 lines.append(f"{what}, {name}: {before} then, {after} now")
     splits = [split for split in then["data"] if then["data"][split] != now["data"].get(split)]
@@ -125,6 +127,7 @@ def _check_records(workdir: Path, starts: list[dict[str, Any]]) -> None:
         _check(provenance.read_result(workdir), _RESULT)
         for start in starts:
             _check(start, _START)
+            _check(start.get("extensions", {}), None, "extensions")
     except ValueError as error:
         raise UserError(f"the record of {workdir} cannot be used: {error}; train the run again") from None
 

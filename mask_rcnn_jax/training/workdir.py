@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mask_rcnn_jax import processes
-from mask_rcnn_jax.config import differences, from_json, to_json
+from mask_rcnn_jax.config import UnknownClass, differences, from_json, to_json
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import exists, replacing
 from mask_rcnn_jax.places import FOLDER, check_place, checkpoints_in, inside, is_unfinished
@@ -38,6 +38,8 @@ def read_config(workdir: Path) -> ExperimentConfig | None:
         raise UserError(f"{path} is not valid JSON ({error}); use another --workdir") from None
     try:
         return from_json(ExperimentConfig, tree)
+    except UnknownClass as error:
+        raise UserError(f"{path}: {error}") from None
     except UserError as error:
         raise UserError(f"{path} does not fit this version: {error}; use another --workdir") from None
 

@@ -159,7 +159,7 @@ def test_sizes_share_a_few_programs(traced) -> None:
     assert [(each.height, each.width) for each in found] == sizes
     for (height, width), each in zip(sizes, found, strict=True):
         np.testing.assert_allclose(each.boxes, [[0, 0, width, height]], rtol=1e-6)
-    allowed = canvases(data)
+    allowed = canvases(data, 32)
     assert allowed == [(64, 96), (64, 192), (64, 384), (64, 416)]
     assert len(traced) == len(set(traced)) == predictor.compilations
     assert traced[0] in [(*shape, 3) for shape in predictor.shapes]
@@ -175,7 +175,7 @@ def test_sizes_share_a_few_programs(traced) -> None:
     ],
 )
 def test_canvases_hold_any_image(data, expected) -> None:
-    assert canvases(data) == expected
+    assert canvases(data, 32) == expected
 
 
 def test_a_higher_threshold_leaves_out_the_rest_and_compiles_nothing(predictor) -> None:

@@ -113,5 +113,5 @@ def test_fpn_stands_on_the_stages_that_are_asked_for():
         "p4": (3, 4),
         "p5": (2, 2),
     }
-    with pytest.raises(ValueError, match="out_features must follow one another"):
+    with pytest.raises(ValueError, match="twice the stride of the one before, not res2 4, res4 16"):
         FPNConfig(bottom_up=replace(bottom_up, out_features=("res2", "res4")))

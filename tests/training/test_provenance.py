@@ -53,8 +53,8 @@ def test_all_processes_have_the_same_data(dataset, monkeypatch):
 
 def test_a_start_says_what_is_needed_to_repeat_it(state, dataset, tmp_path):
     data = provenance.check_data(tmp_path, {"train": dataset})
-    provenance.record_start(tmp_path, state, data)
-    assert provenance.record_start(tmp_path, replace(state, step=jax.numpy.int32(3)), data) == []
+    provenance.record_start(tmp_path, state, data, {})
+    assert provenance.record_start(tmp_path, replace(state, step=jax.numpy.int32(3)), data, {}) == []
     first, second = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
     assert (first["step"], second["step"]) == (0, 3)
     assert first["command"] == sys.argv
@@ -134,7 +134,7 @@ def test_only_changes_of_the_package_are_kept_and_no_more_than_a_little(checkout
 
     for content, kept in (("c = 3\n", True), ("c = 3\n" * 200_000, False)):
         (checkout / "more.py").write_text(content)
-        told = provenance.record_start(tmp_path, state, {})
+        told = provenance.record_start(tmp_path, state, {}, {})
         code = json.loads((tmp_path / "starts.jsonl").read_text().splitlines()[-1])["code"]
         assert (code["changes"] is not None) == kept
         assert told == ([] if kept else ["uncommitted changes of the code are not kept: they exceed 1 MiB"])
@@ -177,7 +177,7 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path):
         for item in ("model", "metadata") if step else ():
             (tmp_path / "checkpoints" / str(step) / item).mkdir(parents=True)
         data = provenance.check_data(tmp_path, datasets)
-        provenance.record_start(tmp_path, replace(STATE, step=jax.numpy.int32(step)), data)
+        provenance.record_start(tmp_path, replace(STATE, step=jax.numpy.int32(step)), data, {})
 
     start(0, train=few_records(box=5.0), val=few_records())
     start(0, train=few_records(), val=few_records())  # nothing was trained on the other data

@@ -1,0 +1,62 @@
+"""The contract of a backbone: what others know of it before it is built, and what it makes of images.
+
+A backbone is one file, of this package or of another: a frozen dataclass that derives from `BackboneConfig`, and the
+network that it builds. `docs/extending.md` shows one. Shape letters: `B` images, `H W` padded height and width.
+"""
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class Feature(NamedTuple):
+    """A map that a backbone makes."""
+
+    channels: int
+    stride: int  # pixels of the padded image from one cell to the next, a power of 2
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A network, an `nnx.Module`, that makes the features of its configuration."""
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Mapping[str, Float[Array, "B _ _ _"]]:
+        """Compute the features [B, ceil(H / stride), ceil(W / stride), channels] by name.
+
+        `images` are normalised, of the model's dtype, and zero where they are padding; sides are multiples of the
+        configuration's `size_divisor`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BackboneConfig(abc.ABC):
+    """Settings of a backbone. Whatever derives from this class may stand wherever a configuration has a backbone."""
+
+    @property
+    @abc.abstractmethod
+    def features(self) -> Mapping[str, Feature]:
+        """Return the features by name, from the finest stride to the coarsest."""
+
+    @property
+    def size_divisor(self) -> int:
+        """Return the number that the sides of images must be multiples of."""
+        return 1
+
+    @abc.abstractmethod
+    def build(self, rngs: nnx.Rngs) -> Backbone:
+        """Build the network, with random variables."""
+
+    @property
+    def out_strides(self) -> dict[str, int]:
+        """Return the stride of each feature."""
+        return {name: feature.stride for name, feature in self.features.items()}
+
+    @property
+    def out_channels(self) -> dict[str, int]:
+        """Return the channels of each feature."""
+        return {name: feature.channels for name, feature in self.features.items()}
