@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 # Distinct programs of a forward and a backward pass that the tests may compile; those of slow tests do not count.
-BUDGET = 16
+BUDGET = 15
 # A network's backward pass has at least as many convolutions and matrix products; a layer's and a loss's have fewer.
 BACKWARD_PRODUCTS = 20
 # Rows of each kind, and the seconds below which none is worth a row.

@@ -12,14 +12,18 @@ from tests.conformance.sources import NARROW, SOURCES, case  # noqa: E402
 pytestmark = pytest.mark.usefixtures("shared")
 
 # Their whole way is that of maskrcnn v1 here, of stages that are compared one by one.
-SAME_AGAIN = ("fasterrcnn v1, narrow", "fasterrcnn v2, narrow", "maskrcnn v2, narrow", "epsilon 0")
+SAME_AGAIN = ("maskrcnn v2, narrow", "epsilon 0")
+# Without a mask head nothing else changes.
+FASTER = ("fasterrcnn v1, narrow", "fasterrcnn v2, narrow")
+
+
+def marks(name: str, stage: str = "") -> list[pytest.MarkDecorator]:
+    is_slow = name.endswith(FASTER) or (stage == "end to end" and name.endswith(SAME_AGAIN))
+    return [pytest.mark.slow] if is_slow else []
+
+
 CASES = [
-    pytest.param(
-        name,
-        stage,
-        marks=[pytest.mark.slow] if stage == "end to end" and name.endswith(SAME_AGAIN) else [],
-        id=f"{name}: {stage}",
-    )
+    pytest.param(name, stage, marks=marks(name, stage), id=f"{name}: {stage}")
     for name in NARROW
     for stage in stages.stages_of(SOURCES[name])
 ]
@@ -31,7 +35,7 @@ def test_the_stage_gives_what_the_reference_gives(name: str, stage: str):
     assert not broken, "\n".join(broken)
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in NARROW])
 def test_the_comparison_is_of_something(name: str):
     """Random weights that detected nothing, or one thing again and again, would agree with anything."""
     found = case(name).trace.detections

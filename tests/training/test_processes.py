@@ -1,33 +1,12 @@
 """Two real processes with four devices each, joined over loopback, train and evaluate as this one does."""
 
 import json
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import jax
 import pytest
 
 from mask_rcnn_jax.cli.main import main
-
-ROOT = Path(__file__).parent.parent.parent
-CONFIG = """
-from pathlib import Path
-
-from tests.tiny import one_map_model, tiny_experiment
-
-
-def get_config():
-    return tiny_experiment(
-        Path({root!r}), model=one_map_model(), steps={steps}, eval_every=2, checkpoint_every=2
-    )
-"""
-EXACT = ("loss", "gradient_norm", "rpn/foreground_anchors", "box/foreground_rois", "bbox/AP", "segm/AP")
+from tests.training.two_processes import finish, metrics, start, train_options
 
 # Each process keeps the other waiting once, for longer than the 30 s in which a connection is tried.
 LATE = """
@@ -45,50 +24,6 @@ with processes.joined(sys.argv[2], 2, int(sys.argv[6])):
     time.sleep(40 * (1 - jax.process_index()))
     assert jnp.sum(jax.make_array_from_callback((4,), sharding, lambda _: np.ones(1))) == 4
 """
-
-
-def start(command: list[str], folder: Path) -> list[subprocess.Popen[str]]:
-    """The command in two processes with four virtual devices each; each one's output in a file."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-        "PYTHONPATH": str(ROOT),
-    }
-    started = []
-    for index in range(2):
-        joined = ["--coordinator", address, "--processes", "2", "--process", str(index)]
-        with (folder / f"output{index}.txt").open("w") as output:
-            arguments = [sys.executable, *command, *joined]
-            started.append(
-                subprocess.Popen(
-                    arguments, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
-                )
-            )
-    return started
-
-
-def finish(started: list[subprocess.Popen[str]], folder: Path) -> list[int]:
-    try:
-        return [process.wait(timeout=400) for process in started]
-    except subprocess.TimeoutExpired:
-        for process in started:
-            process.kill()
-        pytest.fail("\n".join(path.read_text() for path in folder.glob("output*.txt")))
-
-
-def train_options(folder: Path, run: str, steps: int = 4) -> list[str]:
-    config = folder / f"{run}.py"
-    config.write_text(CONFIG.format(root=str(folder), steps=steps))
-    return ["--config", str(config), "--workdir", str(folder / run)]
-
-
-def metrics(workdir: Path) -> list[dict[str, float]]:
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{name: line[name] for name in ("step", *EXACT) if name in line} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -131,17 +66,6 @@ def test_two_processes_evaluate_each_image_once(runs, tmp_path):
 def test_a_process_may_be_late(tmp_path):
     started = start(["-c", LATE], tmp_path)
     assert finish(started, tmp_path) == [0, 0], (tmp_path / "output0.txt").read_text()
-
-
-def test_a_signal_to_one_process_stops_both_after_the_same_step(runs):
-    started = start(["train.py", *train_options(runs, "stopped", steps=2000)], runs)
-    path, limit = runs / "stopped" / "metrics.jsonl", time.monotonic() + 300
-    while not (path.exists() and path.stat().st_size) and time.monotonic() < limit:
-        time.sleep(0.2)
-    started[1].send_signal(signal.SIGTERM)
-    assert finish(started, runs) == [os.EX_TEMPFAIL] * 2, (runs / "output0.txt").read_text()
-    last = metrics(runs / "stopped")[-1]["step"]
-    assert (runs / "stopped" / "checkpoints" / str(last)).is_dir()
 
 
 @pytest.mark.parametrize(
