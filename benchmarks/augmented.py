@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn_jax.data import CocoConfig, CocoDataset, load_dataset
+from mask_rcnn_jax.data import CocoConfig, CocoDataset
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import EvaluationConfig, score_results
 from mask_rcnn_jax.evaluation.coco import Kind
@@ -58,7 +58,7 @@ def main() -> None:
     use_compile_cache()
     model = load_model(options.checkpoint)
     source = model.data.source if options.data is None else CocoConfig(options.data)
-    dataset = load_dataset(source, options.split or source.val_split)
+    dataset = source.load(options.split or source.val_split)
     if dataset.class_names != model.class_names:
         raise UserError(f"{dataset.annotation_file} has other categories than {options.checkpoint}")
     dataset = replace(dataset, records=list(dataset.records)[: options.images])

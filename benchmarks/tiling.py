@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.data import CocoConfig, CocoDataset, Record, ShapesConfig, load_dataset, read_image, to_rle
+from mask_rcnn_jax.data import CocoConfig, CocoDataset, Record, ShapesConfig, read_image, to_rle
 from mask_rcnn_jax.data.shapes import CLASS_NAMES, draw_shapes, texture
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import EvaluationConfig, score_results
@@ -58,7 +58,7 @@ def shape_pieces(config: ShapesConfig, count: int) -> list[Piece]:
 
 def data_pieces(root: str, class_names: tuple[str, ...], count: int) -> list[Piece]:
     """The first images of a dataset's validation split, without crowds."""
-    dataset = load_dataset(CocoConfig(root), CocoConfig.val_split)
+    dataset = CocoConfig(root).load(CocoConfig.val_split)
     if dataset.class_names != class_names:
         raise UserError(f"{dataset.annotation_file} has other categories than the checkpoint")
     return [Piece(read_image(record.path), truth(record, class_names)) for record in list(dataset.records)[:count]]

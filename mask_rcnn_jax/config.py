@@ -272,12 +272,13 @@ def _is_abstract(member: Any) -> bool:
 
 
 def _derived(base: type) -> Iterator[type]:
-    """Dataclasses that derive from an abstract one; of a file that was changed and run again, those of the last run."""
+    """Dataclasses that derive from an abstract one; of a file that was changed and run again, those of its last run."""
     found: dict[tuple[str, str], type] = {}
     for cls in base.__subclasses__():
         for one in _derived(cls) if _is_abstract(cls) else (cls, *_derived(cls)):
             if dataclasses.is_dataclass(one):
-                found[one.__module__, one.__qualname__] = one
+                file = getattr(sys.modules.get(one.__module__), "__file__", None)
+                found[file or one.__module__, one.__qualname__] = one
     yield from found.values()
 
 

@@ -1,4 +1,4 @@
-"""Set-up of all tests: eight virtual CPU devices, a compilation cache, and shapes and types checked at every call."""
+"""Set-up of all tests: eight virtual CPU devices, a compilation cache, and calls whose shapes and types are checked."""
 
 import gc
 import os
@@ -11,6 +11,7 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda runs the tests on a GPU
 
 import jax
+import jaxtyping
 from jaxtyping import install_import_hook
 
 import tests.typechecker  # noqa: F401  the hook below finds it by name
@@ -31,6 +32,13 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 gc.set_threshold(100_000, 50, 100)
 
 install_import_hook("mask_rcnn_jax", "tests.typechecker.typechecker")
+# These run commands and whole models, whose functions others check: a fifth of their time.
+UNCHECKED = [Path(__file__).parent / name for name in ("faults", "conformance", "cli", "training/test_reproduce.py")]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Checks shapes and types in what the test calls, or not."""
+    jaxtyping.config.update("jaxtyping_disable", any(item.path.is_relative_to(place) for place in UNCHECKED))
 
 
 def pytest_configure(config: pytest.Config) -> None:

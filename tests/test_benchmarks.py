@@ -74,6 +74,7 @@ def test_bfloat16_beside_torchvision(tmp_path):
     assert rows[0]["flop"] > 2 * rows[1]["flop"] > 0
 
 
+@pytest.mark.slow
 def test_throughput(tmp_path):
     file = tmp_path / "throughput.json"
     run("throughput", "--quick", "--sizes", "64x64", "--batches", 2, "--json", file)

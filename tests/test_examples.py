@@ -9,17 +9,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from mask_rcnn_jax.cli.main import main
 from mask_rcnn_jax.inference import Predictor, load_model
 
 ROOT = Path(__file__).parents[1]
-BACKBONE = ROOT / "examples" / "custom_backbone.py"
+BACKBONE, DATA = (ROOT / "examples" / f"custom_{name}.py" for name in ("backbone", "data"))
 SMALL = (
-    "data.source.num_train=8 data.source.num_val=2 data.source.image_size=64 data.source.max_shape_size=32"
-    " data.short_side=64 data.short_side_eval=64 data.max_side=64 data.canvas=64,64 steps=2 batch_size=8 log_every=1"
-    " model.backbone.channels=8 model.backbone.bottom_up.width=4 model.backbone.bottom_up.depth=3"
-    " model.rpn.features=p2,p3,p4 model.rpn.sizes=(16),(32),(64) model.rpn.samples=16"
+    "data.short_side=64 data.short_side_eval=64 data.max_side=64 data.canvas=64,64 steps=2 batch_size=8 log_every=1"
+    " model.backbone=FPNConfig model.backbone.channels=8 model.rpn.features=p2,p3,p4 model.rpn.sizes=(16),(32),(64)"
+    " model.rpn.samples=16"
     " model.box_head.pooler.features=p2,p3 model.box_head.fc_channels=16 model.box_head.samples=8 model.mask_head=none"
     " model.rpn.pre_nms_train=32 model.rpn.post_nms_train=32 model.rpn.pre_nms_test=32 model.rpn.post_nms_test=16"
 )
@@ -29,7 +29,9 @@ SMALL = (
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the configuration, with its own backbone."""
     folder = tmp_path_factory.mktemp("custom")
-    settings = [f"data.source.root={folder / 'shapes'}", *SMALL.split()]
+    shapes = ["num_train=8", "num_val=2", "image_size=64", "max_shape_size=32"]
+    settings = [f"data.source.{setting}" for setting in (f"root={folder / 'shapes'}", *shapes)]
+    settings += [*SMALL.split(), "model.backbone.bottom_up.width=4", "model.backbone.bottom_up.depth=3"]
     arguments = ["train", "--config", str(BACKBONE), "--workdir", str(folder / "run"), "--set", *settings]
     assert main(arguments) == 0
     return folder / "run"
@@ -72,6 +74,30 @@ def test_its_file_is_named_to_processes_that_do_not_know_it(trained, tmp_path):
     assert sentence.endswith("not 'PlainConfig'; a class of your own is known once its file is loaded: --plugin FILE")
     assert (trained / "eval" / "metrics.json").is_file()
     assert out.stat().st_size > 10_000
+
+
+def test_data_of_ones_own_is_trained_on_and_evaluated(tmp_path):
+    """In processes that load it, too, which do not know its class."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 2)):
+        (tmp_path / "cells" / split).mkdir(parents=True)
+        for number in range(count):
+            pixels, mask = rng.integers(0, 80, (64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+            for instance, x in enumerate((4, 34), 1):
+                mask[10 : 30 + number, x : x + 20], pixels[10 : 30 + number, x : x + 20] = instance, 200
+            Image.fromarray(pixels).save(tmp_path / "cells" / split / f"{number}.jpg")
+            Image.fromarray(mask).save(tmp_path / "cells" / split / f"{number}.png")
+    settings = [f"data.source.root={tmp_path / 'cells'}", *SMALL.split()]
+    settings += [f"model.backbone.bottom_up.{setting}" for setting in ("depth=10", "width=8", "out_features=res2,res3")]
+    arguments = ["--config", str(DATA), "--workdir", str(tmp_path / "run"), "--set", *settings]
+    assert main(["train", *arguments]) == 0
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    assert stored["num_workers"] == 2
+    assert stored["source"]["type"] == "NumberedMasks"
+    assert main(["eval", "--workdir", str(tmp_path / "run"), "--pictures", "1"]) == 0
+    assert list((tmp_path / "run" / "eval" / "pictures").iterdir())
+    (tmp_path / "cells" / "val" / "1.png").unlink()
+    assert main(["eval", "--workdir", str(tmp_path / "run"), "--pictures", "0"]) == 2
 
 
 def test_an_example_is_short():

@@ -134,6 +134,9 @@ def test_a_file_is_run_once_and_again_when_it_was_changed(tmp_path):
     first = override(Whole(), ["part=Fresh"]).part
     load_plugins([file])
     assert type(override(Whole(), ["part=Fresh"]).part) is type(first)
+    load_plugins([write(tmp_path / "fresh.py", "Fresh", depth=3)])
+    assert override(Whole(), ["part=Fresh"]).part.build() == 30
+    assert from_json(Whole, to_json(Whole(first))).part.build() == 20  # its settings, in the class as it is now
     write(tmp_path / "other.py", "Fresh", depth=4)
     load_plugins([str(tmp_path / "other.py")])
     with pytest.raises(UserError, match=r"'Fresh' is a class of fresh_\w+ and other_\w+; give one another name"):

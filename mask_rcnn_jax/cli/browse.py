@@ -12,7 +12,7 @@ from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.experiment import CONFIG_HELP, config_path, load_experiment
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import override
-from mask_rcnn_jax.data import CocoConfig, DataConfig, load_dataset, verify_images
+from mask_rcnn_jax.data import CocoConfig, DataConfig, verify_images
 from mask_rcnn_jax.errors import UserError, printable
 from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.places import check_place
@@ -63,7 +63,7 @@ def _browse(options: argparse.Namespace) -> None:
         experiment = load_experiment(options.config)
     experiment = override(experiment, options.set)
     data, seed = experiment.data, experiment.seed if options.seed is None else options.seed
-    dataset = verify_images(load_dataset(data.source, options.split or data.source.train_split), data)
+    dataset = verify_images(data.source.load(options.split or data.source.train_split), data)
     for line in dataset.describe_problems():
         print(printable(line))
     outputs = OutputFolder(options.out, (record.path for record in dataset.records), options.overwrite)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.data import CocoConfig, DataConfig, build_tfds, load_dataset, verify_images
+from mask_rcnn_jax.data import CocoConfig, DataConfig, build_tfds, verify_images
 from mask_rcnn_jax.errors import printable
 from mask_rcnn_jax.places import check_place
 
@@ -45,7 +45,7 @@ def _build(options: argparse.Namespace) -> None:
     name = options.name or options.root.resolve().name.lower().replace("-", "_")
     for split in options.splits:
         # All is written as it is; whoever trains from the shards leaves out the same.
-        dataset = verify_images(load_dataset(source, split), DataConfig(broken_images="skip"))
+        dataset = verify_images(source.load(split), DataConfig(broken_images="skip"))
         for line in dataset.describe_problems():
             print(printable(line))
 

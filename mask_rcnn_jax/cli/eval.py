@@ -21,7 +21,7 @@ from mask_rcnn_jax.cli.experiment import (
 from mask_rcnn_jax.cli.model import add_average_option
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import override
-from mask_rcnn_jax.data import load_dataset, verify_images
+from mask_rcnn_jax.data import verify_images
 from mask_rcnn_jax.determinism import use_deterministic_programs
 from mask_rcnn_jax.errors import UserError, printable
 from mask_rcnn_jax.evaluation import EvaluationResult, evaluate_model, format_table
@@ -92,7 +92,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     config = override(_config(options, stored), options.set)
     _check_fits(config.model, variables)
-    dataset = load_dataset(config.data.source, options.split or config.data.source.val_split)
+    dataset = config.data.source.load(options.split or config.data.source.val_split)
     dataset = verify_images(dataset, config.data)
     check_alike({"eval": dataset})
     outputs = OutputFolder(out, [dataset.annotation_file, *(r.path for r in dataset.records)], options.overwrite)

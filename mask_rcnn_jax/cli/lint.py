@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.data.config import CocoConfig
+from mask_rcnn_jax.data.coco import CocoConfig
 from mask_rcnn_jax.data.lint import CHECKS, describe, lint
 from mask_rcnn_jax.errors import printable
 

@@ -58,7 +58,7 @@ def _add_plugin_option(parser: argparse.ArgumentParser) -> None:
 
 def _without_plugins(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The arguments of a command, and the plugins that stand anywhere among them."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="mask-rcnn", add_help=False, allow_abbrev=False)
     _add_plugin_option(parser)
     options, rest = parser.parse_known_args(arguments)
     return rest, options.plugin

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.data import load_dataset
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.models import Variables
@@ -55,7 +54,7 @@ def _names(config: ExperimentConfig) -> Metadata:
     """The names in the run's data, which predictors from elsewhere go by; none where it began with no such."""
     if config.pretrained is None:
         return Metadata((), ())
-    data = load_dataset(config.data.source, config.data.source.train_split)
+    data = config.data.source.load(config.data.source.train_split)
     return Metadata(data.class_names, data.categories, keypoint_names=data.keypoint_names)
 
 

@@ -14,7 +14,6 @@ from mask_rcnn_jax.cli.experiment import (
     load_experiment,
 )
 from mask_rcnn_jax.config import override
-from mask_rcnn_jax.data import check_prepared
 from mask_rcnn_jax.determinism import use_deterministic_programs
 from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.inference import use_compile_cache
@@ -36,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
             settings, from_file = _config(options.config, workdir)
             config = override(settings, options.set)
             if not from_file and config.data.source == settings.data.source:
-                check_prepared(config.data.source)  # a folder of unknown origin does not say where to write
+                config.data.source.check_prepared()  # a folder of unknown origin does not say where to write
             train(config, workdir, options.profile, options.wandb)
 
     return run(command, when_interrupted="interrupted; the same command goes on from the last checkpoint")

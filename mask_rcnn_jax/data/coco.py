@@ -1,28 +1,48 @@
 """Reads a COCO-style directory into records, and says what it could not use."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mask_rcnn_jax.data.annotations import AnnotationReader
-from mask_rcnn_jax.data.config import CocoConfig, ShapesConfig
 from mask_rcnn_jax.data.entries import check_annotation, check_category, check_image, read_json, refusal
 from mask_rcnn_jax.data.packed import pack
 from mask_rcnn_jax.data.records import CocoDataset, Record
-from mask_rcnn_jax.data.shapes import check_shapes
+from mask_rcnn_jax.data.source import SourceConfig
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import is_file, is_folder
+from mask_rcnn_jax.ranges import Incidental
 
 __all__ = [
     "AnnotationFile",
+    "CocoConfig",
     "CocoDataset",
     "Record",
     "check_present",
+    "coco_dataset",
     "image_directory",
     "load_coco",
     "read_annotations",
 ]
+
+
+@dataclass(frozen=True)
+class CocoConfig(SourceConfig):
+    """A directory in COCO's layout.
+
+    Annotations are `root/annotations/annotation_file`; images lie in `root/{split}/` or `root/images/{split}/`.
+    Splits are free names, such as "train2017". COCO's own keypoints are in "person_keypoints_{split}.json".
+    """
+
+    root: Annotated[str, Incidental()] = "data/coco"
+    train_split: str = "train"
+    val_split: str = "val"
+    annotation_file: str = "instances_{split}.json"
+    boxes_only: bool = False  # reads no segmentations: each mask is its box, for models without masks
+
+    def load(self, split: str) -> CocoDataset:
+        return load_coco(self, split)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +60,8 @@ class AnnotationFile:
             yield entry, self.annotations.pop(image_id)
 
 
-def load_coco(config: CocoConfig | ShapesConfig, split: str) -> CocoDataset:
-    """Reads `split` of the directory; that of a `ShapesConfig` must have been written, see `prepare_source`.
+def load_coco(config: CocoConfig, split: str) -> CocoDataset:
+    """Reads `split` of the directory.
 
     Raises `UserError` for a missing directory or image, an annotation file that is missing or not JSON, entries that
     lack keys or have values of other types (ids are whole numbers), and annotations that name an unknown image or
@@ -50,14 +70,23 @@ def load_coco(config: CocoConfig | ShapesConfig, split: str) -> CocoDataset:
     annotations are kept (training drops them, see `DataConfig.keep_empty`) and counted. Instances of unusable keypoints
     are kept without them, and counted.
     """
-    if isinstance(config, ShapesConfig):
-        check_shapes(config)
-        config = CocoConfig(config.root)
     root = check_root(config.root)
     file = read_annotations(root / "annotations" / config.annotation_file.replace("{split}", split))
-    directory = image_directory(root, split)
+    return _dataset(file, image_directory(root, split), config.boxes_only)
+
+
+def coco_dataset(content: Mapping[str, Any], name: str | Path, images: str | Path) -> CocoDataset:
+    """The dataset that the content of an annotation file describes: for sources that make it from other files.
+
+    `content` has COCO's "images", "annotations" and "categories"; `name` is what messages call it, `images` the folder
+    of its "file_name"s. Errors and counts are those of `load_coco`.
+    """
+    return _dataset(_checked(Path(name), content, check_image), Path(images), boxes_only=False)
+
+
+def _dataset(file: AnnotationFile, directory: Path, boxes_only: bool) -> CocoDataset:
     check_present(file.path, (directory / entry["file_name"] for entry in file.images.values()))
-    reader = AnnotationReader(file.path, file.categories, config.boxes_only)
+    reader = AnnotationReader(file.path, file.categories, boxes_only)
     records = (reader.record(entry, directory / entry["file_name"], found) for entry, found in file.taken())
     return reader.dataset(pack(records))
 
@@ -74,7 +103,13 @@ def read_annotations(path: Path, check_image: Callable[[Any], int] = check_image
 
     `check_image` returns the id of an entry of an image, or raises ValueError as the readers of `entries` do.
     """
-    content = _read_content(path)
+    return _checked(path, _read_content(path), check_image)
+
+
+def _checked(path: Path, content: Any, check_image: Callable[[Any], int]) -> AnnotationFile:
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, Mapping) or not isinstance(content.get(key), list):
+            raise UserError(f"Annotation file {path} has no list '{key}'; export it in COCO's instances format.")
     images: dict[int, dict[str, Any]] = {}
     annotations: dict[int, list[dict[str, Any]]] = {}
     categories: dict[int, str] = {}
@@ -118,20 +153,16 @@ def check_present(annotation_file: Path, images: Iterable[Path]) -> None:
         raise UserError(f"Image {missing[0]}{more} not exist; restore it or remove it from {annotation_file}.")
 
 
-def _read_content(path: Path) -> dict[str, Any]:
+def _read_content(path: Path) -> Any:
     if not is_file(path):
         raise UserError(f"Annotation file {path} does not exist; put the annotations there or name another split.")
     try:
-        content = read_json(path)
+        return read_json(path)
     except ValueError as error:
         raise UserError(f"Annotation file {path} cannot be read: {error}; export it again.") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise UserError(f"Annotation file {path} has no list '{key}'; export it in COCO's instances format.")
-    return content
 
 
-def _check_all(path: Path, content: dict[str, Any], section: str, kind: str, check: Callable[[Any], None]) -> None:
+def _check_all(path: Path, content: Mapping[str, Any], section: str, kind: str, check: Callable[[Any], None]) -> None:
     for index, entry in enumerate(content[section]):
         try:
             check(entry)

@@ -5,21 +5,42 @@
 `not_exhaustive_category_ids` some instances are not annotated.
 """
 
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Int
 
 from mask_rcnn_jax.data.annotations import AnnotationReader
 from mask_rcnn_jax.data.coco import check_present, check_root, read_annotations
-from mask_rcnn_jax.data.config import LvisConfig
 from mask_rcnn_jax.data.entries import check_image, list_of, refusal, shown
 from mask_rcnn_jax.data.packed import pack
 from mask_rcnn_jax.data.records import CocoDataset, Federated
+from mask_rcnn_jax.data.source import SourceConfig
 from mask_rcnn_jax.files import is_file
+from mask_rcnn_jax.ranges import Incidental
 
 _CLASS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
+
+
+@dataclass(frozen=True)
+class LvisConfig(SourceConfig):
+    """LVIS v1 in a directory beside COCO 2017's images: `root/train2017/`, `root/val2017/`.
+
+    Annotations are `root/annotations/annotation_file` or `root/annotation_file`. Each image lies where its "coco_url"
+    says: LVIS's val split is partly in train2017. As published, models of LVIS train with `repeat_threshold` 0.001 and
+    give up to 300 detections of a score above 1e-4.
+    """
+
+    root: Annotated[str, Incidental()] = "data/coco"
+    train_split: str = "train"
+    val_split: str = "val"
+    annotation_file: str = "lvis_v1_{split}.json"
+    boxes_only: bool = False
+
+    def load(self, split: str) -> CocoDataset:
+        return load_lvis(self, split)
 
 
 def load_lvis(config: LvisConfig, split: str) -> CocoDataset:

@@ -2,14 +2,53 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from mask_rcnn_jax.data.packed import pack
 from mask_rcnn_jax.data.records import CocoDataset, Federated, Record
+from mask_rcnn_jax.data.source import SourceConfig
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.ranges import AboveZero, check
+
+
+@dataclass(frozen=True)
+class MixtureConfig(SourceConfig):
+    """Several sources to train on together, each drawn in proportion to its weight; the first one validates.
+
+    All must have the same class names, in any order and with any ids: an image of a source that lacks a class would
+    teach that the class is background. Classes and ids are the first source's.
+    """
+
+    sources: tuple[SourceConfig, ...] = ()
+    weights: tuple[AboveZero, ...] = ()  # positive, one a source; none: every image is drawn as often as any other
+
+    def __post_init__(self) -> None:
+        check(self)
+        if any(isinstance(source, MixtureConfig) for source in self.sources):
+            raise ValueError("a mixture holds no mixtures; list all sources in one")
+        if self.weights and len(self.weights) != len(self.sources):
+            raise ValueError(f"weights must be one for each of {len(self.sources)} sources, not {self.weights}")
+
+    def load(self, split: str) -> CocoDataset:
+        """Read the split: "train" is that of all sources, and "val" the first one's."""
+        if not self.sources:
+            raise UserError("data.source mixes no sources; list them in data.source.sources, in a config file.")
+        if split == self.val_split:
+            return self.sources[0].load(self.sources[0].val_split)
+        if split != self.train_split:
+            raise UserError(f"A mixture has the splits train and val, not '{split}'; name one of them.")
+        return mix([source.load(source.train_split) for source in self.sources], self.weights)
+
+    def prepare(self) -> None:
+        for source in self.sources:
+            source.prepare()
+
+    def check_prepared(self) -> None:
+        for source in self.sources:
+            source.check_prepared()
 
 
 def mix(datasets: Sequence[CocoDataset], weights: Sequence[float] = ()) -> CocoDataset:

@@ -25,6 +25,7 @@ from mask_rcnn_jax.data.examples import Example, read_resized, training_example
 from mask_rcnn_jax.data.packed import Selection
 from mask_rcnn_jax.data.plan import plan_batches, repeat_factors
 from mask_rcnn_jax.data.records import CocoDataset, Record
+from mask_rcnn_jax.data.shapes import ShapesConfig
 from mask_rcnn_jax.data.transforms import resized_size
 from mask_rcnn_jax.data.workers import Arrays, BatchIterator, end_with_parent
 from mask_rcnn_jax.errors import UserError
@@ -101,6 +102,8 @@ def train_batches(
     plan = plan_batches(orientation, batch_size, num_steps, seed, repeats, sources, dataset.weights)
     share = batch_size // process_count
     rows = range(process_index * share, (process_index + 1) * share)
+    # Processes that load need no source, and may not know its class.
+    config = replace(config, source=ShapesConfig())
     load = TrainingBatches(records, orientation, dataset.keypoint_names, config, plan, seed, rows)
     pixels, cells = config.canvas[0] * config.canvas[1], config.max_instances * config.mask_crop**2
     batch_bytes = share * (3 * pixels * np.dtype(_pixel_type(config)).itemsize + cells)

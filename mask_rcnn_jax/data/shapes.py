@@ -8,17 +8,20 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.data.config import ShapesConfig
+from mask_rcnn_jax.data.coco import CocoConfig
+from mask_rcnn_jax.data.records import CocoDataset
+from mask_rcnn_jax.data.source import SourceConfig
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import is_file, is_folder
+from mask_rcnn_jax.ranges import Incidental, NotNegative, Positive, Range, Seed
 
 CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 
@@ -27,6 +30,43 @@ _SETTINGS_FILE = "shapes.json"
 _SMOOTHING = 4  # subpixels per pixel and axis
 _VISIBLE_SHARE = 0.6  # a shape that shows less of itself is taken out of the image
 _CONTRAST = 60.0  # least Euclidean distance between a shape's colour and the background's, of 255 a channel
+
+
+@dataclass(frozen=True)
+class ShapesConfig(SourceConfig):
+    """Synthetic shapes, which `mask-rcnn train` writes to `root` in COCO's layout when they are not there yet.
+
+    The same settings always give the same files, byte for byte.
+    """
+
+    root: Annotated[str, Incidental()] = "data/shapes"
+    num_train: NotNegative = 1500
+    num_val: NotNegative = 100
+    image_size: Annotated[int, Range(1, 16_384)] = 128  # pixels, square
+    min_shape_size: Positive = 32  # pixels; diameter of a shape's circumscribed circle
+    max_shape_size: Positive = 80
+    max_shapes: Positive = 5  # per image; at least one
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        if self.min_shape_size > self.max_shape_size:
+            raise ValueError(
+                f"min_shape_size {self.min_shape_size} must not be above max_shape_size {self.max_shape_size}"
+            )
+        if 0.8 * self.max_shape_size > self.image_size:  # a shape's centre is at least .8 of its radius from the edge
+            raise ValueError(
+                f"max_shape_size {self.max_shape_size} must be at most 1.25 x image_size {self.image_size}"
+            )
+
+    def load(self, split: str) -> CocoDataset:
+        self.check_prepared()
+        return CocoConfig(self.root).load(split)
+
+    def prepare(self) -> None:
+        prepare_shapes(self)
+
+    def check_prepared(self) -> None:
+        check_shapes(self)
 
 
 def prepare_shapes(config: ShapesConfig) -> None:

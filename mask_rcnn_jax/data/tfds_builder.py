@@ -17,8 +17,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn_jax.data.coco import AnnotationFile, check_present, check_root, image_directory, read_annotations
-from mask_rcnn_jax.data.config import CocoConfig
+from mask_rcnn_jax.data.coco import (
+    AnnotationFile,
+    CocoConfig,
+    check_present,
+    check_root,
+    image_directory,
+    read_annotations,
+)
 from mask_rcnn_jax.data.shards import ANNOTATIONS, EXAMPLES, check_unicode, import_tfds
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import exists

@@ -1,11 +1,11 @@
 """Reads the annotations of ArrayRecord shards into records whose images stay in the shards."""
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mask_rcnn_jax.data.annotations import AnnotationReader
-from mask_rcnn_jax.data.config import TfdsConfig
 from mask_rcnn_jax.data.entries import check_annotation, check_category, check_image, parse_json, refusal, shown
 from mask_rcnn_jax.data.packed import pack
 from mask_rcnn_jax.data.records import CocoDataset, Record
@@ -17,9 +17,25 @@ from mask_rcnn_jax.data.shards import (
     split_examples,
     version_directory,
 )
+from mask_rcnn_jax.data.source import SourceConfig
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.ranges import Incidental
 
 _AT_ONCE = 1024  # examples read in one go
+
+
+@dataclass(frozen=True)
+class TfdsConfig(SourceConfig):
+    """ArrayRecord shards that `mask-rcnn build-tfds` wrote to `data_dir`, under `name`."""
+
+    data_dir: Annotated[str, Incidental()] = "data/tfds"
+    name: str = "coco"
+    train_split: str = "train"
+    val_split: str = "val"
+    boxes_only: bool = False
+
+    def load(self, split: str) -> CocoDataset:
+        return load_tfds(self, split)
 
 
 def load_tfds(config: TfdsConfig, split: str) -> CocoDataset:

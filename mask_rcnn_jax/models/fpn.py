@@ -26,8 +26,8 @@ class FPNConfig(BackboneConfig):
     def __post_init__(self) -> None:
         self.norm.check_channels("channels", self.channels)
         strides = list(self.bottom_up.out_strides.values())
-        if strides != [strides[0] << step for step in range(len(strides))]:
-            made = ", ".join(f"{name} {stride}" for name, stride in self.bottom_up.out_strides.items())
+        if not strides or strides != [strides[0] << step for step in range(len(strides))]:
+            made = ", ".join(f"{name} {stride}" for name, stride in self.bottom_up.out_strides.items()) or "none"
             raise ValueError(f"each feature of bottom_up must have twice the stride of the one before, not {made}")
 
     @property

@@ -51,6 +51,9 @@ class MaskRCNNConfig:
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the networks; the rest is never below float32
 
     def __post_init__(self) -> None:
+        for name, stride in self.backbone.out_strides.items():
+            if stride < 1 or stride & (stride - 1):
+                raise ValueError(f"strides of backbones are powers of 2, and that of {name} is {stride}")
         heads = {"box_head": self.box_head, "mask_head": self.mask_head, "keypoint_head": self.keypoint_head}
         used = {f"{name}.pooler": head.pooler.features for name, head in heads.items() if head is not None}
         for name, features in {"rpn": self.rpn.features, **used}.items():

@@ -62,8 +62,10 @@ def read_curves(metrics: Path) -> Curves:
 
 def draw(curves: Curves, title: str) -> Figure:
     """Six panels: losses, AP, gradient norms, learning rate, what was matched, speed."""
-    figure = Figure(figsize=(15, 8.5), layout="constrained")
+    figure = Figure(figsize=(15, 8.5))
     FigureCanvasAgg(figure)
+    # Fixed, as a layout that is computed takes as long as the drawing.
+    figure.subplots_adjust(left=0.045, right=0.985, bottom=0.065, top=0.9, wspace=0.16, hspace=0.3)
     end = max(steps[-1] for steps, _ in curves.values())
     printable = "".join(letter if letter.isprintable() else "?" for letter in title)
     figure.suptitle(f"{printable}, step {end}", parse_math=False)

@@ -7,7 +7,6 @@ from mask_rcnn_jax.data import (
     CocoDataset,
     eval_batches,
     fingerprint,
-    load_dataset,
     trainable_records,
     verify_images,
 )
@@ -20,7 +19,7 @@ from mask_rcnn_jax.training.config import ExperimentConfig
 def load_datasets(config: ExperimentConfig) -> dict[str, CocoDataset]:
     """The two splits, checked against each other, the model, and the image files."""
     source = config.data.source
-    train_set, val_set = load_dataset(source, source.train_split), load_dataset(source, source.val_split)
+    train_set, val_set = source.load(source.train_split), source.load(source.val_split)
     if (train_set.categories, train_set.class_names) != (val_set.categories, val_set.class_names):
         raise UserError(f"{train_set.annotation_file} and {val_set.annotation_file} have different categories")
     if len(train_set.class_names) != config.model.num_classes:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import checked
-from mask_rcnn_jax.data import CocoDataset, describe_left_out, prepare_source, train_batches
+from mask_rcnn_jax.data import CocoDataset, describe_left_out, train_batches
 from mask_rcnn_jax.errors import Stopped, UserError
 from mask_rcnn_jax.evaluation import evaluate_model, format_table
 from mask_rcnn_jax.extras import require
@@ -130,7 +130,7 @@ def _prepare(config: ExperimentConfig, workdir: Path) -> tuple[_Start, TrainStat
     processes.by_first(partial(check_workdir, workdir))
     config = checked(config)
     mesh = make_mesh(config)
-    prepare_source(config.data.source)
+    config.data.source.prepare()
     datasets = load_datasets(config)
     data = processes.by_first(partial(check_data, workdir, datasets))
     train_set = datasets["train"]

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from mask_rcnn_jax.cli.eval import main
-from mask_rcnn_jax.data import DataConfig, ShapesConfig, load_coco, prepare_source
+from mask_rcnn_jax.data import DataConfig, ShapesConfig
 from mask_rcnn_jax.evaluation import EvaluationConfig
 from mask_rcnn_jax.models import init
 from mask_rcnn_jax.training import ExperimentConfig
@@ -21,8 +21,8 @@ from tests.tiny import tiny_model
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     source = ShapesConfig(root=str(folder / "shapes"), num_train=1, num_val=3, image_size=64, max_shape_size=40)
-    prepare_source(source)
-    dataset = load_coco(source, "val")
+    source.prepare()
+    dataset = source.load("val")
     base = tiny_model()
     model = type(base)(**{**vars(base), "num_classes": len(dataset.class_names)})
     data = DataConfig(source=source, short_side=(64,), short_side_eval=64, max_side=64, canvas=(64, 64))

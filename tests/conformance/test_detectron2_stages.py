@@ -15,8 +15,8 @@ STAGES = ("backbone_rows", "rpn_rows", "box_rows_of", "head_rows", "end_to_end_r
 # What a model has and FPN and C4 have not; the rest of it is slow.
 OF_ITS_OWN = {
     "x101_fpn": ("backbone_rows",),
-    "dc5": ("backbone_rows", "rpn_rows"),
-    "cascade": ("box_rows_of", "end_to_end_rows"),
+    "dc5": ("backbone_rows",),
+    "cascade": ("box_rows_of",),
     "keypoint": ("head_rows",),
 }
 CASES = [

@@ -26,6 +26,9 @@ from tests.data.test_examples import paste
 LSJ = DataConfig(CocoConfig(), canvas=(512, 512), large_scale_jitter=LargeScaleJitterConfig(), num_workers=0)
 
 
+NUCLEI = pytest.param("nuclei", marks=pytest.mark.slow)  # their many outlines take long to read
+
+
 @functools.cache
 def load(shared, name, split="train"):
     return load_coco(CocoConfig(str(shared / "data" / name)), split)
@@ -41,7 +44,7 @@ def iou(a, b):
     return (a & b).sum() / max((a | b).sum(), 1)
 
 
-@pytest.mark.parametrize("name", ["coco_mini", "nuclei", "balloon"])
+@pytest.mark.parametrize("name", ["coco_mini", NUCLEI, "balloon"])
 def test_jittered_masks_are_the_resized_and_cut_bitmaps(shared, name):
     """Polygons and RLEs, against bitmaps that pycocotools decodes and Pillow resizes, and their boxes."""
     dataset, overlaps = load(shared, name), []
@@ -91,7 +94,7 @@ def test_a_pixel_belongs_to_the_image_or_to_what_was_pasted(shared):
     assert min(len(below), len(pasted)) >= 5
 
 
-@pytest.mark.parametrize("name", ["nuclei", "coco_person_kp"])
+@pytest.mark.parametrize("name", [NUCLEI, "coco_person_kp"])
 def test_a_hundred_instances_cost_less_than_two_megabytes(shared, name):
     """All that goes to the device beside the pixels; the image's size does not matter."""
     dataset = load(shared, name)

@@ -11,11 +11,7 @@ from pycocotools import mask as coco_mask
 from mask_rcnn_jax.data import (
     MixtureConfig,
     ShapesConfig,
-    check_prepared,
-    load_coco,
-    load_dataset,
     masks,
-    prepare_source,
     verify_images,
 )
 from mask_rcnn_jax.data.shapes import CLASS_NAMES, draw_shapes, write_shapes
@@ -40,11 +36,11 @@ def test_the_same_settings_give_the_same_bytes(tmp_path):
 
 def test_reads_without_problems(tmp_path):
     config = replace(CONFIG, root=str(tmp_path / "shapes"))
-    prepare_source(config)
-    dataset = load_coco(config, config.train_split)
+    config.prepare()
+    dataset = config.load(config.train_split)
     verify_images(dataset)
     assert len(dataset.records) == 12
-    assert len(load_coco(config, config.val_split).records) == 3
+    assert len(config.load(config.val_split).records) == 3
     assert dataset.class_names == CLASS_NAMES
     assert not dataset.problems
 
@@ -52,21 +48,21 @@ def test_reads_without_problems(tmp_path):
 def test_what_is_there_stays(tmp_path):
     config = replace(CONFIG, root=str(tmp_path / "shapes"))
     (tmp_path / "shapes").mkdir()
-    prepare_source(config)
+    config.prepare()
     before = files(tmp_path)
     stamp = (tmp_path / "shapes" / "shapes.json").stat().st_mtime_ns
-    prepare_source(config)
+    config.prepare()
     assert (tmp_path / "shapes" / "shapes.json").stat().st_mtime_ns == stamp  # not written again
     (tmp_path / "shapes" / "mine.jpg").write_text("precious")
-    for use in (prepare_source, lambda source: load_coco(source, "train")):
+    for use in (ShapesConfig.prepare, lambda source: source.load("train")):
         with pytest.raises(UserError, match=r"shapes holds synthetic shapes of other settings; .*data\.source\.root"):
             use(replace(config, seed=5))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").write_text("precious")
     with pytest.raises(UserError, match=r"photos holds no synthetic shapes; .*data\.source\.root"):
-        prepare_source(replace(config, root=str(tmp_path / "photos")))
+        replace(config, root=str(tmp_path / "photos")).prepare()
     with pytest.raises(UserError, match=r"mine\.jpg/shapes cannot be written \(.*\); set data\.source\.root"):
-        prepare_source(replace(config, root=str(tmp_path / "photos" / "mine.jpg" / "shapes")))
+        replace(config, root=str(tmp_path / "photos" / "mine.jpg" / "shapes")).prepare()
     assert files(tmp_path) == before | {name: b"precious" for name in ("shapes/mine.jpg", "photos/mine.jpg")}
 
 
@@ -79,7 +75,7 @@ def test_another_process_may_be_first(tmp_path, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", late)
-    prepare_source(config)
+    config.prepare()
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
 
@@ -88,15 +84,15 @@ def test_reading_writes_nothing(tmp_path, mixed):
     config = replace(CONFIG, root=str(tmp_path / "shapes"))
     source = MixtureConfig((config, config)) if mixed else config
     for use in (
-        check_prepared,
-        lambda source: load_dataset(source, "train"),
-        lambda source: load_dataset(source, "val"),
+        lambda source: source.check_prepared(),
+        lambda source: source.load("train"),
+        lambda source: source.load("val"),
     ):
         with pytest.raises(UserError, match=r"shapes holds no synthetic shapes, which only .*data\.source\.root"):
             use(source)
     assert not list(tmp_path.iterdir())
-    prepare_source(source)
-    check_prepared(source)
+    source.prepare()
+    source.check_prepared()
 
 
 def test_annotations_describe_visible_parts(tmp_path):

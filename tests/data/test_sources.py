@@ -15,9 +15,6 @@ from mask_rcnn_jax.data import (
     ShapesConfig,
     eval_batches,
     image_folder,
-    load_coco,
-    load_dataset,
-    prepare_source,
     train_batches,
 )
 from mask_rcnn_jax.errors import UserError
@@ -29,11 +26,11 @@ SMALL = DataConfig(CocoConfig(), (12,), 12, 64, (64, 64), num_workers=0)
 
 def test_boxes_without_masks_are_told_of_and_can_be_kept(tmp_path):
     config = write_dataset(tmp_path, [annotation(segmentation=None), annotation(id=2, image_id=3)])
-    dataset = load_dataset(config, "train")
+    dataset = config.load("train")
     assert len(dataset.records[0].boxes) == 0
     assert any("data.source.boxes_only=true keeps their boxes" in line for line in dataset.describe_problems())
 
-    kept = load_dataset(CocoConfig(config.root, boxes_only=True), "train")
+    kept = CocoConfig(config.root, boxes_only=True).load("train")
     assert kept.boxes_only
     assert not kept.problems
     for record in kept.records:
@@ -54,8 +51,8 @@ def test_a_mixture_matches_classes_by_name(tmp_path):
     second = write_dataset(
         tmp_path / "second", [annotation(category_id=30), crowd], categories=other_categories("b", "a")
     )
-    mixed = load_dataset(MixtureConfig((first, second), (1.0, 3.0)), "train")
-    one, two = load_coco(first, "train"), load_coco(second, "train")
+    mixed = MixtureConfig((first, second), (1.0, 3.0)).load("train")
+    one, two = first.load("train"), second.load("train")
     assert (mixed.categories, mixed.class_names, mixed.weights) == ((10, 20), ("a", "b"), (1.0, 3.0))
     assert_same_records(mixed.records[:2], one.records)
     assert_same_records(mixed.records[2:], two.records, ignore={"classes", "source"})
@@ -74,13 +71,13 @@ def test_a_mixture_trains_on_all_and_validates_on_the_first(tmp_path):
         ShapesConfig(str(tmp_path / name), num_train=n, num_val=2, image_size=64) for name, n in (("a", 4), ("b", 3))
     ]
     config = MixtureConfig(tuple(shapes))
-    prepare_source(config)
-    assert len(load_dataset(config, config.train_split).records) == 7
-    assert_same_records(load_dataset(config, config.val_split).records, load_coco(shapes[0], "val").records)
+    config.prepare()
+    assert len(config.load(config.train_split).records) == 7
+    assert_same_records(config.load(config.val_split).records, shapes[0].load("val").records)
     with pytest.raises(UserError, match="splits train and val, not 'test'"):
-        load_dataset(config, "test")
+        config.load("test")
     with pytest.raises(UserError, match="mixes no sources"):
-        load_dataset(MixtureConfig(), "train")
+        MixtureConfig().load("train")
     with pytest.raises(ValueError, match="one for each of 2 sources"):
         MixtureConfig(tuple(shapes), (1.0,))
     with pytest.raises(UserError, match=r"weights\[1\] must be above 0, not 0\.0"):
@@ -99,13 +96,13 @@ def test_sources_with_other_classes_are_not_mixed(tmp_path):
         categories = other_categories(*names)
         other = write_dataset(tmp_path / name, [annotation(category_id=30)], categories=categories)
         with pytest.raises(UserError, match=message):
-            load_dataset(MixtureConfig((first, other)), "train")
+            MixtureConfig((first, other)).load("train")
 
 
 def test_rare_classes_are_repeated(tmp_path):
     images = [{"id": i, "file_name": f"{i}.png", "height": 12, "width": 16} for i in range(16)]
     annotations = [annotation(id=i, image_id=i, category_id=10 if i == 0 else 20) for i in range(16)]
-    dataset = load_coco(write_dataset(tmp_path, annotations, images=images), "train")
+    dataset = write_dataset(tmp_path, annotations, images=images).load("train")
     # In 1 of 16 images: sqrt(0.25 / (1 / 16)) = 2 of the 17 images of an epoch.
     config = DataConfig(CocoConfig(), (12,), 12, 64, (64, 64), repeat_threshold=0.25, num_workers=0)
     ids = np.concatenate([batch["image_ids"] for batch in train_batches(dataset, config, 17, 0, 0, 6)])
@@ -128,10 +125,10 @@ def test_lvis_finds_images_by_their_address(tmp_path):
     content = lvis_content()
     (tmp_path / "lvis_v1_val.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"train2017/000000000005\.jpg does not exist"):
-        load_dataset(config, "val")
+        config.load("val")
     (tmp_path / "train2017").mkdir()
     Image.new("RGB", (16, 12)).save(tmp_path / "train2017" / "000000000005.jpg")
-    dataset = load_dataset(config, "val")
+    dataset = config.load("val")
     (record,) = dataset.records
     assert (record.image_id, record.classes.tolist(), record.annotation_ids.tolist()) == (5, [0], [9])
     assert record.areas.tolist() == [60.5]
@@ -142,12 +139,12 @@ def test_lvis_finds_images_by_their_address(tmp_path):
     del content["images"][0]["neg_category_ids"]
     (tmp_path / "lvis_v1_val.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="has no 'neg_category_ids'"):
-        load_dataset(config, "val")
+        config.load("val")
     content = lvis_content()
     del content["categories"][1]["frequency"]
     (tmp_path / "lvis_v1_val.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"Category 2 \(categories\[1\]\) .* has no 'frequency'"):
-        load_dataset(config, "val")
+        config.load("val")
 
 
 def test_a_folder_of_images(tmp_path):
@@ -179,7 +176,7 @@ def test_a_folder_of_images(tmp_path):
 
 def test_rles_of_a_mixture_stay_whole(shared):
     source = CocoConfig(str(shared / "data" / "nuclei"), val_split="val")
-    mixed = load_dataset(MixtureConfig((CocoConfig(source.root, "val"), CocoConfig(source.root, "val"))), "train")
-    alone = load_coco(source, "val")
+    mixed = MixtureConfig((CocoConfig(source.root, "val"), CocoConfig(source.root, "val"))).load("train")
+    alone = source.load("val")
     assert_same_records(mixed.records[: len(alone.records)], alone.records)
     assert_same_records(mixed.records[len(alone.records) :], alone.records, ignore={"source"})

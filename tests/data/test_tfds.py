@@ -19,8 +19,6 @@ from mask_rcnn_jax.data import (
     ShapesConfig,
     TfdsConfig,
     build_tfds,
-    load_dataset,
-    prepare_source,
     read_image,
     tfds_builder,
     tfds_source,
@@ -48,16 +46,16 @@ def shapes(tmp_path_factory):
     """A directory of shapes and the folder of its shards, "shapes"."""
     folder = tmp_path_factory.mktemp("tfds")
     config = ShapesConfig(str(folder / "coco"), num_train=12, num_val=4, image_size=64)
-    prepare_source(config)
+    config.prepare()
     source = CocoConfig(config.root)
     build_tfds(source, folder / "shards", "shapes", ["train", "val"])
     return source, folder / "shards"
 
 
 def assert_round_trip(source, data_dir, name, split):
-    expected = load_dataset(source, split)
+    expected = source.load(split)
     config = TfdsConfig(str(data_dir), name, boxes_only=source.boxes_only)
-    found = load_dataset(config, split)
+    found = config.load(split)
     for field in ("categories", "class_names", "keypoint_names", "skeleton", "problems"):
         assert getattr(found, field) == getattr(expected, field)
     assert_same_records(found.records, expected.records, ignore={"path"})
@@ -99,14 +97,14 @@ def test_cocos_own_layout_and_names(tmp_path):
     build_tfds(source, tmp_path / "shards", "coco", ["train2017", "val2017"])
     for split in ("train2017", "val2017"):
         assert_round_trip(source, tmp_path / "shards", "coco", split)
-    assert load_dataset(TfdsConfig(str(tmp_path / "shards")), "train2017").problems
+    assert TfdsConfig(str(tmp_path / "shards")).load("train2017").problems
 
 
 def test_batches_from_shards_are_those_from_files(shapes):
     source, data_dir = shapes
     config = DataConfig(source, (64,), 64, 64, (64, 64), num_workers=0)
-    files = load_dataset(source, "train")
-    shards = verify_images(load_dataset(TfdsConfig(str(data_dir), "shapes"), "train"), config)
+    files = source.load("train")
+    shards = verify_images(TfdsConfig(str(data_dir), "shapes").load("train"), config)
     expected = list(train_batches(files, config, 2, 0, 0, 6))
     for workers in (0, 2):
         batches = train_batches(shards, replace(config, num_workers=workers), 2, 0, 0, 6)
@@ -119,7 +117,7 @@ def test_batches_from_shards_are_those_from_files(shapes):
 def test_any_program_decodes_the_images(shapes):
     source, data_dir = shapes
     examples = tfds.data_source("shapes/examples", data_dir=data_dir, split="val")
-    for example, record in zip(examples, load_dataset(source, "val").records, strict=True):
+    for example, record in zip(examples, source.load("val").records, strict=True):
         np.testing.assert_array_equal(example["image"], read_image(record.path))
 
 
@@ -129,7 +127,7 @@ def test_tensorflow_is_not_imported(shapes, tmp_path):
         "import sys; import mask_rcnn_jax.data as data; from mask_rcnn_jax.data import CocoConfig, TfdsConfig;"
         "assert 'tensorflow_datasets' not in sys.modules;"
         f"data.build_tfds(CocoConfig({source.root!r}), {str(tmp_path)!r}, 'again', ['val']);"
-        f"dataset = data.load_dataset(TfdsConfig({str(tmp_path)!r}, 'again'), 'val');"
+        f"dataset = TfdsConfig({str(tmp_path)!r}, 'again').load('val');"
         "dataset.records[0].open().read();"
         "assert 'tensorflow_datasets' in sys.modules;"
         "assert 'tensorflow' not in sys.modules"
@@ -157,11 +155,11 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match="exists; remove it"):
         build_tfds(source, out, "coco", ["train"])
     with pytest.raises(UserError, match="has no split 'val', only train"):
-        load_dataset(TfdsConfig(str(out), "coco"), "val")
+        TfdsConfig(str(out), "coco").load("val")
     with pytest.raises(UserError, match="holds no dataset"):
-        load_dataset(TfdsConfig(str(out), "other"), "train")
+        TfdsConfig(str(out), "other").load("train")
     with pytest.raises(UserError, match="holds no dataset"):
-        load_dataset(TfdsConfig("long" * 100, "coco"), "train")
+        TfdsConfig("long" * 100, "coco").load("train")
 
 
 @pytest.mark.parametrize(
@@ -187,10 +185,10 @@ def test_examples_that_others_wrote_are_checked(monkeypatch, entry, annotations,
     metadata = {"categories": {"train": [{"id": 20, "name": "b"}]}}
     monkeypatch.setattr(tfds_source, "shards_metadata", lambda _: metadata)
     with pytest.raises(UserError, match=rf"Example train\[0\] in shards .*{message}"):
-        load_dataset(TfdsConfig("shards", "coco"), "train")
+        TfdsConfig("shards", "coco").load("train")
     metadata["categories"] = {"train": [{"id": "b"}]}
     with pytest.raises(UserError, match="shards has no categories for 'train'"):
-        load_dataset(TfdsConfig("shards", "coco"), "train")
+        TfdsConfig("shards", "coco").load("train")
 
 
 def test_entries_nested_too_deeply_to_be_written_are_named(tmp_path, monkeypatch):
@@ -209,7 +207,7 @@ def test_entries_nested_too_deeply_to_be_written_are_named(tmp_path, monkeypatch
 def test_shards_that_are_gone_are_an_error_of_reading(shapes, tmp_path):
     _, data_dir = shapes
     shutil.copytree(data_dir / "shapes", tmp_path / "shapes")
-    record = load_dataset(TfdsConfig(str(tmp_path), "shapes"), "train").records[0]
+    record = TfdsConfig(str(tmp_path), "shapes").load("train").records[0]
     for file in (tmp_path / "shapes" / "examples").rglob("*array_record*"):
         file.unlink()
     with pytest.raises(OSError, match=r"0 of split 'train'|No such file"):
@@ -236,9 +234,9 @@ def test_pictures_are_read_from_shards(shapes, tmp_path):
     drawn = []
     for name, config in (("files", source), ("shards", TfdsConfig(str(data_dir), "shapes"))):
         outputs = OutputFolder(tmp_path / name)
-        drawn.append([path.read_bytes() for path in write_pictures(load_dataset(config, "val"), [], outputs, 2)])
+        drawn.append([path.read_bytes() for path in write_pictures(config.load("val"), [], outputs, 2)])
         with pytest.raises(UserError, match=r"more than data\.max_pixels 4095"):
-            write_pictures(load_dataset(config, "val"), [], outputs, 1, max_pixels=64 * 64 - 1)
+            write_pictures(config.load("val"), [], outputs, 1, max_pixels=64 * 64 - 1)
     assert drawn[0] == drawn[1]
     assert len(drawn[0]) == 2
 
@@ -249,13 +247,13 @@ def test_a_folder_that_shards_cannot_lie_in_is_named(shapes, tmp_path):
         build_tfds(shapes[0], folder, "shapes", ["train"])
     assert not folder.exists()
     with pytest.raises(UserError, match=r"data\.source\.data_dir: shards cannot lie in '.*a\\udcff"):
-        load_dataset(TfdsConfig(str(folder), "shapes"), "train")
+        TfdsConfig(str(folder), "shapes").load("train")
 
 
 def test_shards_lie_in_a_folder_of_any_other_name(tmp_path):
     image = {"id": 1, "file_name": os.fsdecode(b"caf\xe9\n.png"), "width": 16, "height": 12}
     source, out = write_dataset(tmp_path / "coco", [], images=[image]), tmp_path / "[1]?#% *"
     build_tfds(source, out, "shapes", ["train"])
-    (record,) = load_dataset(TfdsConfig(str(out), "shapes"), "train").records
+    (record,) = TfdsConfig(str(out), "shapes").load("train").records
     assert record.path.endswith(image["file_name"])
     assert record.open().read(4) == b"\x89PNG"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.data import LvisConfig, load_dataset, to_rle
+from mask_rcnn_jax.data import LvisConfig, to_rle
 from mask_rcnn_jax.evaluation import EvaluationConfig, evaluate, score_results
 from mask_rcnn_jax.inference import ImageDetections
 
@@ -59,7 +59,7 @@ def sample(shared, tmp_path):
         path = tmp_path.joinpath(*image["coco_url"].split("/")[-2:])
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    return load_dataset(LvisConfig(str(tmp_path)), "val")
+    return LvisConfig(str(tmp_path)).load("val")
 
 
 def made_up_results(dataset):
@@ -164,7 +164,7 @@ def scene(tmp_path, boxes_only=False):
     (tmp_path / "annotations" / "lvis_v1_val.json").write_text(json.dumps(content))
     (tmp_path / "train2017").mkdir()
     (tmp_path / "train2017" / "5.png").touch()
-    return load_dataset(LvisConfig(str(tmp_path), boxes_only=boxes_only), "val")
+    return LvisConfig(str(tmp_path), boxes_only=boxes_only).load("val")
 
 
 def detections(*found):

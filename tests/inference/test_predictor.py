@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import mask_rcnn_jax
-from mask_rcnn_jax.data import DataConfig, ShapesConfig, load_coco, prepare_source
+from mask_rcnn_jax.data import DataConfig, ShapesConfig
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import EvaluationConfig, evaluate_model
 from mask_rcnn_jax.inference import Detections, Predictor, predict
@@ -61,8 +61,8 @@ def same(a: Detections, b: Detections) -> None:
 @pytest.mark.parametrize("resize", ["detectron2", "torchvision"])
 def test_equals_evaluation(tmp_path, resize) -> None:
     source = ShapesConfig(root=str(tmp_path / "shapes"), num_train=1, num_val=5, image_size=80, max_shape_size=40)
-    prepare_source(source)
-    dataset = load_coco(source, "val")
+    source.prepare()
+    dataset = source.load("val")
     model = small_model(replace(DATA, resize=resize))
     evaluation = EvaluationConfig(images_per_device=1)
     expected = evaluate_model(model.config, model.data, evaluation, model.variables, dataset).results

@@ -115,3 +115,6 @@ def test_fpn_stands_on_the_stages_that_are_asked_for():
     }
     with pytest.raises(ValueError, match="twice the stride of the one before, not res2 4, res4 16"):
         FPNConfig(bottom_up=replace(bottom_up, out_features=("res2", "res4")))
+    dilated = ResNetConfig(depth=50, width=4, res5_dilation=2)
+    with pytest.raises(ValueError, match="not res2 4, res3 8, res4 16, res5 16"):
+        FPNConfig(bottom_up=dilated)

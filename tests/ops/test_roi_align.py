@@ -180,7 +180,9 @@ def test_gradient_agrees_with_the_plain_form(sampling_ratio):
         np.testing.assert_allclose(gradient, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", 2e-5), ("float64", 1e-12)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [pytest.param("float32", 2e-5, marks=pytest.mark.slow), ("float64", 1e-12)]
+)
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 def test_loops_and_matrix_agree(sampling_ratio, dtype, bound):
     """The forms behind `multilevel_roi_align`, of which a platform only ever runs one."""

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.config import to_json
-from mask_rcnn_jax.data import prepare_source
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import KeypointHeadConfig
 from mask_rcnn_jax.training import train
 from mask_rcnn_jax.training.datasets import describe_keypoints, load_datasets
-from tests.tiny import tiny_experiment, tiny_pooler
+from tests.tiny import one_map_model, tiny_experiment, tiny_pooler
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"images_per_second", "data_wait", "time", "memory"}
@@ -29,7 +28,7 @@ def history(workdir: Path) -> list[dict]:
 def finished(tmp_path_factory):
     """A run of four steps, with an evaluation after two of them."""
     root = tmp_path_factory.mktemp("finished")
-    config = tiny_experiment(root, eval_every=2)
+    config = tiny_experiment(root, model=one_map_model(), eval_every=2)
     return config, root / "run", train(config, root / "run")
 
 
@@ -85,7 +84,7 @@ def test_classes_of_the_model_and_the_data_must_agree(finished, tmp_path):
 
 def test_keypoints_that_change_places_are_checked_and_said(tmp_path):
     config = tiny_experiment(tmp_path)
-    prepare_source(config.data.source)
+    config.data.source.prepare()
     dataset = replace(load_datasets(config)["train"], keypoint_names=("l_eye", "r_eye"))
     model = replace(config.model, keypoint_head=KeypointHeadConfig(tiny_pooler(14), num_keypoints=2))
     (line,) = describe_keypoints(dataset, replace(config, model=model))
@@ -97,9 +96,10 @@ def test_keypoints_that_change_places_are_checked_and_said(tmp_path):
 
 def test_a_keypoint_model_needs_data_with_its_keypoints(finished, tmp_path):
     config, _, _ = finished
+    head = KeypointHeadConfig(config.model.mask_head.pooler)
     with pytest.raises(UserError, match=r"names 0 keypoints but model\.keypoint_head\.num_keypoints is 17"):
         train(
-            replace(config, model=replace(config.model, keypoint_head=KeypointHeadConfig(tiny_pooler(14)))),
+            replace(config, model=replace(config.model, keypoint_head=head)),
             tmp_path / "run",
         )
     assert not (tmp_path / "run").exists()

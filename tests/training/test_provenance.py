@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax import processes
-from mask_rcnn_jax.data import CocoDataset, Record, ShapesConfig, fingerprint, load_dataset, prepare_source
+from mask_rcnn_jax.data import CocoDataset, Record, ShapesConfig, fingerprint
 from mask_rcnn_jax.data.packed import Selection
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Variables
@@ -31,8 +31,8 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(config):
-    prepare_source(config.data.source)
-    return load_dataset(config.data.source, "train")
+    config.data.source.prepare()
+    return config.data.source.load("train")
 
 
 @pytest.fixture(scope="module")
@@ -277,9 +277,9 @@ def test_a_fingerprint_is_of_what_the_data_says_and_not_of_where_it_lies(config,
     source: ShapesConfig = config.data.source
     elsewhere, others = replace(source, root=str(tmp_path / "a")), replace(source, root=str(tmp_path / "b"), seed=1)
     for written in (elsewhere, others):
-        prepare_source(written)
-    assert fingerprint(load_dataset(elsewhere, "train")) == fingerprint(dataset)
-    other = load_dataset(others, "train")
+        written.prepare()
+    assert fingerprint(elsewhere.load("train")) == fingerprint(dataset)
+    other = others.load("train")
     count = len(dataset.records)
     some, order = (Selection(dataset.records, rows) for rows in (np.arange(count - 1), np.arange(count)[::-1]))
     as_list = fingerprint(replace(dataset, records=list(dataset.records)))

@@ -58,7 +58,7 @@ def finish(started: list[subprocess.Popen[str]], folder: Path) -> list[int]:
         pytest.fail("\n".join(path.read_text() for path in folder.glob("output*.txt")))
 
 
-def train_options(folder: Path, run: str, model: str = "one_map_model", steps: int = 4) -> list[str]:
+def train_options(folder: Path, run: str, model: str = "one_map_model", steps: int = 2) -> list[str]:
     """Of `train`: a run in `folder` of a model of `tests.tiny`."""
     config = folder / f"{run}.py"
     config.write_text(CONFIG.format(root=str(folder), model=model, steps=steps))

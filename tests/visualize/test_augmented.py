@@ -10,8 +10,6 @@ from mask_rcnn_jax.data import (
     DataConfig,
     LargeScaleJitterConfig,
     ShapesConfig,
-    load_coco,
-    prepare_source,
     train_batches,
 )
 from mask_rcnn_jax.output_folder import OutputFolder
@@ -20,8 +18,8 @@ from mask_rcnn_jax.visualize import write_augmented
 
 def test_pictures_of_examples(tmp_path) -> None:
     source = ShapesConfig(root=str(tmp_path / "shapes"), num_train=4, num_val=1, image_size=64)
-    prepare_source(source)
-    dataset = load_coco(source, "train")
+    source.prepare()
+    dataset = source.load("train")
     config = DataConfig(source, canvas=(480, 480), max_instances=2, large_scale_jitter=LargeScaleJitterConfig())
     index, sheet, *pictures = write_augmented(
         dataset, replace(config, copy_paste=1.0), OutputFolder(tmp_path / "out"), 6, seed=3

@@ -4,15 +4,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mask_rcnn_jax.data import CocoConfig, CocoDataset, ShapesConfig, load_coco, prepare_source
+from mask_rcnn_jax.data import CocoConfig, CocoDataset, ShapesConfig
 from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.visualize import write_pictures
 
 
 def shapes(folder: Path, count: int) -> CocoDataset:
     source = ShapesConfig(root=str(folder / "shapes"), num_train=1, num_val=count, image_size=64)
-    prepare_source(source)
-    return load_coco(source, "val")
+    source.prepare()
+    return source.load("val")
 
 
 def test_pictures_of_a_dataset(tmp_path) -> None:
@@ -43,7 +43,7 @@ def test_pictures_of_a_dataset(tmp_path) -> None:
 
 
 def test_pictures_of_keypoints(shared, tmp_path) -> None:
-    dataset = load_coco(CocoConfig(str(shared / "data" / "coco_person_kp")), "val")
+    dataset = CocoConfig(str(shared / "data" / "coco_person_kp")).load("val")
     record = next(r for r in dataset.records if r.keypoints is not None and (r.keypoints[..., 2] > 0).all())
     assert record.keypoints is not None
     dataset = replace(dataset, records=(record,))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mask_rcnn_jax.data.config import CocoConfig
+from mask_rcnn_jax.data.coco import CocoConfig
 from mask_rcnn_jax.data.lint.annotations import Split, read_split
 from mask_rcnn_jax.data.lint.copies import find_copies
 from mask_rcnn_jax.data.lint.findings import Finding, Report, in_order
