@@ -76,7 +76,7 @@ def test_its_file_is_named_to_processes_that_do_not_know_it(trained, tmp_path):
     assert out.stat().st_size > 10_000
 
 
-def test_data_of_ones_own_is_trained_on_and_evaluated(tmp_path):
+def test_data_of_ones_own_is_trained_on_and_evaluated(tmp_path, capsys):
     """In processes that load it, too, which do not know its class."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 2)):
@@ -98,6 +98,13 @@ def test_data_of_ones_own_is_trained_on_and_evaluated(tmp_path):
     assert list((tmp_path / "run" / "eval" / "pictures").iterdir())
     (tmp_path / "cells" / "val" / "1.png").unlink()
     assert main(["eval", "--workdir", str(tmp_path / "run"), "--pictures", "0"]) == 2
+    assert "has no mask; put it at" in capsys.readouterr().err
+    # As a process sees it that does not know the class: predicting needs no source.
+    for file in (tmp_path / "run" / "config.json", tmp_path / "run" / "checkpoints" / "2" / "metadata" / "metadata"):
+        file.write_text(file.read_text().replace("NumberedMasks", "OfNobody"))
+    assert len(Predictor(load_model(tmp_path / "run"), score_threshold=0.0)(np.zeros((64, 64, 3), np.uint8))) > 0
+    assert main(["eval", "--workdir", str(tmp_path / "run"), "--pictures", "0"]) == 2
+    assert "data.source.type: expected CocoConfig or " in capsys.readouterr().err
 
 
 def test_an_example_is_short():

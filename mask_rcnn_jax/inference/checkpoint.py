@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from mask_rcnn_jax.config import from_json
-from mask_rcnn_jax.data import DataConfig
+from mask_rcnn_jax.config import UnknownClass, from_json, to_json
+from mask_rcnn_jax.data import DataConfig, ShapesConfig
 from mask_rcnn_jax.data.config import CANVAS_DIVISOR
 from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
@@ -79,12 +79,20 @@ def load_model(path: str | Path, which: str = "best", average: bool = False) -> 
     """
     stored = read_checkpoint(path, which, average)
     with fitting(stored.folder):
-        data = from_json(DataConfig, stored.experiment["data"])
+        data = _data_config(stored.experiment["data"])
     metadata = stored.metadata
     names = metadata.keypoint_names or _older_keypoint_names(stored.model, data)
     return Model(
         stored.model, data, stored.variables, metadata.class_names, metadata.category_ids, metadata.step, names
     )
+
+
+def _data_config(tree: Any) -> DataConfig:
+    """Load the settings of data. Predicting reads no source, so one of a class that nobody has defined gives way."""
+    try:
+        return from_json(DataConfig, tree)
+    except UnknownClass:
+        return from_json(DataConfig, tree | {"source": to_json(ShapesConfig())})
 
 
 def read_checkpoint(path: str | Path, which: str = "best", average: bool = False) -> StoredCheckpoint:
