@@ -136,7 +136,7 @@ def without_metadata(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint / "optimizer")
 
 
-@pytest.mark.parametrize("damage", [spoil, half_delete, without_metadata])
+@pytest.mark.parametrize("damage", [spoil, pytest.param(half_delete, marks=pytest.mark.slow), without_metadata])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(settings, whole, copy, capsys, damage):
     assert finished_steps(copy) == [4, 6]
     damage(copy / "checkpoints" / "6")

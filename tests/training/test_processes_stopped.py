@@ -4,9 +4,12 @@ import os
 import signal
 import time
 
+import pytest
+
 from tests.training.two_processes import finish, metrics, start, train_options
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path):
     started = start(["train.py", *train_options(tmp_path, "stopped", "smallest_model", steps=2000)], tmp_path)
     path, limit = tmp_path / "stopped" / "metrics.jsonl", time.monotonic() + 300
