@@ -11,8 +11,8 @@ from tests.conformance.sources import NARROW, SOURCES, case  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("shared")
 
-# What a model has and maskrcnn v1, of which every stage is compared here, has not; the rest of it is slow. Keypoints are
-# compared with Detectron2's beside this.
+# What a model has and maskrcnn v1, of which every stage is compared here, has not; the rest of it is slow. Keypoints
+# are compared with Detectron2's beside this.
 V2 = ("backbone", "RPN head", "box head", "mask head")
 OF_ITS_OWN = {
     "torchvision fasterrcnn v1, narrow": (),
