@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 
 from mask_rcnn_jax.cli.main import main
+from mask_rcnn_jax.config import override
+from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import Predictor, load_model
+from mask_rcnn_jax.python_files import load_config_file
 
 ROOT = Path(__file__).parents[1]
 BACKBONE, DATA = (ROOT / "examples" / f"custom_{name}.py" for name in ("backbone", "data"))
@@ -105,6 +108,16 @@ def test_data_of_ones_own_is_trained_on_and_evaluated(tmp_path, capsys):
     assert len(Predictor(load_model(tmp_path / "run"), score_threshold=0.0)(np.zeros((64, 64, 3), np.uint8))) > 0
     assert main(["eval", "--workdir", str(tmp_path / "run"), "--pictures", "0"]) == 2
     assert "data.source.type: expected CocoConfig or " in capsys.readouterr().err
+
+
+def test_a_canvas_that_the_backbone_cannot_take_is_refused():
+    config = load_config_file(BACKBONE)
+    key = "model.backbone.bottom_up.depth=6"
+    assert override(config, [key]).model.backbone.size_divisor == 64
+    with pytest.raises(
+        UserError, match=r"data\.canvas \(96, 128\): model\.backbone takes sides that are multiples of 64"
+    ):
+        override(config, [key, "data.canvas=96,128"])
 
 
 def test_an_example_is_short():

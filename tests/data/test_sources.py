@@ -78,6 +78,8 @@ def test_a_mixture_trains_on_all_and_validates_on_the_first(tmp_path):
         config.load("test")
     with pytest.raises(UserError, match="mixes no sources"):
         MixtureConfig().load("train")
+    with pytest.raises(ValueError, match="a mixture holds no mixtures"):
+        MixtureConfig((shapes[0], config))
     with pytest.raises(ValueError, match="one for each of 2 sources"):
         MixtureConfig(tuple(shapes), (1.0,))
     with pytest.raises(UserError, match=r"weights\[1\] must be above 0, not 0\.0"):

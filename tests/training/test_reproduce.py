@@ -57,6 +57,17 @@ def test_a_run_that_comes_out_otherwise_is_told(finished, tmp_path, capsys):
     assert "NOT reproduced" in said.splitlines()[-1]
 
 
+def test_another_file_of_a_class_from_outside_is_told(finished):
+    (then,) = (json.loads(line) for line in (finished / "starts.jsonl").read_text().splitlines())
+    assert then["extensions"] == {}
+    now = then | {"extensions": {"Mine": "mine.py 1f"}}
+    assert differences(now, now) == []
+    told = ["extensions, Mine: mine.py 2e then, mine.py 1f now"]
+    assert differences(then | {"extensions": {"Mine": "mine.py 2e"}}, now) == told
+    del then["extensions"]  # as older versions recorded
+    assert len(differences(then, now)) == 1
+
+
 def came_to(folder, losses: dict[int, float], ap: float = 0.5, **result: str):
     """The folder of a run of six steps that reported `losses` by step, and evaluated at its end."""
     folder.mkdir()
