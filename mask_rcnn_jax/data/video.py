@@ -46,7 +46,7 @@ class VideoReader:
                 os.path.abspath(path),
                 options=limit,
                 container_options=_CONTAINERS,
-                metadata_errors="replace",  # titles of any encoding
+                **_any_title(self._av),
             )
         except FileNotFoundError:
             raise UserError(f"Video {path} does not exist.") from None
@@ -173,6 +173,11 @@ class VideoWriter:
         if self._stream is not None and not isinstance(error, OSError):  # FFmpeg does not say that a frame is too large
             frames = f" in frames of {self._stream.width} x {self._stream.height}"
         return UserError(f"Video {self.path} cannot be written{frames}: {error.strerror or error}")
+
+
+def _any_title(av: Any) -> dict[str, str]:
+    """Return what opens a video with a title of any encoding, which PyAV 19 does by itself."""
+    return {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 def _library() -> ModuleType:
