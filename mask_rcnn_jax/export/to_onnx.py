@@ -143,8 +143,9 @@ def _scan(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     params = eqn.params
     if params["reverse"]:
         raise unsupported(eqn)
-    consts, rest = _divided(inputs, params["num_consts"])
-    start, sequences = _divided(rest, params["num_carry"])
+    num_consts, num_carry = _scan_counts(params)
+    consts, rest = _divided(inputs, num_consts)
+    start, sequences = _divided(rest, num_carry)
     names = [graph.full(value) for value in sequences]
 
     def round_of(inner: Graph, step: str, carry: list[Value]) -> tuple[str, list[Value], list[Value]]:
@@ -153,9 +154,17 @@ def _scan(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
             (row,) = inner.add("Gather", [name, step], axis=0)
             rows.append(Value(value.shape[1:], value.shape[1:], value.dtype, row))
         results = translate(inner, params["jaxpr"], [*consts, *carry, *rows])
-        return inner.constant(np.array(True)), *_divided(results, params["num_carry"])
+        return inner.constant(np.array(True)), *_divided(results, num_carry)
 
     return _loop(graph, eqn, graph.constant(np.array(params["length"], np.int64)), "", start, round_of)
+
+
+def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """Return how many inputs are constants, and how many are carried; jax 0.12 tells it by their structure."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(list(consts)), len(list(carry))
 
 
 def _loop(graph: Graph, eqn: Any, length: str, first: str, start: list[Value], round_of: Any) -> list[Value]:
