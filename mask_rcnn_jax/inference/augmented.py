@@ -27,7 +27,7 @@ from mask_rcnn_jax.inference.batched import by_image
 from mask_rcnn_jax.inference.checkpoint import Model
 from mask_rcnn_jax.inference.detections import Detections, as_detections
 from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
-from mask_rcnn_jax.inference.predictor import OnError, canvases, resized_for
+from mask_rcnn_jax.inference.predictor import OnError, canvases, resized_for, whole_multiple
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, networks, rcnn
 from mask_rcnn_jax.ops import decode_keypoints, nms
 from mask_rcnn_jax.ranges import Items, NotNegative, Range, check
@@ -141,7 +141,7 @@ def _scaled(data: DataConfig, scale: float, divisor: int) -> DataConfig:
         data,
         short_side_eval=max(round(scale * data.short_side_eval), 1),
         max_side=max(round(scale * data.max_side), 1),
-        canvas_eval=tuple(-(-round(scale * side) // divisor) * divisor for side in canvas),
+        canvas_eval=tuple(whole_multiple(round(scale * side), divisor) for side in canvas),
     )
 
 

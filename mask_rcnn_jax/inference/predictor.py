@@ -207,8 +207,8 @@ def canvases(data: DataConfig, divisor: int) -> list[Canvas]:
     before.
     """
     own = data.canvas_eval or data.canvas
-    height = max(own[0], _multiple(min(data.short_side_eval, data.max_side), divisor))
-    width, longest = max(own[1], height), _multiple(data.max_side, divisor)
+    height = max(own[0], whole_multiple(min(data.short_side_eval, data.max_side), divisor))
+    width, longest = max(own[1], height), whole_multiple(data.max_side, divisor)
     found = [own, (height, width)]
     while width < longest:
         width = min(2 * width, longest)
@@ -229,7 +229,8 @@ def resized_for(
     return canvas, resize_picture(picture, size, data.resize)
 
 
-def _multiple(side: int, divisor: int) -> int:
+def whole_multiple(side: int, divisor: int) -> int:
+    """Round a side up to a multiple of `divisor`."""
     return -(-side // divisor) * divisor
 
 

@@ -13,6 +13,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
+def built_stages(stages: tuple[str, ...], out_features: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the stages up to the last one in `out_features`. Raises ValueError where those are none, or no stages."""
+    if not out_features or any(name not in stages for name in out_features):
+        raise ValueError(f"out_features must be some of {', '.join(stages)}, not {out_features}")
+    return stages[: max(map(stages.index, out_features)) + 1]
+
+
 class Feature(NamedTuple):
     """A map that a backbone makes."""
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mask_rcnn_jax.models.backbone import BackboneConfig, Feature
+from mask_rcnn_jax.models.backbone import BackboneConfig, Feature, built_stages
 from mask_rcnn_jax.models.initialisers import normal_init
 from mask_rcnn_jax.models.layers import Conv, call, freeze
 from mask_rcnn_jax.ops.conv import Window
@@ -36,14 +36,12 @@ class ConvNeXtConfig(BackboneConfig):
     freeze_at: Annotated[int, Range(0, 5)] = 0  # 0 trains everything, 1 freezes the stem, 2 also stage1, and so on
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.out_features if name not in STAGES]
-        if unknown or not self.out_features:
-            raise ValueError(f"out_features must be some of {', '.join(STAGES)}, not {self.out_features}")
+        built_stages(STAGES, self.out_features)  # raises where they are none
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that are built."""
-        return STAGES[: max(map(STAGES.index, self.out_features)) + 1]
+        return built_stages(STAGES, self.out_features)
 
     @property
     def features(self) -> dict[str, Feature]:

@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mask_rcnn_jax.models.backbone import BackboneConfig, Feature
+from mask_rcnn_jax.models.backbone import BackboneConfig, Feature, built_stages
 from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, call, freeze, max_pool
 from mask_rcnn_jax.ranges import Channels, Range
 
@@ -42,9 +42,7 @@ class ResNetConfig(BackboneConfig):
     freeze_at: Annotated[int, Range(0, 5)] = 2  # 0 trains everything, 1 freezes the stem, 2 also res2, and so on
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.out_features if name not in STAGES]
-        if unknown or not self.out_features:
-            raise ValueError(f"out_features must be some of {', '.join(STAGES)}, not {self.out_features}")
+        built_stages(STAGES, self.out_features)  # raises where they are none
         if not self.is_bottleneck and (self.groups, self.width_per_group, self.res5_dilation) != (1, None, 1):
             raise ValueError(f"a ResNet-{self.depth} has basic blocks, which take no groups and no dilation")
         if self.is_bottleneck and self.width_per_group is None and self.width % max(self.groups, 1):
@@ -62,7 +60,7 @@ class ResNetConfig(BackboneConfig):
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that are built."""
-        return STAGES[: max(map(STAGES.index, self.out_features)) + 1]
+        return built_stages(STAGES, self.out_features)
 
     @property
     def features(self) -> dict[str, Feature]:

@@ -18,7 +18,7 @@ from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training import ExperimentConfig, diagnosis, train
 from mask_rcnn_jax.training.diagnosis import NOTHING, diagnose
 from mask_rcnn_jax.training.divergence import load_kept_step
-from tests.tiny import one_map_model, tiny_batch, tiny_experiment
+from tests.tiny import one_map_model, tiny_batch, tiny_experiment, tiny_model
 
 CONFIG = tiny_experiment(Path("unused"), model=one_map_model())
 
@@ -158,12 +158,18 @@ def test_a_run_passes_over_steps_says_so_stops_and_can_be_replayed(tmp_path, cap
         assert f"not finite first: images of image {one.batch['image_ids'][3]}\n" in capsys.readouterr().out
 
 
-def test_a_huge_learning_rate_names_what_it_breaks(tmp_path):
-    config = experiment(tmp_path)
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [
+        (one_map_model(), "the gradient of the parameter "),
+        pytest.param(tiny_model(), "(backbone features|RPN|class|box|mask|loss)[^(]* of ", marks=pytest.mark.slow),
+    ],
+    ids=["one map", "pyramid"],
+)
+def test_a_huge_learning_rate_names_what_it_breaks(tmp_path, model, what):
+    config = replace(experiment(tmp_path), model=model)
     config = replace(config, schedule=replace(config.schedule, learning_rate=1e9, warmup_steps=0))
-    with pytest.raises(
-        UserError, match=r"step 2, first (the gradient|backbone|RPN|class|box|mask|loss)[^(]* of "
-    ) as info:
+    with pytest.raises(UserError, match=rf"step 2, first {what}") as info:
         train(config, tmp_path / "run")
     file = tmp_path / "run" / "divergence" / "step_00000002.npz"
     kept = load_kept_step(file)
