@@ -26,7 +26,7 @@ from mask_rcnn_jax import models, ops
 from mask_rcnn_jax.inference import ImageDetections, encode_masks
 from mask_rcnn_jax.models import box_head, rcnn, rpn
 from mask_rcnn_jax.models.pooler import PoolerConfig, pool
-from mask_rcnn_jax.structures import GroundTruth
+from mask_rcnn_jax.structures import GroundTruth, Proposals
 from tests.conformance import reference
 from tests.conformance.rows import Boxes, box_rows, largest_relative, masks_iou, mean_mask_row
 from tests.conformance.rows import Row as Difference
@@ -99,7 +99,8 @@ def proposals(quick: bool) -> Sides:
 
     @jax.jit
     def run(variables: Any, features: Any) -> Any:
-        return rcnn.propose(config, models.networks(config, variables), features, size, sizes, train=False)[-1]
+        model = models.networks(config, variables)
+        return model.rpn.propose(rcnn.context_of(config, model, features, size, sizes), train=False)[0]
 
     ours = functools.partial(run, given.models.variables, given.ours)
     found, zeros = ours(), np.zeros(len(given.proposals), int)
@@ -256,10 +257,10 @@ def sample_rois(quick: bool) -> Sides:
     given = made(quick)
     (truth, target), config = truth_of(given), given.models.config
     boxes = jnp.asarray(given.proposals.numpy())
-    candidates = rpn.Proposals(boxes, jnp.zeros(len(boxes)), jnp.ones(len(boxes), bool))
+    candidates = Proposals(boxes, jnp.zeros(len(boxes)), jnp.ones(len(boxes), bool))
 
     @jax.jit
-    def run(candidates: rpn.Proposals, truth: GroundTruth, key: jax.Array) -> Any:
+    def run(candidates: Proposals, truth: GroundTruth, key: jax.Array) -> Any:
         priority = jax.random.uniform(key, (len(boxes) + _SLOTS,))
         return box_head.sample_rois(config.box_head, config.num_classes, candidates, truth, priority)
 

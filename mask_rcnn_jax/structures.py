@@ -1,7 +1,7 @@
 """Small frozen pytrees that travel between the layers.
 
 Shape letters: `B` images, `H W` padded height and width, `G` ground-truth slots, `C` side of a mask grid,
-`D` detection slots, `M` side of a predicted mask, `J` keypoints of an instance.
+`P` proposals, `R` sampled RoIs, `D` detection slots, `M` side of a predicted mask, `J` keypoints of an instance.
 
 Padding rows hold finite zeros and are marked by `valid`; no coordinate or score ever encodes invalidity.
 """
@@ -41,6 +41,7 @@ class Batch:
     image_sizes: Int[Array, "B 2"]  # (height, width) before padding
     ground_truth: GroundTruth
     example_index: Int[Array, " B"]  # position in the run's stream of examples; seeds the sampling
+    proposals: "Proposals | None" = None  # for a model that is given them
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> "Batch":
@@ -54,6 +55,28 @@ class Batch:
             keypoints=arrays.get("gt_keypoints"),
         )
         return cls(arrays["images"], arrays["image_sizes"], truth, arrays["example_index"])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Proposals:
+    """Candidate boxes of one image, or a batch, best first."""
+
+    boxes: Float[Array, "*B P 4"]  # resized pixels, clipped to the image
+    logits: Float[Array, "*B P"]
+    valid: Bool[Array, "*B P"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SampledRoIs:
+    """RoIs drawn to train the heads; foreground stands first, within `BoxHeadConfig.foreground_slots`."""
+
+    boxes: Float[Array, "*B R 4"]
+    gt_index: Int[Array, "*B R"]  # the matched ground truth
+    classes: Int[Array, "*B R"]  # of the matched ground truth; K (background) where not foreground
+    foreground: Bool[Array, "*B R"]
+    valid: Bool[Array, "*B R"]
 
 
 @jax.tree_util.register_dataclass

@@ -22,8 +22,9 @@ from pycocotools.cocoeval import COCOeval, Params
 from mask_rcnn_jax.data import CocoDataset, Record, to_rle
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.matching import SparseCOCOeval
-from mask_rcnn_jax.inference import ImageDetections, PasteConvention, as_detections
+from mask_rcnn_jax.inference import ImageDetections, as_detections
 from mask_rcnn_jax.inference.detections import coco_box, coco_keypoints
+from mask_rcnn_jax.ops import PasteConvention
 from mask_rcnn_jax.ranges import AboveZero, Incidental, Items, Positive, check
 
 Kind = Literal["bbox", "segm", "keypoints"]

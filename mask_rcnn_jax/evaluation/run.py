@@ -61,8 +61,7 @@ def evaluate_model(
     )
     try:
         predictions = _renumbered(predict(model, variables, batches), class_of)
-        convention = model.mask_head.paste if model.mask_head else "detectron2"
-        results, kinds = gather_results(dataset, predictions, convention)
+        results, kinds = gather_results(dataset, predictions, model.paste)
     finally:
         batches.close()
     readable, left_out = _without_broken(dataset, broken)

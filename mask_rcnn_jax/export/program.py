@@ -101,9 +101,7 @@ def abstract_inputs(settings: ExportSettings, batch: Any) -> tuple[jax.ShapeDtyp
 def _pasted(
     config: MaskRCNNConfig, settings: ExportSettings, masks: Float[Array, "B D M M"], boxes: Float[Array, "B D 4"]
 ) -> UInt8[Array, "B D H W"]:
-    convention = config.mask_head.paste if config.mask_head else "detectron2"
-
     def paste(masks: Float[Array, "D M M"], boxes: Float[Array, "D 4"]) -> UInt8[Array, "D H W"]:
-        return paste_masks(masks, boxes, settings.input_size, convention).astype(jnp.uint8)
+        return paste_masks(masks, boxes, settings.input_size, config.paste).astype(jnp.uint8)
 
     return jax.vmap(paste)(masks, boxes)

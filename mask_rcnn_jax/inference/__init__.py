@@ -5,7 +5,7 @@ from mask_rcnn_jax.inference.checkpoint import Model, load_model
 from mask_rcnn_jax.inference.compile_cache import use_compile_cache
 from mask_rcnn_jax.inference.detections import Detections, as_detections
 from mask_rcnn_jax.inference.images import ImageLike
-from mask_rcnn_jax.inference.masks import PasteConvention, encode_masks
+from mask_rcnn_jax.inference.masks import encode_masks
 from mask_rcnn_jax.inference.predictor import Predictor
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "ImageDetections",
     "ImageLike",
     "Model",
-    "PasteConvention",
     "Predictor",
     "as_detections",
     "encode_masks",

@@ -2,14 +2,14 @@
 
 As in Detectron2's `GeneralizedRCNNWithTTA`: the boxes found in every version are merged by one suppression within each
 class, every version then says what mask the merged boxes have, and these probabilities are averaged. So are the
-heatmaps of keypoints, of which a mirror makes left ones right ones.
+heatmaps of keypoints, of which a mirror makes left ones right ones, and what any other head answers.
 
-Shape letters: `A` versions of the image, `V` those of one size (as it is, and mirrored), `H W` padded height and width,
-`D` detection slots, `M` and `S` sides of masks and heatmaps, `J` keypoints.
+Shape letters: `V` versions of one size (the image as it is, and mirrored), `H W` padded height and width, `D` detection
+slots.
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
@@ -29,7 +29,9 @@ from mask_rcnn_jax.inference.detections import Detections, as_detections
 from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
 from mask_rcnn_jax.inference.predictor import OnError, canvases, resized_for, whole_multiple
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, networks, rcnn
-from mask_rcnn_jax.ops import decode_keypoints, nms
+from mask_rcnn_jax.models.context import Features
+from mask_rcnn_jax.models.head import Head
+from mask_rcnn_jax.ops import nms
 from mask_rcnn_jax.ranges import Items, NotNegative, Range, check
 from mask_rcnn_jax.structures import PaddedDetections
 
@@ -55,6 +57,26 @@ class _Version(NamedTuple):
     size: Int[np.ndarray, "2"]  # (height, width) without padding
 
 
+class _Mirror(NamedTuple):
+    """The versions of one size."""
+
+    flips: tuple[bool, ...]  # for each, does it show the image mirrored?
+    keypoints: tuple[int, ...]  # the keypoint that each becomes in a mirror
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("features", "found", "size"), meta_fields=("padded_size",)
+)
+@dataclass(frozen=True)
+class _View:
+    """The image at one size as the backbone and the box heads see it; boxes are in its pixels."""
+
+    features: Features
+    found: PaddedDetections
+    size: Int[Array, "2"]
+    padded_size: tuple[int, int]
+
+
 class AugmentedPredictor:
     """Finds instances as `Predictor` does, image by image, by looking at several versions of each.
 
@@ -73,8 +95,7 @@ class AugmentedPredictor:
         self._threshold = lowest if score_threshold is None else score_threshold
         self._config = replace(model.config, box_head=replace(head, score_threshold=lowest))
         self._model = model
-        self._flips = (False, True) if config.flip else (False,)
-        self._mirrored = _mirrored_keypoints(model, config)
+        self._mirror = _Mirror((False, True) if config.flip else (False,), _mirrored_keypoints(model, config))
         self._data = [_scaled(model.data, scale, model.canvas_divisor) for scale in config.scales]
         self._shapes: set[tuple[int, int, int]] = set()
 
@@ -102,34 +123,30 @@ class AugmentedPredictor:
     def _detect(self, picture: Image.Image, path: str | None) -> Detections:
         config, data = self._config, self._model.data
         size = resized_size(picture.height, picture.width, data.short_side_eval, data.max_side, data.resize)
+        variables, mirror = self._model.variables, self._mirror
         versions = (self._version(picture, data) for data in self._data)
-        seen = [(v.size, *_look(config, self._model.variables, self._flips, v.images, v.size)) for v in versions]
+        views = [_look(config, variables, mirror.flips, version.images, version.size) for version in versions]
         common = np.array(size, np.int32)
-        found = _merge(config, self._flips, common, [(of, boxes) for of, _, boxes in seen])
-        masks = heatmaps = None
-        for of, features, _ in seen:
-            one = _describe(config, self._model.variables, self._flips, self._mirrored, features, found, common, of)
-            masks, heatmaps = (
-                one if masks is None and heatmaps is None else jax.tree.map(jnp.add, (masks, heatmaps), one)
-            )
-        found = _finish(config, len(seen), found, masks, heatmaps)
+        found = _merge(config, mirror.flips, common, views)
+        said = (_describe(config, variables, mirror, view, found, common) for view in views)
+        total = functools.reduce(functools.partial(jax.tree.map, jnp.add), said)
+        found = _finish(config, variables, len(views), found, total)
         batch = {
             "valid": np.ones(1, bool),
             "image_ids": np.zeros(1, np.int64),
             "image_sizes": common[None],
             "original_sizes": np.array([[picture.height, picture.width]], np.int32),
         }
-        single = next(by_image(jax.tree.map(lambda x: x[None], found), batch))
-        mask_head = config.mask_head
-        whole = as_detections(single, self._model.class_names, mask_head.paste if mask_head else "detectron2", path)
+        single = next(by_image(found, batch))
+        whole = as_detections(single, self._model.class_names, config.paste, path)
         return whole.take(whole.scores > self._threshold)
 
     def _version(self, picture: Image.Image, data: DataConfig) -> _Version:
         canvas, pixels = resized_for(picture, data, canvases(data, self._model.canvas_divisor))
         height, width = pixels.shape[:2]
-        images = np.zeros((len(self._flips), *canvas, 3), pixels.dtype)
-        self._shapes.add((len(self._flips), *canvas))
-        for row, flip in enumerate(self._flips):
+        images = np.zeros((len(self._mirror.flips), *canvas, 3), pixels.dtype)
+        self._shapes.add((len(self._mirror.flips), *canvas))
+        for row, flip in enumerate(self._mirror.flips):
             images[row, :height, :width] = mirror(pixels) if flip else pixels
         return _Version(images, np.array([height, width], np.int32))
 
@@ -167,78 +184,69 @@ def _look(
     flips: tuple[bool, ...],
     images: Num[Array, "V H W 3"],
     size: Int[Array, "2"],
-) -> tuple[Mapping[str, Any], PaddedDetections]:
-    """Features of the image at one size, and boxes in its pixels."""
+) -> _View:
     model = networks(config, variables)
-    sizes = jnp.broadcast_to(size, (len(flips), 2))
-    images = rcnn.normalize(config, images, sizes)
-    features = model.backbone(images.astype(config.dtype))
-    return features, rcnn.find_boxes(config, model, features, (images.shape[1], images.shape[2]), sizes)
+    context = rcnn.see(config, model, images, jnp.broadcast_to(size, (len(flips), 2)))
+    return _View(context.features, rcnn.find_boxes(config, model, context), size, context.padded_size)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _merge(
-    config: MaskRCNNConfig,
-    flips: tuple[bool, ...],
-    common: Int[Array, "2"],
-    seen: list[tuple[Int[Array, "2"], PaddedDetections]],
+    config: MaskRCNNConfig, flips: tuple[bool, ...], common: Int[Array, "2"], views: list[_View]
 ) -> PaddedDetections:
-    """The best boxes of all versions, in the pixels of the size `common`."""
-    boxes = jnp.concatenate([_moved(flips, found.boxes, size, common).reshape(-1, 4) for size, found in seen])
+    """The best boxes of all versions, as those of one image, in the pixels of the size `common`."""
+    boxes = jnp.concatenate([_moved(flips, view.found.boxes, view.size, common).reshape(-1, 4) for view in views])
     scores, classes, valid = (
-        jnp.concatenate([getattr(found, name).reshape(-1) for _, found in seen])
+        jnp.concatenate([getattr(view.found, name).reshape(-1) for view in views])
         for name in ("scores", "classes", "valid")
     )
     head = config.box_head
     keep = nms(boxes, scores, valid, head.nms_iou, head.max_detections, classes=classes)
-    return PaddedDetections(
+    merged = PaddedDetections(
         boxes=jnp.where(keep.valid[:, None], boxes[keep.indices], 0.0),
         scores=jnp.where(keep.valid, scores[keep.indices], 0.0),
         classes=jnp.where(keep.valid, classes[keep.indices], 0),
         masks=None,
         valid=keep.valid,
     )
+    return jax.tree.map(lambda x: x[None], merged)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def _describe(
     config: MaskRCNNConfig,
     variables: Variables,
-    flips: tuple[bool, ...],
-    mirrored: tuple[int, ...],
-    features: dict[str, Any],
+    mirror: _Mirror,
+    view: _View,
     found: PaddedDetections,
     common: Int[Array, "2"],
-    size: Int[Array, "2"],
-) -> tuple[Float[Array, "D M M"] | None, Float[Array, "D J S S"] | None]:
-    """The mean mask and heatmap of each box by what is seen at one size, unmirrored."""
-    model = networks(config, variables)
-    of_each = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(flips), *x.shape)), found)
-    of_each = replace(of_each, boxes=_moved(flips, of_each.boxes, common, size))
-    masks = rcnn.mask_probabilities(config, model, features, of_each)
-    heatmaps = rcnn.keypoint_heatmaps(config, model, features, of_each)
-    if masks is not None:
-        masks = jnp.stack([m[..., ::-1] if flip else m for flip, m in zip(flips, masks, strict=True)]).mean(axis=0)
-    if heatmaps is not None:
-        rows = zip(flips, heatmaps, strict=True)
-        heatmaps = jnp.stack([h[:, jnp.array(mirrored), :, ::-1] if flip else h for flip, h in rows]).mean(axis=0)
-    return masks, heatmaps
+) -> dict[str, Any]:
+    """The mean of what each head says of the instances by what is seen at one size, unmirrored."""
+    model, count = networks(config, variables), len(mirror.flips)
+    of_each = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), found)
+    of_each = replace(of_each, boxes=_moved(mirror.flips, of_each.boxes, common, view.size))
+    sizes = jnp.broadcast_to(view.size, (count, 2))
+    context = rcnn.context_of(config, model, view.features, view.padded_size, sizes)
+
+    def mean(head: Head) -> Any:
+        answer = head.answer(context, of_each)
+        versions = [jax.tree.map(lambda x, row=row: x[row : row + 1], answer) for row in range(count)]
+        turned = [
+            head.unmirrored(version, mirror.keypoints) if flip else version
+            for flip, version in zip(mirror.flips, versions, strict=True)
+        ]
+        return jax.tree.map(lambda *of_versions: jnp.stack(of_versions).mean(axis=0), *turned)
+
+    return {name: mean(head) for name, head in model.heads.items()}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def _finish(
-    config: MaskRCNNConfig,
-    count: int,
-    found: PaddedDetections,
-    masks: Float[Array, "D M M"] | None,
-    heatmaps: Float[Array, "D J S S"] | None,
+    config: MaskRCNNConfig, variables: Variables, count: int, found: PaddedDetections, total: dict[str, Any]
 ) -> PaddedDetections:
-    """The boxes with the means of `count` sizes, of which `masks` and `heatmaps` are the sums."""
-    if masks is not None:
-        found = replace(found, masks=masks / count)
-    if config.keypoint_head is not None and heatmaps is not None:
-        keypoints = decode_keypoints(heatmaps / count, found.boxes, config.keypoint_head.decode)
-        found = replace(found, keypoints=jnp.where(found.valid[:, None, None], keypoints, 0.0))
+    """Lay the means of what heads say at `count` sizes, of which `total` is the sum, into what was found."""
+    for name, head in networks(config, variables).heads.items():
+        found = head.add(found, jax.tree.map(lambda x: x / count, total[name]))
     return found
 
 

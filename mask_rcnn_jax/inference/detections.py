@@ -17,7 +17,8 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.inference.batched import ImageDetections
 from mask_rcnn_jax.inference.foreign import check_result
-from mask_rcnn_jax.inference.masks import PasteConvention, encode_masks
+from mask_rcnn_jax.inference.masks import encode_masks
+from mask_rcnn_jax.ops import PasteConvention
 
 if TYPE_CHECKING:
     import supervision

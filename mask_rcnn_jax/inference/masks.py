@@ -7,7 +7,7 @@ Shape letters: `n` detections of one image, `M` side of a predicted mask, `w h` 
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,9 +15,7 @@ from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.inference.batched import ImageDetections
-from mask_rcnn_jax.ops import paste_masks
-
-PasteConvention = Literal["detectron2", "torchvision"]
+from mask_rcnn_jax.ops import PasteConvention, paste_masks
 
 _SMALLEST_CANVAS = 64  # pixels
 _CHUNK_PIXELS = 2**21  # pasted at once; larger windows one by one

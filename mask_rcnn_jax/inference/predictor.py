@@ -130,7 +130,6 @@ class Predictor:
         return next((size for size in self._batch_sizes if size >= count), self._batch_sizes[-1])
 
     def _finished(self, found: ImageDetections, path: str | None) -> Detections:
-        head = self._config.mask_head
         kept = found.scores > self._threshold
         above = replace(
             found,
@@ -140,7 +139,7 @@ class Predictor:
             masks=None if found.masks is None else found.masks[kept],
             keypoints=None if found.keypoints is None else found.keypoints[kept],
         )
-        return as_detections(above, self._model.class_names, head.paste if head else "detectron2", path)
+        return as_detections(above, self._model.class_names, self._config.paste, path)
 
     def _prepared(self, images: Iterable[ImageLike], on_error: OnError | None) -> Iterator[_Prepared]:
         """Images resized, a few ahead, in threads: Pillow works outside the interpreter's lock."""

@@ -13,18 +13,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from mask_rcnn_jax.models.context import Inputs
 from mask_rcnn_jax.models.initialisers import msra_init, normal_init, xavier_init
 from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, over_rois
 from mask_rcnn_jax.models.losses import Mean, counted, counted_by_iou, masked_mean, smooth_l1, softmax_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig
-from mask_rcnn_jax.models.rpn import Proposals
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ops.matching import Matches, match_boxes
 from mask_rcnn_jax.ops.nms import nms
 from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 from mask_rcnn_jax.ops.sampling import sample
 from mask_rcnn_jax.ranges import AtLeastZero, BoxWeights, Channels, Layers, Positive, Share
-from mask_rcnn_jax.structures import GroundTruth, PaddedDetections
+from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, Proposals, SampledRoIs
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,12 @@ class BoxHeadConfig:
         """The first slots of the sampled RoIs, which alone can be foreground."""
         return int(self.samples * self.foreground_fraction)
 
-    def build(self, in_channels: int, side: int, num_classes: int, rngs: nnx.Rngs) -> "BoxHead":
-        """The head for RoI features of `side` x `side` cells."""
-        return BoxHead(self, in_channels, side, num_classes, rngs=rngs)
+    def build(self, inputs: Inputs, rngs: nnx.Rngs) -> "BoxHead":
+        return BoxHead(self, *inputs.of_rois(self.pooler), inputs.num_classes, rngs=rngs)
 
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SampledRoIs:
-    """RoIs drawn to train the heads; foreground stands first, within `BoxHeadConfig.foreground_slots`."""
-
-    boxes: Float[Array, "*B R 4"]
-    gt_index: Int[Array, "*B R"]  # the matched ground truth
-    classes: Int[Array, "*B R"]  # of the matched ground truth; K (background) where not foreground
-    foreground: Bool[Array, "*B R"]
-    valid: Bool[Array, "*B R"]
+    def check(self, inputs: Inputs) -> None:
+        """Raise ValueError, naming the setting, where the head cannot be built for these inputs."""
+        inputs.check_poolers(self)
 
 
 class BoxHead(nnx.Module):

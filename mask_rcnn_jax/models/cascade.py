@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mask_rcnn_jax.models.box_head import BoxHead, BoxHeadConfig, SampledRoIs, match_rois
+from mask_rcnn_jax.models.box_head import BoxHead, BoxHeadConfig, match_rois
+from mask_rcnn_jax.models.context import Inputs
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ranges import BoxWeights, Share
-from mask_rcnn_jax.structures import GroundTruth
+from mask_rcnn_jax.structures import GroundTruth, SampledRoIs
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,17 @@ class CascadeConfig:
         following = zip(self.foreground_ious, self.box_weights, strict=True)
         return first, *(replace(first, foreground_iou=iou, box_weights=weights) for iou, weights in following)
 
-    def build(self, first: BoxHeadConfig, in_channels: int, side: int, num_classes: int, rngs: nnx.Rngs) -> "Cascade":
-        return Cascade(self.stages(first)[1:], in_channels, side, num_classes, rngs=rngs)
+    def build(self, first: BoxHeadConfig, inputs: Inputs, rngs: nnx.Rngs) -> "Cascade":
+        return Cascade(self.stages(first)[1:], inputs, rngs=rngs)
 
 
 class Cascade(nnx.Module):
     """The box heads `stage2`, `stage3`, ..."""
 
-    def __init__(
-        self, stages: tuple[BoxHeadConfig, ...], in_channels: int, side: int, num_classes: int, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, stages: tuple[BoxHeadConfig, ...], inputs: Inputs, *, rngs: nnx.Rngs):
         self.names = tuple(f"stage{number}" for number, _ in enumerate(stages, 2))
         for name, stage in zip(self.names, stages, strict=True):
-            setattr(self, name, stage.build(in_channels, side, num_classes, rngs))
+            setattr(self, name, stage.build(inputs, rngs))
 
     @property
     def heads(self) -> tuple[BoxHead, ...]:

@@ -4,9 +4,12 @@ from dataclasses import replace
 
 from mask_rcnn_jax.models.fpn import FPNConfig
 from mask_rcnn_jax.models.layers import NormConfig
+from mask_rcnn_jax.models.mask_head import MaskBranchConfig, MaskHeadConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.models.proposals import ProposalsConfig
 from mask_rcnn_jax.models.resnet import ResNetConfig
+from mask_rcnn_jax.models.rpn import RPNConfig
 
 
 def torchvision(config: MaskRCNNConfig, *, frozen_norm_epsilon: float = 1e-5) -> MaskRCNNConfig:
@@ -15,7 +18,7 @@ def torchvision(config: MaskRCNNConfig, *, frozen_norm_epsilon: float = 1e-5) ->
     The published v1 weights need `frozen_norm_epsilon=0`.
     """
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    mask, keypoint = config.mask_head, config.keypoint_head
+    keypoint = config.keypoint_head
     fpn = config.backbone if isinstance(config.backbone, FPNConfig) else None
     bottom_up = fpn.bottom_up if fpn else config.backbone
     if isinstance(bottom_up, ResNetConfig):
@@ -25,20 +28,11 @@ def torchvision(config: MaskRCNNConfig, *, frozen_norm_epsilon: float = 1e-5) ->
     return replace(
         config,
         backbone=replace(fpn, bottom_up=bottom_up) if fpn else bottom_up,
-        rpn=replace(
-            config.rpn,
-            rounded_anchors=True,
-            anchor_stride="grid",
-            smooth_l1_beta=1 / 9,
-            normalizer="sampled",
-            post_nms_train=2000,
-            min_box_size=1e-3,
-        ),
+        rpn=_rpn(config.rpn),
         box_head=replace(
             config.box_head, pooler=_pooler(config.box_head.pooler), smooth_l1_beta=1 / 9, min_box_size=1e-2
         ),
-        mask_head=mask
-        and replace(mask, pooler=_pooler(mask.pooler), aligned_targets=False, soft_targets=True, paste="torchvision"),
+        mask_head=_mask_head(config.mask_head),
         keypoint_head=keypoint and replace(keypoint, pooler=_pooler(keypoint.pooler), decode="torchvision"),
         pixel_mean=tuple(255 * x for x in mean),
         pixel_std=tuple(255 * x for x in std),
@@ -52,7 +46,7 @@ def torchvision_v2(config: MaskRCNNConfig) -> MaskRCNNConfig:
     Batch norm throughout, two convolutions in the RPN, four and one fully connected layer in the box head (Li et al.
     2021, https://arxiv.org/abs/2111.11429).
     """
-    norm, mask = NormConfig(kind="batch_norm"), config.mask_head
+    norm, mask, rpn = NormConfig(kind="batch_norm"), config.mask_head, config.rpn
     backbone = config.backbone
     if not (isinstance(backbone, FPNConfig) and isinstance(backbone.bottom_up, ResNetConfig)):
         raise ValueError("torchvision's v2 models have a feature pyramid on a ResNet")
@@ -60,11 +54,31 @@ def torchvision_v2(config: MaskRCNNConfig) -> MaskRCNNConfig:
         replace(
             config,
             backbone=replace(backbone, bottom_up=replace(backbone.bottom_up, norm=norm), norm=norm),
-            rpn=replace(config.rpn, num_convs=2),
+            rpn=replace(rpn, num_convs=2) if isinstance(rpn, RPNConfig) else rpn,
             box_head=replace(config.box_head, num_convs=4, num_fcs=1, norm=norm),
-            mask_head=mask and replace(mask, norm=norm),
+            mask_head=replace(mask, norm=norm) if isinstance(mask, MaskHeadConfig) else mask,
         )
     )
+
+
+def _rpn(rpn: ProposalsConfig) -> ProposalsConfig:
+    if not isinstance(rpn, RPNConfig):
+        return rpn
+    return replace(
+        rpn,
+        rounded_anchors=True,
+        anchor_stride="grid",
+        smooth_l1_beta=1 / 9,
+        normalizer="sampled",
+        post_nms_train=2000,
+        min_box_size=1e-3,
+    )
+
+
+def _mask_head(mask: MaskBranchConfig | None) -> MaskBranchConfig | None:
+    if not isinstance(mask, MaskHeadConfig):
+        return mask
+    return replace(mask, pooler=_pooler(mask.pooler), aligned_targets=False, soft_targets=True, paste="torchvision")
 
 
 def _pooler(pooler: PoolerConfig) -> PoolerConfig:

@@ -1,12 +1,13 @@
 """Keypoint branch (He et al. 2017, section 5): the head and its loss; `ops.decode_keypoints` reads its heatmaps.
 
 Shape letters: `B` images, `R` RoIs, `P` side of the pooled grid, `S` = 4 P side of a heatmap, `G` ground-truth slots,
-`J` keypoints, `C` channels, `N` RoIs of all images.
+`D` detection slots, `J` keypoints, `C` channels, `N` RoIs of all images.
 """
 
+import functools
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,34 +15,38 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms
+from mask_rcnn_jax.models.head import Head, HeadConfig
 from mask_rcnn_jax.models.initialisers import msra_init, normal_init
-from mask_rcnn_jax.models.layers import ConvNorm, NormConfig
+from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, call
 from mask_rcnn_jax.models.losses import Mean, masked_mean, softmax_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig
-from mask_rcnn_jax.ops.keypoints import keypoint_targets
+from mask_rcnn_jax.ops.keypoints import decode_keypoints, keypoint_targets
 from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.ranges import Channels, Layers
-from mask_rcnn_jax.structures import GroundTruth
+from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, SampledRoIs
 
 
 @dataclass(frozen=True)
-class KeypointHeadConfig:
+class KeypointHeadConfig(HeadConfig):
+    name: ClassVar[str] = "keypoint_head"
+    needs: ClassVar[Literal["keypoints"]] = "keypoints"
+
     pooler: PoolerConfig = PoolerConfig(output_size=14)
     num_keypoints: Channels = 17
     num_convs: Layers = 8
     channels: Channels = 512
     decode: Literal["detectron2", "torchvision"] = "detectron2"  # the score is relative to the heatmap, or the logit
 
-    def build(self, in_channels: int, rngs: nnx.Rngs) -> "KeypointHead":
-        return KeypointHead(self, in_channels, rngs=rngs)
+    def build(self, inputs: Inputs, rngs: nnx.Rngs) -> "KeypointHead":
+        return KeypointHead(self, inputs.of_rois(self.pooler)[0], rngs=rngs)
 
 
-class KeypointHead(nnx.Module):
+class KeypointHead(Head):
     """Convolutions, a deconvolution to J channels, and twofold bilinear upsampling."""
 
-    recomputed = False
-
     def __init__(self, config: KeypointHeadConfig, in_channels: int, *, rngs: nnx.Rngs):
+        self.config = config
         self.num_convs = config.num_convs
         channels = in_channels
         for i in range(config.num_convs):
@@ -61,6 +66,23 @@ class KeypointHead(nnx.Module):
         num, height, width, keypoints = x.shape
         x = jax.image.resize(x, (num, 2 * height, 2 * width, keypoints), "linear")
         return jnp.moveaxis(x, -1, 1).reshape(batch, rois, keypoints, 2 * height, 2 * width)
+
+    def losses(self, context: Context, rois: SampledRoIs, truth: GroundTruth, keys: Keys) -> Terms:
+        heatmaps = call(self, context.pool(self.config.pooler, rois.boxes))
+        heatmaps = context.observe("keypoint heatmaps", heatmaps)
+        of_image = functools.partial(keypoint_losses, self.config)
+        return jax.vmap(of_image)(heatmaps, rois.boxes, rois.gt_index, rois.foreground, truth)
+
+    def answer(self, context: Context, found: PaddedDetections) -> Float[Array, "B D J S S"]:
+        """Return the heatmaps of keypoints inside their boxes, in logits."""
+        return self(context.pool(self.config.pooler, found.boxes))
+
+    def add(self, found: PaddedDetections, answer: Float[Array, "B D J S S"]) -> PaddedDetections:
+        keypoints = jax.vmap(functools.partial(decode_keypoints, convention=self.config.decode))(answer, found.boxes)
+        return replace(found, keypoints=jnp.where(found.valid[..., None, None], keypoints, 0.0))
+
+    def unmirrored(self, answer: Float[Array, "B D J S S"], keypoints: tuple[int, ...]) -> Float[Array, "B D J S S"]:
+        return answer[:, :, jnp.array(keypoints), :, ::-1]
 
 
 class Deconv4x4(nnx.Module):

@@ -1,53 +1,65 @@
 """Mask branch (He et al. 2017, https://arxiv.org/abs/1703.06870): the head, its loss, and the masks of detections.
 
-Shape letters: `R` RoIs, `P` side of the pooled grid, `M` = 2 P side of a mask, `K` classes, `C` channels.
+Shape letters: `B` images, `R` RoIs, `D` detection slots, `P` side of the pooled grid, `M` = 2 P side of a mask,
+`K` classes, `C` channels.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import functools
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms
+from mask_rcnn_jax.models.head import Head, HeadConfig
 from mask_rcnn_jax.models.initialisers import msra_init, normal_init
-from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, NormConfig, over_rois
+from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, NormConfig, call, over_rois
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig
-from mask_rcnn_jax.ops.masks import mask_targets
+from mask_rcnn_jax.ops.masks import PasteConvention, mask_targets
 from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 from mask_rcnn_jax.ranges import Channels, Layers
-from mask_rcnn_jax.structures import GroundTruth
+from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, SampledRoIs
 
 
 @dataclass(frozen=True)
-class MaskHeadConfig:
+class MaskBranchConfig(HeadConfig):
+    """Settings of a head that finds masks. Whatever derives from this class may stand as a model's `mask_head`."""
+
+    name: ClassVar[str] = "mask_head"
+    needs: ClassVar[Literal["masks"]] = "masks"
+
+    paste: PasteConvention = field(default="detectron2", kw_only=True)
+
+
+@dataclass(frozen=True)
+class MaskHeadConfig(MaskBranchConfig):
     pooler: PoolerConfig = PoolerConfig(output_size=14)
     num_convs: Layers = 4
     channels: Channels = 256
     norm: NormConfig = NormConfig(kind="none")
     aligned_targets: bool = True  # False, with soft targets: torchvision
     soft_targets: bool = False
-    paste: Literal["detectron2", "torchvision"] = "detectron2"
 
     def __post_init__(self) -> None:
         if self.num_convs:
             self.norm.check_channels("channels", self.channels)
 
-    def build(self, in_channels: int, num_classes: int, rngs: nnx.Rngs) -> "MaskHead":
-        return MaskHead(self, in_channels, num_classes, rngs=rngs)
+    def build(self, inputs: Inputs, rngs: nnx.Rngs) -> "MaskHead":
+        return MaskHead(self, inputs.of_rois(self.pooler)[0], inputs.num_classes, rngs=rngs)
 
 
-class MaskHead(nnx.Module):
+class MaskHead(Head):
     """Convolutions and a deconvolution, then the mask of one class a RoI.
 
     The predictor has K channels; only the channel of the class at hand is computed, as a product with its weights.
     """
 
-    recomputed = False
-
     def __init__(self, config: MaskHeadConfig, in_channels: int, num_classes: int, *, rngs: nnx.Rngs):
+        self.config = config
         self.num_convs = config.num_convs
         channels = in_channels
         for i in range(config.num_convs):
@@ -79,6 +91,23 @@ class MaskHead(nnx.Module):
         kernel, bias = (jnp.matmul(of_class, values, precision=EXACT) for values in (kernel.T, bias))
         logits = jnp.einsum("rhwc,rc->rhw", x, kernel) + bias[:, None, None]
         return at_least_float32(logits)
+
+    def losses(self, context: Context, rois: SampledRoIs, truth: GroundTruth, keys: Keys) -> Terms:
+        logits = call(self, context.pool(self.config.pooler, rois.boxes), rois.classes, rois.foreground)
+        logits = context.observe("mask logits", logits)
+        of_image = functools.partial(mask_losses, self.config)
+        return jax.vmap(of_image)(logits, rois.boxes, rois.gt_index, rois.foreground, truth)
+
+    def answer(self, context: Context, found: PaddedDetections) -> Float[Array, "B D M M"]:
+        """Return the probabilities of masks inside their boxes, zeros in padded rows."""
+        masks = jax.nn.sigmoid(self(context.pool(self.config.pooler, found.boxes), found.classes, found.valid))
+        return jnp.where(found.valid[..., None, None], masks, 0.0)
+
+    def add(self, found: PaddedDetections, answer: Float[Array, "B D M M"]) -> PaddedDetections:
+        return replace(found, masks=answer)
+
+    def unmirrored(self, answer: Float[Array, "B D M M"], keypoints: tuple[int, ...]) -> Float[Array, "B D M M"]:
+        return answer[..., ::-1]
 
 
 @jax.named_scope("mask_losses")

@@ -16,16 +16,20 @@ from jaxtyping import Array, Float, Key
 from mask_rcnn_jax.models.backbone import BackboneConfig
 from mask_rcnn_jax.models.box_head import BoxHead, BoxHeadConfig
 from mask_rcnn_jax.models.cascade import CascadeConfig
+from mask_rcnn_jax.models.context import Inputs
 from mask_rcnn_jax.models.fpn import FPNConfig
+from mask_rcnn_jax.models.head import Head, HeadConfig
 from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
-from mask_rcnn_jax.models.mask_head import MaskHeadConfig
+from mask_rcnn_jax.models.mask_head import MaskBranchConfig, MaskHeadConfig
 from mask_rcnn_jax.models.pooler import Pool, PoolerConfig, pool
+from mask_rcnn_jax.models.proposals import ProposalsConfig
 from mask_rcnn_jax.models.resnet import ResNetConfig
 from mask_rcnn_jax.models.rpn import RPNConfig
-from mask_rcnn_jax.ranges import AboveZero, Range
+from mask_rcnn_jax.ops.masks import PasteConvention
+from mask_rcnn_jax.ranges import AboveZero, AddedLater, Range
 
 Arrays = dict[str, Any]  # nested dicts with arrays at the leaves
-
+_PARTS = ("backbone", "rpn", "res5", "box_head", "cascade", "mask_head", "keypoint_head", "head_names")
 
 Pixel = Annotated[float, Range(-1000, 1000)]
 
@@ -36,32 +40,31 @@ class MaskRCNNConfig:
 
     num_classes: Annotated[int, Range(1, 100_000)] = 80
     backbone: BackboneConfig = FPNConfig()
-    rpn: RPNConfig = RPNConfig()
+    rpn: ProposalsConfig = RPNConfig()  # where proposals come from
     box_head: BoxHeadConfig = BoxHeadConfig()
     cascade: CascadeConfig | None = None  # further box heads after the first
-    mask_head: MaskHeadConfig | None = MaskHeadConfig()
+    mask_head: MaskBranchConfig | None = MaskHeadConfig()
     keypoint_head: KeypointHeadConfig | None = None
+    heads: Annotated[tuple[HeadConfig, ...], AddedLater()] = ()  # others, each of a name of its own
     res5_on_rois: bool = False  # C4: the backbone ends at res4, and its res5 is applied to each RoI before the heads
     pixel_mean: tuple[Pixel, Pixel, Pixel] = (123.675, 116.28, 103.53)  # RGB, of values 0..255
     pixel_std: tuple[AboveZero, AboveZero, AboveZero] = (1.0, 1.0, 1.0)
     channel_order: Literal["bgr", "rgb"] = "bgr"  # in which the backbone was trained; images are RGB always
     # Networks that keep no intermediate values for their gradients and are computed again instead: less memory, about
     # a third more work where it is all of them.
-    remat: tuple[Literal["backbone", "rpn", "box_head", "mask_head", "keypoint_head"], ...] = ()
+    remat: tuple[str, ...] = ()  # backbone, rpn, box_head, and names of heads
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the networks; the rest is never below float32
 
     def __post_init__(self) -> None:
         for name, stride in self.backbone.out_strides.items():
             if stride < 1 or stride & (stride - 1):
                 raise ValueError(f"strides of backbones are powers of 2, and that of {name} is {stride}")
-        heads = {"box_head": self.box_head, "mask_head": self.mask_head, "keypoint_head": self.keypoint_head}
-        used = {f"{name}.pooler": head.pooler.features for name, head in heads.items() if head is not None}
-        for name, features in {"rpn": self.rpn.features, **used}.items():
-            if unknown := [feature for feature in features if feature not in self.backbone.out_strides]:
-                made = ", ".join(self.backbone.out_strides)
-                raise ValueError(f"{name}.features has {', '.join(unknown)}, but the backbone makes {made}")
-            if len({self.backbone.out_channels[feature] for feature in features}) > 1:
-                raise ValueError(f"{name}.features {', '.join(features)} differ in channels; one head takes one number")
+        for name, part in {"rpn": self.rpn, "box_head": self.box_head, **self.all_heads}.items():
+            try:
+                part.check(self.inputs)
+            except ValueError as error:
+                raise ValueError(f"{name}.{error}") from None
+        _check_names(self)
         if self.cascade is not None and not self.box_head.class_agnostic:
             raise ValueError("a cascade refines one box a RoI: set box_head.class_agnostic")
         if self.res5_on_rois and (not isinstance(self.backbone, ResNetConfig) or "res5" in self.backbone.out_features):
@@ -73,6 +76,22 @@ class MaskRCNNConfig:
     def resnet_of_rois(self) -> ResNetConfig | None:
         """The ResNet whose last stage is applied to RoIs (C4)."""
         return self.backbone if self.res5_on_rois and isinstance(self.backbone, ResNetConfig) else None
+
+    @property
+    def inputs(self) -> Inputs:
+        """Return what the stages after the backbone are built for."""
+        res5 = self.resnet_of_rois
+        return Inputs(self.backbone.features, self.num_classes, res5 and res5.stage_channels("res5"))
+
+    @property
+    def all_heads(self) -> dict[str, HeadConfig]:
+        """The heads after the box heads by name, in the order in which they add to what was found."""
+        return {head.name: head for head in (self.mask_head, self.keypoint_head, *self.heads) if head is not None}
+
+    @property
+    def paste(self) -> PasteConvention:
+        """Return how masks are resized to their boxes."""
+        return "detectron2" if self.mask_head is None else self.mask_head.paste
 
     @property
     def box_stages(self) -> tuple[BoxHeadConfig, ...]:
@@ -93,15 +112,20 @@ class MaskRCNN(nnx.Module):
     """The networks of a configuration; `rcnn.py` says what happens between them."""
 
     def __init__(self, config: MaskRCNNConfig, *, rngs: nnx.Rngs):
-        box, mask, keypoint, classes = config.box_head, config.mask_head, config.keypoint_head, config.num_classes
+        inputs = config.inputs
         self.backbone = config.backbone.build(rngs)
-        self.rpn = config.rpn.build(config.backbone.out_channels[config.rpn.features[0]], rngs)
+        self.rpn = config.rpn.build(inputs, rngs)
         self.res5 = config.resnet_of_rois and config.resnet_of_rois.build_res5(rngs)
-        shape = _roi_shape(config, box.pooler)
-        self.box_head = box.build(*shape, classes, rngs)
-        self.cascade = config.cascade and config.cascade.build(box, *shape, classes, rngs)
-        self.mask_head = mask and mask.build(_roi_shape(config, mask.pooler)[0], classes, rngs)
-        self.keypoint_head = keypoint and keypoint.build(_roi_shape(config, keypoint.pooler)[0], rngs)
+        self.box_head = config.box_head.build(inputs, rngs)
+        self.cascade = config.cascade and config.cascade.build(config.box_head, inputs, rngs)
+        self.head_names = tuple(config.all_heads)
+        for name, head in config.all_heads.items():
+            setattr(self, name, head.build(inputs, rngs))
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        """The heads after the box heads by name."""
+        return {name: getattr(self, name) for name in self.head_names}
 
     @property
     def box_heads(self) -> tuple[BoxHead, ...]:
@@ -125,11 +149,15 @@ class MaskRCNN(nnx.Module):
         return flat.reshape(*pooled.shape[:2], *flat.shape[1:])
 
 
-def _roi_shape(config: MaskRCNNConfig, pooler: PoolerConfig) -> tuple[int, int]:
-    """Channels and side of the RoI features that a head sees."""
-    if config.resnet_of_rois is not None:
-        return config.resnet_of_rois.stage_channels("res5"), -(-pooler.output_size // 2)
-    return config.backbone.out_channels[pooler.features[0]], pooler.output_size
+def _check_names(config: MaskRCNNConfig) -> None:
+    """Raise ValueError where heads share a name, or `remat` names what there is not."""
+    names = [head.name for head in config.heads]
+    for name in names:
+        if names.count(name) > 1 or name in _PARTS or hasattr(MaskRCNN, name) or not name.isidentifier():
+            raise ValueError(f"heads: {name!r} is no name of a head, or that of another part; give each head its own")
+    parts = ("backbone", "rpn", "box_head", "mask_head", "keypoint_head", *names)
+    if unknown := [name for name in config.remat if name not in parts]:
+        raise ValueError(f"remat: expected some of {', '.join(parts)}, not {', '.join(unknown)}")
 
 
 def init(config: MaskRCNNConfig, key: Key[Array, ""]) -> Variables:
@@ -156,7 +184,7 @@ def _structure(config: MaskRCNNConfig, train: bool) -> nnx.GraphDef[MaskRCNN]:
     # Parameters stay float32; each layer casts them, and gradients come back in float32.
     model.set_attributes(dtype=jnp.dtype(config.dtype), raise_if_not_found=False)
     for name in config.remat if train else ():
-        parts = model.box_heads if name == "box_head" else filter(None, [getattr(model, name)])
+        parts = model.box_heads if name == "box_head" else filter(None, [getattr(model, name, None)])
         for part in parts:
             part.set_attributes(recomputed=True, raise_if_not_found=False)
     return nnx.graphdef(model)

@@ -7,6 +7,7 @@ Naming: `pred_` is what the network gives, `gt_` comes from annotations, `object
 `anchor_deltas` refine them.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -17,9 +18,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms, priorities
 from mask_rcnn_jax.models.initialisers import normal_init
-from mask_rcnn_jax.models.layers import ConvNorm, NormConfig
+from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, call
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy, counted, counted_by_iou, masked_mean, smooth_l1
+from mask_rcnn_jax.models.proposals import Losses, ProposalsConfig, ProposalSource
 from mask_rcnn_jax.ops import anchors as anchor_ops
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ops.matching import match_boxes
@@ -27,11 +30,13 @@ from mask_rcnn_jax.ops.nms import nms
 from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.ops.sampling import sample
 from mask_rcnn_jax.ranges import AboveZero, AtLeastZero, BoxWeights, Items, Layers, Positive, Share
-from mask_rcnn_jax.structures import GroundTruth
+from mask_rcnn_jax.structures import GroundTruth, Proposals
+
+_ANCHORS = 0  # the sampler of anchors among those that share an image's key
 
 
 @dataclass(frozen=True)
-class RPNConfig:
+class RPNConfig(ProposalsConfig):
     features: Annotated[tuple[str, ...], Items(1)] = ("p2", "p3", "p4", "p5", "p6")
     # One tuple per level, all of the same length.
     sizes: tuple[Annotated[tuple[AboveZero, ...], Items(1)], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
@@ -63,26 +68,18 @@ class RPNConfig:
                 f"background_iou {self.background_iou} must not be above foreground_iou {self.foreground_iou}"
             )
 
-    def build(self, in_channels: int, rngs: nnx.Rngs) -> "RPNHead":
-        return RPNHead(self, in_channels, rngs=rngs)
+    def build(self, inputs: Inputs, rngs: nnx.Rngs) -> "RPNHead":
+        return RPNHead(self, inputs.channels(self.features, "features"), rngs=rngs)
+
+    def check(self, inputs: Inputs) -> None:
+        inputs.channels(self.features, "features")
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Proposals:
-    """Candidate boxes of one image, or a batch, best first."""
-
-    boxes: Float[Array, "*B P 4"]  # resized pixels, clipped to the image
-    logits: Float[Array, "*B P"]
-    valid: Bool[Array, "*B P"]
-
-
-class RPNHead(nnx.Module):
+class RPNHead(ProposalSource):
     """Scores and refines the anchors of each level with shared convolutions."""
 
-    recomputed = False
-
     def __init__(self, config: RPNConfig, in_channels: int, *, rngs: nnx.Rngs):
+        self.config = config
         init, bias_only = normal_init(0.01), NormConfig(kind="none")
         self.num_convs = config.num_convs
         for i in range(config.num_convs):
@@ -104,6 +101,31 @@ class RPNHead(nnx.Module):
             logits.append(at_least_float32(self.objectness(x).reshape(x.shape[0], -1)))
             deltas.append(at_least_float32(self.deltas(x).reshape(x.shape[0], -1, 4)))
         return logits, deltas
+
+    def propose(self, context: Context, *, train: bool) -> tuple[Proposals, Losses]:
+        config, names = self.config, self.config.features
+        logits, deltas = call(self, [context.features[name] for name in names])
+        logits = context.observe("RPN logits", dict(zip(names, logits, strict=True)))
+        deltas = context.observe("RPN deltas", dict(zip(names, deltas, strict=True)))
+        logits, deltas = [logits[name] for name in names], [deltas[name] for name in names]
+        anchors = level_anchors(config, context.features, context.strides, context.padded_size)
+        of_image = functools.partial(
+            propose,
+            config,
+            anchors,
+            pre_nms=config.pre_nms_train if train else config.pre_nms_test,
+            post_nms=config.post_nms_train if train else config.post_nms_test,
+        )
+        proposals = context.observe("proposals", jax.vmap(of_image)(logits, deltas, context.image_sizes))
+
+        def losses(truth: GroundTruth, keys: Keys) -> Terms:
+            sizes = [len(level) for level in anchors]
+            of_image = functools.partial(rpn_losses, config, jnp.concatenate(anchors), level_sizes=sizes)
+            joined = jnp.concatenate(logits, axis=1)
+            priority = priorities(keys, _ANCHORS, (len(joined), joined.shape[1]))
+            return jax.vmap(of_image)(joined, jnp.concatenate(deltas, axis=1), truth, priority)
+
+        return proposals, losses
 
 
 def level_anchors(

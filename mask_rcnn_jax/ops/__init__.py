@@ -6,7 +6,7 @@
 from mask_rcnn_jax.ops import anchors, boxes, keypoints, masks, matching, sampling
 from mask_rcnn_jax.ops.anchors import cell_anchors, grid_anchors
 from mask_rcnn_jax.ops.keypoints import decode_keypoints, keypoint_targets
-from mask_rcnn_jax.ops.masks import mask_targets, paste_masks
+from mask_rcnn_jax.ops.masks import PasteConvention, mask_targets, paste_masks
 from mask_rcnn_jax.ops.matching import Matches, match, match_boxes
 from mask_rcnn_jax.ops.nms import Kept, nms
 from mask_rcnn_jax.ops.roi_align import assign_levels, multilevel_roi_align, roi_align
@@ -15,6 +15,7 @@ from mask_rcnn_jax.ops.sampling import Samples, sample
 __all__ = [
     "Kept",
     "Matches",
+    "PasteConvention",
     "Samples",
     "anchors",
     "assign_levels",

@@ -13,6 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from mask_rcnn_jax.ops._interpolation import axis_weights
 from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 
+PasteConvention = Literal["detectron2", "torchvision"]  # how a mask is resized to its box
+
 _TARGET_CHUNK_CELLS = 2**21  # mask cells taken at once: small grids in one go, full bitmaps RoI by RoI
 _PASTE_CHUNK = 8
 
@@ -70,7 +72,7 @@ def paste_masks(
     masks: Float[Array, "D M M"],
     boxes: Float[Array, "D 4"],
     canvas: tuple[int, int],
-    convention: Literal["detectron2", "torchvision"] = "detectron2",
+    convention: PasteConvention = "detectron2",
 ) -> Bool[Array, "D {canvas[0]} {canvas[1]}"]:
     """Bitmaps of `canvas` (height, width) from mask probabilities inside boxes in its pixels.
 

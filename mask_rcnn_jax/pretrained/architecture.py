@@ -11,7 +11,15 @@ import numpy as np
 
 from mask_rcnn_jax import models
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import FPNConfig, MaskHeadConfig, MaskRCNNConfig, NormConfig, ResNetConfig, architectures
+from mask_rcnn_jax.models import (
+    FPNConfig,
+    MaskHeadConfig,
+    MaskRCNNConfig,
+    NormConfig,
+    ResNetConfig,
+    RPNConfig,
+    architectures,
+)
 from mask_rcnn_jax.models.resnet import BLOCKS, STAGES
 from mask_rcnn_jax.pretrained.convert import TABLES, Source
 from mask_rcnn_jax.pretrained.table import translate
@@ -96,6 +104,7 @@ def _of_shapes(shapes: Shapes, *, trained_norm: bool) -> MaskRCNNConfig:
     else:
         config = architectures.dc5(resnet, classes)
     config = _with_heads(config, shapes, norm)
+    assert isinstance(config.rpn, RPNConfig)
     anchors = len(config.rpn.sizes[0]) * len(config.rpn.ratios)
     if (count := _shape(shapes, "rpn/objectness/conv/bias")[0]) != anchors:
         raise UserError(

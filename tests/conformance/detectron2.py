@@ -16,7 +16,7 @@ from mask_rcnn_jax import models
 from mask_rcnn_jax.inference import ImageDetections, encode_masks
 from mask_rcnn_jax.models import FPNConfig, MaskRCNNConfig, Variables, box_head, cascade, rpn
 from mask_rcnn_jax.models.pooler import PoolerConfig, pool
-from mask_rcnn_jax.models.rcnn import detect_from_features, normalize
+from mask_rcnn_jax.models.rcnn import context_of, detect_from_features, normalize
 from mask_rcnn_jax.ops import decode_keypoints
 from mask_rcnn_jax.pretrained import convert
 from mask_rcnn_jax.structures import PaddedDetections
@@ -212,7 +212,8 @@ def end_to_end_rows(golden: Golden) -> Iterator[Row]:
 
     @jax.jit
     def rest(variables: Variables, features: Mapping[str, jax.Array]) -> PaddedDetections:
-        return detect_from_features(config, models.networks(config, variables), features, padded_size, sizes)
+        model = models.networks(config, variables)
+        return detect_from_features(config, model, context_of(config, model, features, padded_size, sizes))
 
     # As `models.detect`, in two programs: the backbone's is another row's, the other that of the reference's features.
     features = _apply(golden.model.backbone, normalize(config, jnp.asarray(golden.images), sizes))

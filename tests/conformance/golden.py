@@ -15,9 +15,8 @@ from safetensors.numpy import load_file
 
 from mask_rcnn_jax import models
 from mask_rcnn_jax.models import FPNConfig, MaskRCNNConfig, ResNetConfig, architectures
-from mask_rcnn_jax.models.rpn import Proposals
 from mask_rcnn_jax.pretrained import convert
-from mask_rcnn_jax.structures import Batch, GroundTruth
+from mask_rcnn_jax.structures import Batch, GroundTruth, Proposals
 from tests.conformance.torch_resnet import TorchBackbone
 
 NAMES = ("fpn", "c4", "dc5", "x101_fpn", "cascade", "keypoint")

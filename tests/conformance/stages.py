@@ -21,6 +21,7 @@ from mask_rcnn_jax.inference import ImageDetections, encode_masks, predict
 from mask_rcnn_jax.models import box_head, rcnn, rpn
 from mask_rcnn_jax.models.pooler import PoolerConfig, pool
 from mask_rcnn_jax.ops import boxes as box_ops
+from mask_rcnn_jax.structures import Proposals
 from tests.conformance.rows import (
     Boxes,
     Row,
@@ -121,7 +122,7 @@ def final_box_rows(case: Case) -> list[Row]:
     boxes, scores = case.trace.stages["proposals"]
     counts = [len(image) for image in boxes]
     logits, deltas = (_padded(np.split(x, np.cumsum(counts)[:-1])) for x in box_outputs(case))
-    proposals = rpn.Proposals(_padded(boxes), _padded(scores), _valid(counts))
+    proposals = Proposals(_padded(boxes), _padded(scores), _valid(counts))
 
     def detect(logits, deltas, proposals, size):
         return box_head.detect_boxes(case.config.box_head, jax.nn.softmax(logits), deltas, proposals, size)

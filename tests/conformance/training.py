@@ -22,7 +22,7 @@ from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
 from mask_rcnn_jax.models import DATA_AXIS, MaskRCNNConfig, Variables, loss_terms, rpn
-from mask_rcnn_jax.structures import Batch, GroundTruth
+from mask_rcnn_jax.structures import Batch, GroundTruth, Proposals
 from tests.conformance.reference import lowest_indices, tensors
 from tests.conformance.rows import Row, relative_norms, relative_values
 from tests.conformance.sources import SOURCES, case, imported, leaves, target
@@ -259,6 +259,6 @@ def fixed_proposals(inputs: Inputs):
     def propose(config, anchors, logits, deltas, image_size, **limits):
         row = jnp.argmax((sizes == image_size).all(axis=1))
         logits = jnp.zeros(slots, logits[0].dtype)
-        return rpn.Proposals(jnp.asarray(boxes, logits.dtype)[row], logits, jnp.asarray(valid)[row])
+        return Proposals(jnp.asarray(boxes, logits.dtype)[row], logits, jnp.asarray(valid)[row])
 
     return mock.patch.object(rpn, "propose", propose)

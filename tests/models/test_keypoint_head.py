@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models.keypoint_head import Deconv4x4, KeypointHeadConfig, keypoint_losses
+from mask_rcnn_jax.models.keypoint_head import Deconv4x4, KeypointHead, KeypointHeadConfig, keypoint_losses
 from mask_rcnn_jax.models.pooler import pool
 from mask_rcnn_jax.ops import decode_keypoints
 from mask_rcnn_jax.ops.boxes import pairwise_iou
@@ -24,7 +24,7 @@ CONV = [2, 3, 1, 0]  # torch's [out, in, y, x] to a convolution's
 
 
 def build(config, in_channels, dtype=jnp.float32):
-    head = config.build(in_channels, nnx.Rngs(0))
+    head = KeypointHead(config, in_channels, rngs=nnx.Rngs(0))
     head.set_attributes(dtype=dtype, raise_if_not_found=False)
     return head
 

@@ -1,0 +1,73 @@
+"""The contract of a head: what it learns of the RoIs of training, and what it adds to the instances that were found.
+
+A head is one file, of this package or of another: a frozen dataclass that derives from `HeadConfig`, and the network,
+a `Head`, that it builds. `docs/extending.md` shows one. Shape letters: `B` images, `D` detection slots.
+"""
+
+import abc
+import zlib
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+from flax import nnx
+
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms
+from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, SampledRoIs
+
+
+class Head(nnx.Module, abc.ABC):
+    """A network and what is made of its outputs. `recomputed` says that they are not kept for gradients."""
+
+    recomputed = False
+
+    @abc.abstractmethod
+    def losses(self, context: Context, rois: SampledRoIs, truth: GroundTruth, keys: Keys) -> Terms:
+        """Compute the losses (`loss/...`, their sum is minimised) and measures by name, a `Mean` of [B] of each.
+
+        `rois` are the slots that may hold foreground, `rois.foreground` says which do. `keys` are this head's own, one
+        an image; without them nothing may be drawn at random.
+        """
+
+    @abc.abstractmethod
+    def answer(self, context: Context, found: PaddedDetections) -> Any:
+        """Compute what the network says of each instance, arrays [B, D, ...], or of each image, [B, ...].
+
+        With test-time augmentation the answers to several versions of an image are averaged before `add`.
+        """
+
+    @abc.abstractmethod
+    def add(self, found: PaddedDetections, answer: Any) -> PaddedDetections:
+        """Lay the answer into the detections, zeros in padded rows: in a field, in `extras` or in `maps`."""
+
+    def unmirrored(self, answer: Any, keypoints: tuple[int, ...]) -> Any:
+        """Return the answer to mirrored images as one to the images as they are.
+
+        `keypoints` are those that each becomes in a mirror. Raises UserError for a head that does not know.
+        """
+        raise UserError(
+            f"{type(self).__name__} does not say how its answers are averaged over versions of an image: predict"
+            " without test-time augmentation, or give it the method `unmirrored`"
+        )
+
+
+@dataclass(frozen=True)
+class HeadConfig(abc.ABC):
+    """Settings of a head. Whatever derives from this class may stand among a model's `heads`."""
+
+    name: ClassVar[str]  # of its variables in checkpoints, and in `remat`
+    needs: ClassVar[Literal["masks", "keypoints"] | None] = None  # of the annotations, besides boxes and classes
+
+    @abc.abstractmethod
+    def build(self, inputs: Inputs, rngs: nnx.Rngs) -> Head:
+        """Build the network, with random variables."""
+
+    def check(self, inputs: Inputs) -> None:
+        """Raise ValueError, naming the setting, where the head cannot be built for these inputs."""
+        inputs.check_poolers(self)
+
+
+def own_keys(keys: Keys, name: str) -> Keys:
+    """Return the keys of the head of this name, which do not depend on other heads."""
+    return keys if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(keys)
