@@ -69,6 +69,23 @@ def _integer_pow(graph: Graph, eqn: Any, value: Value) -> list[Value]:
     return elementwise("Pow")(graph, eqn, value, power)
 
 
+def _log2(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    """Multiply by the number that JAX multiplies by: RoIs' levels are rounded logarithms."""
+    (natural,) = graph.add("Log", [graph.held(value)])
+    factor = graph.constant(np.array(1 / math.log(2), value.dtype))
+    return [output(eqn, graph.add("Mul", [natural, factor])[0], value.held)]
+
+
+def _polynomial(graph: Graph, eqn: Any, value: Value, *coefficients: Value) -> list[Value]:
+    """Apply Horner's rule to the coefficients, of which that of the lowest power comes first."""
+    name, (*lower, highest) = graph.held(value), coefficients
+    total = graph.held(highest)
+    for coefficient in reversed(lower):
+        (product,) = graph.add("Mul", [total, name])
+        (total,) = graph.add("Add", [product, graph.held(coefficient)])
+    return [output(eqn, total, _joint((value, *coefficients)))]
+
+
 def _is_finite(graph: Graph, eqn: Any, value: Value) -> list[Value]:
     name = graph.held(value)
     (bad,) = graph.add("Or", [*graph.add("IsInf", [name]), *graph.add("IsNaN", [name])])
@@ -187,6 +204,19 @@ def _split(graph: Graph, eqn: Any, value: Value) -> list[Value]:
     return [output(eqn, name, number=number) for number, name in enumerate(names)]
 
 
+def _unstack(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    axis = eqn.params["axis"]
+    if value.constant is not None:
+        rows = np.moveaxis(np.broadcast_to(value.constant, value.shape), axis, 0)
+        return [Value(row.shape, row.shape, value.dtype, constant=row) for row in rows]
+    held = (*value.held[:axis], *value.held[axis + 1 :])
+    # An index without axes takes its axis away. What is broadcast along it has one row that is all of them.
+    indices = [graph.constant(np.array(row, np.int64)) for row in range(value.held[axis])]
+    names = [graph.add("Gather", [value.name, index], axis=axis)[0] for index in indices]
+    numbers = range(len(eqn.outvars))
+    return [output(eqn, names[number % len(names)], held, number) for number in numbers]
+
+
 def _pad(graph: Graph, eqn: Any, value: Value, fill: Value) -> list[Value]:
     config = eqn.params["padding_config"]
     if any(low < 0 or high < 0 or between for low, high, between in config):
@@ -225,6 +255,7 @@ FORMS: dict[str, Form] = {
     "is_finite": _is_finite,
     "le": elementwise("LessOrEqual"),
     "log": elementwise("Log"),
+    "log2": _log2,
     "logistic": elementwise("Sigmoid"),
     "lt": elementwise("Less"),
     "max": elementwise("Max"),
@@ -236,6 +267,7 @@ FORMS: dict[str, Form] = {
     "optimization_barrier": _same,
     "or": elementwise("Or"),
     "pad": _pad,
+    "polynomial": _polynomial,
     "pow": elementwise("Pow"),
     "rem": elementwise("Mod", fmod=1),
     "reshape": _reshape,
@@ -254,5 +286,6 @@ FORMS: dict[str, Form] = {
     "tanh": elementwise("Tanh"),
     "tile": _tile,
     "transpose": _transpose,
+    "unstack": _unstack,
     "xor": elementwise("Xor"),
 }

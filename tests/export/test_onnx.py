@@ -54,6 +54,11 @@ def resized(sizes):
         return jnp.floor(sizes.astype(jnp.float64) * (800 / 963) + 0.5).astype(jnp.int32)
 
 
+def repeated(x):
+    """Broadcast the second axis from 1 to 5, of which the graph makes no copies."""
+    return jnp.broadcast_to(x[:, :1], (x.shape[0], 5, *x.shape[2:]))
+
+
 CASES = {
     "broadcast": (lambda x: x[:, None] * jnp.arange(4.0)[None, :, None, None] + x.sum(-1)[:, None, :, None], FLOATS),
     "select": (lambda b: (jnp.where(b, INTEGERS, -1), jnp.where(b, ~b, b), jnp.where(b[..., None], FLOATS, 0)), BOOLS),
@@ -61,6 +66,10 @@ CASES = {
     "finite": (lambda x: jnp.isfinite(jnp.log(x)), FLOATS),
     "functions": (lambda x: (jax.nn.softmax(x), jax.nn.sigmoid(x), jnp.clip(x, 0, 1)), FLOATS),
     "powers": (lambda x: (jax.lax.rsqrt(x**2 + 1), x**3, jnp.sqrt(jnp.square(x)), jnp.exp(-x)), FLOATS),
+    "logarithms": (lambda x: (jnp.log2(x), jnp.log2(abs(x)), jnp.log2(x[:, :1] * jnp.zeros((1, 5, 1)))), FLOATS),
+    "levels": (lambda x: jnp.floor(jnp.log2(x)), 2.0 ** np.arange(-12, 13, dtype=np.float32)),
+    "polynomial": (lambda x: (jnp.polyval(TIES[0], x / 4), jnp.polyval(x, x[0]), jnp.polyval(x[0], 0.5)), FLOATS),
+    "polynomial of integers": (lambda i: (jnp.polyval(jnp.array([2, 0, -3]), i), jnp.polyval(i[:, 0], 7)), INTEGERS),
     "barrier": (lambda x: jax.lax.optimization_barrier(x) ** 3, FLOATS),
     "float64": (resized, INTEGERS),
     "sort ties": (lambda t: (jnp.argsort(t, stable=True), jnp.argsort(-t, stable=True), jnp.sort(t)), TIES),
@@ -73,6 +82,10 @@ CASES = {
     "reduce": (lambda x: (x.max(1), x.min((0, 2)), (x > 0).all(-1), (x > 0).any(), x.argmax(1)), FLOATS),
     "sums": (lambda x: (x.sum((0, 2)), jnp.cumsum(x, 1), jnp.mean(x)), FLOATS),
     "shapes": (lambda x: (x[:, ::2, ::-1], jnp.stack([x, x], 1), jnp.tile(x, 2), jnp.split(x, [2, 3], 1)), FLOATS),
+    "unstack": (lambda x: ([jnp.unstack(x, axis=i) for i in range(-1, 2)], [*x[0, 0]], jnp.unstack(x[:0])), FLOATS),
+    "unstack by rows": (jax.vmap(jnp.unstack), BOOLS),
+    "unstack what is broadcast": (lambda x: [jnp.unstack(repeated(x), axis=axis) for axis in range(3)], FLOATS),
+    "unstack constants": (lambda i: [i + x for x in (*jnp.unstack(INTEGERS), *jnp.unstack(repeated(ROWS)))], INTEGERS),
     "padding": (lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0))), FLOATS),
     "products": (lambda x: (jnp.einsum("bij,bkj->bik", x, x), jnp.einsum("bij,ckj->ibck", x, x)), FLOATS),
     "while by rows": (jax.vmap(steps), np.array([3, 100, 0, 17], np.int32)),
@@ -94,6 +107,16 @@ def test_results_are_those_of_jax(name):
             np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=2e-6)
         else:
             np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_logarithms_of_base_2_differ_in_the_last_digits_alone(dtype):
+    numbers = np.geomspace(1e-12, 1e12, 999).astype(dtype)
+    with jax.enable_x64(True):
+        (ours,), theirs = through_onnx(jnp.log2, numbers), np.asarray(jax.jit(jnp.log2)(numbers))
+    assert ours.dtype == theirs.dtype == dtype
+    for expected in (theirs, np.log2(numbers.astype(np.float64)).astype(dtype)):
+        np.testing.assert_array_max_ulp(ours, expected, maxulp=4)
 
 
 def test_an_operation_without_a_form_is_named():
