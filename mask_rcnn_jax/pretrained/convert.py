@@ -23,7 +23,7 @@ TABLES: Mapping[str, Table] = {"torchvision": torchvision.TABLE, "detectron2": d
 _PREDICTORS = re.compile(
     r"(box_head|cascade/stage\d)/(class_logits|box_deltas)/\w+|mask_head/predictor_\w+|keypoint_head/deconv/\w+"
 )
-_OPTIONAL_HEADS = ("mask_head", "keypoint_head")
+_ALWAYS_THERE = ("backbone", "res5", "box_head", "cascade")  # the rest is proposals and heads, which models differ in
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def convert(
 ) -> tuple[Variables, Report]:
     """The variables of a model with the tensors of a detector, named and laid out as `source` does.
 
-    Without `variables` the tensors must be all that the model needs. With them, what the tensors lack may be a mask or
-    keypoint head, and predictors for another number of classes keep the values they have in `variables`; where the
+    Without `variables` the tensors must be all that the model needs. With them, what the tensors lack may be heads
+    and the RPN, and predictors for another number of classes keep the values they have in `variables`; where the
     tensors' classes are known `by_name`, those of every class that is not among them. Keypoints likewise.
     Raises UserError with every missing, unexpected and misshapen tensor.
     """
@@ -195,9 +195,9 @@ def _side(config: MaskRCNNConfig) -> int:
 
 
 def _of_head(path: str) -> str | None:
-    """The head that a path belongs to, if a model may be without it."""
+    """The head that a path belongs to, or the RPN, if a model may be without it."""
     head = path.partition("/")[0]
-    return head if head in _OPTIONAL_HEADS else None
+    return None if head in _ALWAYS_THERE else head
 
 
 def _outputs_differ(tensor: Found, expected: Any, path: str) -> bool:

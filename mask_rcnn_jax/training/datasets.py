@@ -27,11 +27,7 @@ def load_datasets(config: ExperimentConfig) -> dict[str, CocoDataset]:
             f"{train_set.annotation_file} has {len(train_set.class_names)} categories but model.num_classes is"
             f" {config.model.num_classes}; add --set model.num_classes={len(train_set.class_names)}"
         )
-    if train_set.boxes_only and config.model.mask_head is not None:
-        raise UserError(
-            f"{train_set.annotation_file} is read without segmentations; set data.source.boxes_only to false to train"
-            " a model with masks, or model.mask_head to none"
-        )
+    _check_needs(config, train_set)
     _check_keypoints(config, train_set, val_set)
     train_set, val_set = verify_images(train_set, config.data), verify_images(val_set, config.data)
     trainable_records(train_set, config.data)
@@ -56,6 +52,22 @@ def check_alike(datasets: Mapping[str, CocoDataset]) -> None:
                     f"process {index} has read other images or annotations of {datasets[split].annotation_file} than"
                     " the first process; give all hosts the same data"
                 )
+
+
+def _check_needs(config: ExperimentConfig, train_set: CocoDataset) -> None:
+    learning = [name for name, head in config.model.all_heads.items() if head.needs == "masks"]
+    if train_set.boxes_only and learning:
+        without = "model.mask_head to none" if learning[0] == "mask_head" else f"take {learning[0]} out of model.heads"
+        raise UserError(
+            f"{train_set.annotation_file} is read without segmentations; set data.source.boxes_only to false to train"
+            f" a model with masks, or {without}"
+        )
+    for head in config.model.heads:
+        if head.needs == "keypoints" and not train_set.keypoint_names:
+            raise UserError(
+                f"{train_set.annotation_file} names no keypoints, from which {head.name} learns; name them in its"
+                f" category, or take {head.name} out of model.heads"
+            )
 
 
 def _check_keypoints(config: ExperimentConfig, train_set: CocoDataset, val_set: CocoDataset) -> None:

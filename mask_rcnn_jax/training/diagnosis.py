@@ -22,6 +22,7 @@ from mask_rcnn_jax.training.config import ExperimentConfig
 NOTHING = "nothing when the step is repeated"
 
 # Networks from the loss back: a bad gradient spoils what it passes through afterwards.
+# Heads that are not named here come first.
 _BACKWARDS = ("mask_head", "keypoint_head", "cascade", "box_head", "res5", "rpn", "backbone")
 # Within a network the layers before its outputs, from the first on; what is not here stands at the output.
 _FORWARDS = ("stem", "bottom_up", "res", "conv", "fc", "deconv", "lateral", "output")
@@ -166,5 +167,5 @@ def _from_the_loss(name: str) -> tuple[int, tuple[int, ...]]:
     network, *layers = name.split("/")
     depth = [next((i for i, part in enumerate(_FORWARDS) if layer.startswith(part)), 99) for layer in layers]
     number = [int("".join(filter(str.isdigit, layer)) or 0) for layer in layers]
-    order = _BACKWARDS.index(network) if network in _BACKWARDS else len(_BACKWARDS)
+    order = _BACKWARDS.index(network) if network in _BACKWARDS else -1
     return order, tuple(-value for pair in zip(depth, number, strict=True) for value in pair)
