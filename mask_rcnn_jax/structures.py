@@ -1,17 +1,18 @@
 """Small frozen pytrees that travel between the layers.
 
 Shape letters: `B` images, `H W` padded height and width, `G` ground-truth slots, `C` side of a mask grid,
-`P` proposals, `R` sampled RoIs, `D` detection slots, `M` side of a predicted mask, `J` keypoints of an instance.
+`P` proposals, `R` sampled RoIs, `D` detection slots, `M` side of a predicted mask, `J` keypoints of an instance,
+`h w` sides of a map.
 
 Padding rows hold finite zeros and are marked by `valid`; no coordinate or score ever encodes invalidity.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, Num, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, Shaped, UInt8
 
 
 @jax.tree_util.register_dataclass
@@ -90,3 +91,7 @@ class PaddedDetections:
     masks: Float[Array, "*B D M M"] | None  # probabilities inside the box; None for a model without masks
     valid: Bool[Array, "*B D"]
     keypoints: Float[Array, "*B D J 3"] | None = None  # (x, y, score), resized pixels; None for a model without them
+    # What heads of others say, by name: of each instance [*B, D, ...], and of the image, on a grid of equal cells over
+    # all of it with its padding [*B, h, w, ...].
+    extras: dict[str, Shaped[Array, "..."]] = field(default_factory=dict)
+    maps: dict[str, Shaped[Array, "..."]] = field(default_factory=dict)

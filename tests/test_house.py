@@ -18,12 +18,24 @@ PACKAGE = ROOT / "mask_rcnn_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Each layer and the others of the package that it may import; docs/architecture.md draws this.
-LEAVES = {"disk_errors", "errors", "extras", "files", "structures", "processes", "ranges", "places", "determinism"}
+LEAVES = {
+    "disk_errors",
+    "errors",
+    "extras",
+    "files",
+    "structures",
+    "processes",
+    "ranges",
+    "places",
+    "determinism",
+    "value_names",
+}
 LAYERS: dict[str, set[str]] = {
     "disk_errors": set(),
     "errors": {"disk_errors"},
     "extras": {"errors"},
     "ranges": {"errors"},
+    "value_names": {"errors"},
     "places": {"errors", "files"},
     "config": {"errors", "ranges"},
     "python_files": {"config", "errors", "files"},
@@ -54,6 +66,7 @@ ONLY = {
     "config": set(),
     "configs": set(),
     "ranges": set(),
+    "value_names": set(),
     "files": set(),
     "structures": {"jax", "jaxtyping", "numpy"},
     "ops": {"jax", "jaxtyping", "numpy"},

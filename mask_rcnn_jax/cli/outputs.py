@@ -17,7 +17,15 @@ from mask_rcnn_jax.data.inputs import InputImage
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.inference import Detections
-from mask_rcnn_jax.inference.outputs import COLUMNS, cutouts, label_image, mask_windows, table_rows, to_geojson
+from mask_rcnn_jax.inference.outputs import (
+    COLUMNS,
+    column_names,
+    cutouts,
+    label_image,
+    mask_windows,
+    table_rows,
+    to_geojson,
+)
 from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.visualize import draw_instances
 
@@ -195,12 +203,13 @@ class _OneFile:
 
 
 class TableWriter(_OneFile):
-    """One CSV file, a row for each instance."""
+    """One CSV file, a row for each instance, with the columns that the first image asks for."""
 
     file = "detections.csv"
 
     def write(self, name: str, found: Detections, image: ReadImage) -> None:
-        self._begin(0 if found.keypoints is None else found.keypoints.shape[1])
+        if not self._begun:
+            self._begin(column_names(found))
         for row in table_rows(found):
             self._append(row)
 
@@ -209,12 +218,11 @@ class TableWriter(_OneFile):
         self._begun = False
 
     def _complete(self) -> None:
-        self._begin(0)
-
-    def _begin(self, num_keypoints: int) -> None:
         if not self._begun:
-            points = [f"keypoint{k}_{part}" for k in range(1, num_keypoints + 1) for part in ("x", "y", "score")]
-            self._append([*COLUMNS, *points])
+            self._begin(COLUMNS)
+
+    def _begin(self, columns: Sequence[str]) -> None:
+        self._append(columns)
         self._begun = True
 
 

@@ -19,6 +19,7 @@ from mask_rcnn_jax.data.inputs import InputImage
 from mask_rcnn_jax.data.video import VideoReader, VideoWriter
 from mask_rcnn_jax.errors import UserError, printable
 from mask_rcnn_jax.inference import Detections
+from mask_rcnn_jax.inference.extra_values import table_cells, table_columns
 from mask_rcnn_jax.inference.tracking import Tracker
 from mask_rcnn_jax.output_folder import OutputFolder
 
@@ -133,12 +134,14 @@ def predict_clip(
         outputs.replacing(table) as part,
         open_table(part) as append,
     ):
-        append(_COLUMNS)
         for found in predictor.stream(shown()):
+            if not frames:
+                append([*_COLUMNS, *table_columns(found.extras, _COLUMNS)])
             tracks = tracker.update(found)
             writer.write(draw_detections(waiting.popleft(), found, tracks))
-            for track, label, score, box in zip(tracks, found.names, found.scores, found.boxes, strict=True):
-                append([frames, track, label, round(float(score), 4), *(round(float(x), 2) for x in box)])
+            for i, (track, label) in enumerate(zip(tracks, found.names, strict=True)):
+                box = (round(float(x), 2) for x in found.boxes[i])
+                append([frames, track, label, round(float(found.scores[i]), 4), *box, *table_cells(found.extras, i)])
             frames, instances = frames + 1, instances + len(found)
             bar.update()
         if not frames:

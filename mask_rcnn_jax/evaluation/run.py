@@ -100,15 +100,7 @@ def _renumbered(predictions: Iterable[ImageDetections], class_of: np.ndarray) ->
     """Detections with the classes that `class_of` gives them, without those that have none."""
     for found in predictions:
         classes = class_of[found.classes].astype(np.int32)
-        kept = classes >= 0
-        yield replace(
-            found,
-            boxes=found.boxes[kept],
-            scores=found.scores[kept],
-            classes=classes[kept],
-            masks=None if found.masks is None else found.masks[kept],
-            keypoints=None if found.keypoints is None else found.keypoints[kept],
-        )
+        yield replace(found, classes=classes).take(classes >= 0)
 
 
 def _named(names: Sequence[str]) -> str:

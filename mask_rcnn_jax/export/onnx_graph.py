@@ -49,9 +49,9 @@ class Graph:
         return self if self.outer is None else self.outer.root
 
     def fresh(self, prefix: str = "t") -> str:
-        """A tensor's name that no other has."""
+        """A tensor's name that no other has, and no output either: these are identifiers."""
         self.root.counter += 1
-        return f"{prefix}{self.root.counter}"
+        return f"{prefix}.{self.root.counter}"
 
     def add(self, operation: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> list[str]:
         """Appends a node; returns the names of its outputs."""

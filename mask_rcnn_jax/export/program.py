@@ -1,6 +1,7 @@
 """The whole way from an image's bytes to detections in its pixels, as one function to be exported.
 
-Shape letters: `B` images, `H W` sides of the input, `D` detection slots, `M` side of a predicted mask, `J` keypoints.
+Shape letters: `B` images, `H W` sides of the input, `D` detection slots, `M` side of a predicted mask, `J` keypoints,
+`h w` sides of a map.
 """
 
 from collections.abc import Callable
@@ -14,9 +15,12 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.resize import Preprocessing, largest_exact_side, preprocess
+from mask_rcnn_jax.export.runtime import CELLS
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, detect
 from mask_rcnn_jax.models.pooler import Pool, pool
 from mask_rcnn_jax.ops import paste_masks
+from mask_rcnn_jax.structures import PaddedDetections
+from mask_rcnn_jax.value_names import check_value_names
 
 Program = Callable[[Variables, UInt8[Array, "B H W 3"], Int[Array, "B 2"]], dict[str, Array]]
 
@@ -59,6 +63,9 @@ def program(config: MaskRCNNConfig, settings: ExportSettings, pool: Pool = pool)
     `boxes` [B, D, 4] (x1, y1, x2, y2) and `keypoints` [B, D, J, 3] (x, y, score) are in pixels of the input, `masks`
     are probabilities [B, D, M, M] inside the boxes or bitmaps [B, D, H, W], `scores`, `classes` and `valid` are [B, D].
     Best score first; rows that are not `valid` are zeros. Only a model that has them gives `masks` and `keypoints`.
+
+    What heads of others find has their names: values of instances [B, D, ...], and maps [B, h, w, ...], of which
+    `NAME_cells` [B, 2] says how many (rows, columns) are not of padding alone. Raises UserError where a name is taken.
     """
 
     def run(variables: Variables, images: UInt8[Array, "B H W 3"], sizes: Int[Array, "B 2"]) -> dict[str, Array]:
@@ -74,9 +81,23 @@ def program(config: MaskRCNNConfig, settings: ExportSettings, pool: Pool = pool)
         if found.keypoints is not None:
             ones = jnp.ones_like(scale[..., :1])
             outputs["keypoints"] = found.keypoints * jnp.concatenate([scale, ones], axis=-1)[:, :, None]
-        return outputs
+        return outputs | _own_values(found, resized_sizes, (resized.shape[1], resized.shape[2]))
 
     return run
+
+
+def _own_values(found: PaddedDetections, sizes: Int[Array, "B 2"], padded_size: tuple[int, int]) -> dict[str, Array]:
+    """Name what heads of others found, and of each map the number of cells that an image of `sizes` touches."""
+    check_value_names([*found.extras, *found.maps, *(f"{name}{CELLS}" for name in found.maps)])
+    values = found.extras | found.maps
+    # A model's bfloat16 is nothing to most programs that read the file.
+    values = {name: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x for name, x in values.items()}
+    padded = jnp.array(padded_size, sizes.dtype)
+    for name, array in found.maps.items():
+        grid = jnp.array(array.shape[1:3], sizes.dtype)
+        # Of positive numbers, this division rounds up.
+        values[f"{name}{CELLS}"] = jax.lax.div(grid * sizes + padded - 1, jnp.broadcast_to(padded, sizes.shape))
+    return values
 
 
 def metadata(exportable: Exportable) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import numpy as np
 FORMAT = "mask-rcnn-jax stablehlo 1"
 PLATFORMS = ("cpu", "cuda", "tpu")
 METADATA_KEY = "mask_rcnn_jax"  # of an ONNX file's properties
+CELLS = "_cells"  # ends the name of the output that says how much of a map is the image's
 
 Arrays = dict[str, np.ndarray]
 
@@ -38,7 +39,9 @@ class ExportedModel:
     `call` takes images [B, H, W, 3], uint8 RGB, each in the top left corner of zeros, and their (height, width)
     [B, 2], int32. It gives arrays padded to D rows, best score first, of which `valid` [B, D] tells the real ones:
     `boxes` [B, D, 4] (x1, y1, x2, y2) in pixels, `scores` and `classes` [B, D], and what the model has of `masks` (B, D
-    probabilities inside the boxes, or bitmaps [B, D, H, W]) and `keypoints` [B, D, J, 3] (x, y, score).
+    probabilities inside the boxes, or bitmaps [B, D, H, W]) and `keypoints` [B, D, J, 3] (x, y, score). What heads of
+    others find has their names: values of instances [B, D, ...], and maps over the resized image with its padding
+    [B, h, w, ...], of which `NAME_cells` [B, 2] are the (rows, columns) that the image touches.
     """
 
     class_names: tuple[str, ...]
@@ -48,7 +51,8 @@ class ExportedModel:
     call: Callable[[np.ndarray, np.ndarray], Arrays]
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Arrays]:
-        """Detect instances per image, uint8 RGB [height, width, 3]: the arrays of `call` without padding or `valid`.
+        """Detect instances per image, uint8 RGB [height, width, 3]: the arrays of `call` without padding, and without
+        `valid` and `NAME_cells`, which tell it.
 
         Raises ValueError for an image that is not of that kind, or larger than `input_size`.
         """
@@ -65,8 +69,7 @@ class ExportedModel:
                 pixels[row, :height, :width], sizes[row] = image, (height, width)
             found = self.call(pixels, sizes)
             for row in range(len(part)):
-                kept = found["valid"][row]
-                arrays = {name: array[row][kept] for name, array in found.items() if name != "valid"}
+                arrays = _without_padding({name: array[row] for name, array in found.items()})
                 if self.metadata["masks"] == "pasted" and "masks" in arrays:
                     arrays["masks"] = arrays["masks"][:, : sizes[row, 0], : sizes[row, 1]]
                 yield arrays
@@ -80,6 +83,19 @@ class ExportedModel:
                 f"image {number} is {image.shape[1]} x {image.shape[0]}, larger than the model's input"
                 f" {width} x {height}; make it smaller, or export with a larger --input"
             )
+
+
+def _without_padding(found: Arrays) -> Arrays:
+    """The arrays of one image: rows of instances that are valid, and cells of maps that the image touches."""
+    told = {name: found[f"{name}{CELLS}"] for name in found if f"{name}{CELLS}" in found}
+    kept = {}
+    for name, array in found.items():
+        if name in told:
+            rows, columns = told[name]
+            kept[name] = array[:rows, :columns]
+        elif name != "valid" and name.removesuffix(CELLS) not in told:
+            kept[name] = array[found["valid"]]
+    return kept
 
 
 def load(path: str | Path) -> ExportedModel:

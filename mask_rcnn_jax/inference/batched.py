@@ -1,18 +1,19 @@
 """Runs a model over batches and hands out what it found, image by image.
 
 Shape letters: `B` images, `H W` padded height and width, `D` detection slots, `n` detections of one image, `M` side of
-a predicted mask, `J` keypoints of an instance.
+a predicted mask, `J` keypoints of an instance, `h w` sides of a map.
 """
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
 from mask_rcnn_jax import models
 from mask_rcnn_jax.models import DATA_AXIS, MaskRCNNConfig, Variables
@@ -34,6 +35,22 @@ class ImageDetections:
     masks: Float[np.ndarray, "n M M"] | None  # probabilities inside the box; None for a model without masks
     # (x, y, score), pixels of the original image, COCO's pixel index + 0.5; None for a model without keypoints
     keypoints: Float[np.ndarray, "n J 3"] | None = None
+    # What heads of others say, by name: of each instance, and of the image, on a grid of equal cells of which the last
+    # of a row or column may reach beyond it.
+    extras: Mapping[str, Shaped[np.ndarray, "n ..."]] = field(default_factory=dict)
+    maps: Mapping[str, Shaped[np.ndarray, "h w ..."]] = field(default_factory=dict)
+
+    def take(self, which: Int[np.ndarray, " m"] | Bool[np.ndarray, " n"]) -> "ImageDetections":
+        """The instances that `which`, their indices or a flag for each, names, in its order."""
+        return replace(
+            self,
+            boxes=self.boxes[which],
+            scores=self.scores[which],
+            classes=self.classes[which],
+            masks=None if self.masks is None else self.masks[which],
+            keypoints=None if self.keypoints is None else self.keypoints[which],
+            extras={name: values[which] for name, values in self.extras.items()},
+        )
 
 
 def predict(
@@ -80,12 +97,16 @@ def _compiled(detect: DetectFn, config: MaskRCNNConfig, mesh: Mesh) -> Callable[
 
 
 def by_image(detections: PaddedDetections, batch: Mapping[str, np.ndarray]) -> Iterator[ImageDetections]:
-    """The detections of a batch as those of its images; see `predict` for the keys of `batch`."""
+    """The detections of a batch as those of its images; see `predict` for the keys of `batch`.
+
+    `images` is only looked at for its shape, where there are maps.
+    """
     found: PaddedDetections = jax.device_get(detections)
     for row in np.flatnonzero(batch["valid"]):
         kept = found.valid[row]
         height, width = (int(side) for side in batch["original_sizes"][row])
-        resized_height, resized_width = batch["image_sizes"][row]
+        size = batch["image_sizes"][row]
+        resized_height, resized_width = size
         scale = np.array([width / resized_width, height / resized_height] * 2, np.float32)
         limit = np.array([width, height] * 2, np.float32)
         keypoints = None
@@ -100,4 +121,23 @@ def by_image(detections: PaddedDetections, batch: Mapping[str, np.ndarray]) -> I
             classes=np.asarray(found.classes[row][kept], np.int32),
             masks=None if found.masks is None else np.asarray(found.masks[row][kept], np.float32),
             keypoints=keypoints,
+            extras={name: _as_float32(np.asarray(values[row])[kept]) for name, values in found.extras.items()},
+            maps={
+                name: _as_float32(_without_padding(np.asarray(values[row]), size, batch["images"].shape[1:3]))
+                for name, values in found.maps.items()
+            },
         )
+
+
+def _as_float32(values: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+    """A copy, which keeps no batch alive; floating point of any width becomes float32."""
+    return np.array(values, np.float32 if jnp.issubdtype(values.dtype, jnp.floating) else values.dtype)
+
+
+def _without_padding(
+    grid: Shaped[np.ndarray, "h w ..."], size: Int[np.ndarray, "2"], padded_size: tuple[int, int]
+) -> Shaped[np.ndarray, "rows columns ..."]:
+    """The cells of a grid over the padded image that the image itself, of `size` (height, width), touches."""
+    sides = zip(grid.shape[:2], size.tolist(), padded_size, strict=True)
+    rows, columns = (-(-cells * side // padded) for cells, side, padded in sides)
+    return grid[:rows, :columns]

@@ -1,14 +1,14 @@
 """Detections of one image, and their interchange with COCO results and the library `supervision`.
 
-Shape letters: `n` instances, `H W` sides of the image, `J` keypoints of an instance.
+Shape letters: `n` instances, `H W` sides of the image, `J` keypoints of an instance, `h w` sides of a map.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data import to_rle
@@ -16,9 +16,11 @@ from mask_rcnn_jax.data.entries import shown
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.inference.batched import ImageDetections
+from mask_rcnn_jax.inference.extra_values import as_numbers, extras_of, json_value
 from mask_rcnn_jax.inference.foreign import check_result
 from mask_rcnn_jax.inference.masks import encode_masks
 from mask_rcnn_jax.ops import PasteConvention
+from mask_rcnn_jax.value_names import check_value_names, is_free
 
 if TYPE_CHECKING:
     import supervision
@@ -40,6 +42,13 @@ class Detections:
     # (x, y, score), COCO's pixel index + 0.5; None for a model without keypoints
     keypoints: Float[np.ndarray, "n J 3"] | None = None
     path: str | None = None  # the image's file, where it came from one
+    # What heads of others say, by name: of each instance, and of the image, on a grid of equal cells of which the last
+    # of a row or column may reach beyond it.
+    extras: Mapping[str, Shaped[np.ndarray, "n ..."]] = field(default_factory=dict)
+    maps: Mapping[str, Shaped[np.ndarray, "h w ..."]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_value_names([*self.extras, *self.maps])
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -69,10 +78,14 @@ class Detections:
             classes=self.classes[indices],
             rles=None if self.rles is None else tuple(self.rles[i] for i in indices.tolist()),
             keypoints=None if self.keypoints is None else self.keypoints[indices],
+            extras={name: values[indices] for name, values in self.extras.items()},
         )
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """Entries of a COCO results file. `category_ids` are those of the classes 0..K-1, from 1 unless given."""
+        """Entries of a COCO results file, `extras` among their keys, with null for what is not finite.
+
+        `category_ids` are those of the classes 0..K-1, from 1 unless given.
+        """
         ids = range(1, len(self.class_names) + 1) if category_ids is None else category_ids
         results: list[dict[str, Any]] = [
             {"image_id": image_id, "category_id": ids[k], "bbox": coco_box(box), "score": score}
@@ -84,6 +97,9 @@ class Detections:
         if self.keypoints is not None:
             for result, keypoints in zip(results, self.keypoints, strict=True):
                 result["keypoints"] = coco_keypoints(keypoints)
+        for name, values in self.extras.items():
+            for result, value in zip(results, json_value(values), strict=True):
+                result[name] = value
         return results
 
     @classmethod
@@ -97,6 +113,9 @@ class Detections:
         path: str | None = None,
     ) -> "Detections":
         """Entries of a COCO results file that belong to one image; segmentations are RLEs or polygons.
+
+        Keys that are not COCO's become `extras` where all entries have them, with numbers or lists of equal lengths;
+        null is NaN. Others are left out.
 
         Raises `UserError` where a category id is not among `category_ids` (from 1 unless given), where some entries
         have a mask or keypoints and others none, and for scores, boxes, keypoints and masks that are none.
@@ -133,14 +152,15 @@ class Detections:
             rles=rles,
             keypoints=keypoints,
             path=path,
+            extras=extras_of(ordered),
         )
 
     def to_supervision(self) -> "supervision.Detections":
-        """The same as `supervision.Detections`, class names and keypoints in its `data`.
+        """The same as `supervision.Detections`, class names, keypoints and `extras` in its `data`.
 
         Masks become bitmaps, `n` of the image's size. Raises `UserError` where the library is not installed.
         """
-        data: dict[str, Any] = {"class_name": np.array(self.names, dtype=str)}
+        data: dict[str, Any] = {"class_name": np.array(self.names, dtype=str), **self.extras}
         if self.keypoints is not None:
             data["keypoints"] = self.keypoints
         return _supervision().Detections(
@@ -162,7 +182,8 @@ class Detections:
     ) -> "Detections":
         """Detections of the library `supervision` for an image of `height` x `width` pixels.
 
-        Without confidences, scores are 1; without class ids, all instances are of class 0.
+        Without confidences, scores are 1; without class ids, all instances are of class 0. Of its `data`, numbers
+        become `extras`.
         """
         count = len(found.xyxy)
         scores = np.ones(count) if found.confidence is None else found.confidence
@@ -172,6 +193,7 @@ class Detections:
             bitmaps = [np.asfortranarray(bitmap, np.uint8) for bitmap in np.asarray(found.mask)]
             rles = tuple(_with_text(coco_mask.encode(bitmap)) for bitmap in bitmaps)
         keypoints = found.data.get("keypoints")
+        values = {name: as_numbers(rows) for name, rows in found.data.items() if is_free(name)}
         detections = cls(
             height=height,
             width=width,
@@ -182,6 +204,7 @@ class Detections:
             rles=rles,
             keypoints=None if keypoints is None else np.asarray(keypoints, np.float32),
             path=path,
+            extras={name: array for name, array in values.items() if array is not None and len(array) == count},
         )
         return detections.take(np.argsort(-detections.scores, kind="stable"))
 
@@ -203,6 +226,8 @@ def as_detections(
         rles=None if found.masks is None else tuple(encode_masks(found, convention)),
         keypoints=found.keypoints,
         path=path,
+        extras=found.extras,
+        maps=found.maps,
     )
 
 

@@ -15,6 +15,7 @@ from mask_rcnn_jax.data.masks import decode_window
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.inference.detections import Detections
+from mask_rcnn_jax.inference.extra_values import json_value, table_cells, table_columns
 
 Window = tuple[int, int, int, int]  # (x1, y1, x2, y2), whole pixels
 Polygon = list[Float[np.ndarray, "_ 2"]]  # closed rings of (x, y): the outline, then holes
@@ -78,6 +79,7 @@ def to_geojson(found: Detections) -> dict[str, Any]:
             "class": name,
             "classification": {"name": name},  # where QuPath looks for it
         }
+        properties |= {name: json_value(values[i, ...]) for name, values in found.extras.items() if values.ndim == 1}
         features.append({"type": "Feature", "id": str(i + 1), "geometry": geometry, "properties": properties})
     return {"type": "FeatureCollection", "features": features}
 
@@ -100,10 +102,20 @@ def cutouts(image: UInt8[np.ndarray, "H W 3"], found: Detections) -> Iterator[tu
             yield i, np.dstack([image[y1:y2, x1:x2], mask.astype(np.uint8) * 255])
 
 
+def column_names(found: Detections) -> list[str]:
+    """The columns of `table_rows`. Raises UserError where two would have one name."""
+    count = 0 if found.keypoints is None else found.keypoints.shape[1]
+    points = [f"keypoint{k}_{part}" for k in range(1, count + 1) for part in ("x", "y", "score")]
+    return [*COLUMNS, *points, *table_columns(found.extras, [*COLUMNS, *points])]
+
+
 def table_rows(found: Detections) -> Iterator[list[Any]]:
-    """The `COLUMNS` of each instance, then the (x, y, score) of each keypoint; areas are pixels of the mask."""
+    """The `COLUMNS` of each instance, then the (x, y, score) of each keypoint, then the extras that fit a table; areas
+    are pixels of the mask.
+    """
     for i, (mask, _) in enumerate(mask_windows(found)):
         box = [round(value, 2) for value in found.boxes[i].tolist()]
         row = [found.path, i + 1, found.names[i], int(found.classes[i]), round(float(found.scores[i]), 4), *box]
         keypoints = [] if found.keypoints is None else found.keypoints[i].ravel().tolist()
-        yield [*row, int(mask.sum()), *(round(value, 3) for value in keypoints)]
+        points = (round(value, 3) for value in keypoints)
+        yield [*row, int(mask.sum()), *points, *table_cells(found.extras, i)]

@@ -130,15 +130,7 @@ class Predictor:
         return next((size for size in self._batch_sizes if size >= count), self._batch_sizes[-1])
 
     def _finished(self, found: ImageDetections, path: str | None) -> Detections:
-        kept = found.scores > self._threshold
-        above = replace(
-            found,
-            boxes=found.boxes[kept],
-            scores=found.scores[kept],
-            classes=found.classes[kept],
-            masks=None if found.masks is None else found.masks[kept],
-            keypoints=None if found.keypoints is None else found.keypoints[kept],
-        )
+        above = found.take(found.scores > self._threshold)
         return as_detections(above, self._model.class_names, self._config.paste, path)
 
     def _prepared(self, images: Iterable[ImageLike], on_error: OnError | None) -> Iterator[_Prepared]:

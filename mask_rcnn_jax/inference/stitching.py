@@ -19,12 +19,12 @@ Shape letters: `n` detections of all tiles, `t` tiles, `P` pairs of detections.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.masks import decode_window
@@ -43,8 +43,9 @@ def stitch(windows: Int[np.ndarray, "t 4"], found: Sequence[Detections], size: t
     """The instances of an image of `size` (height, width), best score first, from those `found` in its tiles.
 
     `windows` are the tiles' (x1, y1, x2, y2), whole pixels, in any arrangement; `found` is in pixels of the tile. A
-    joined instance has the best score of its parts, the hull of their boxes, the union of their masks, and each
-    keypoint from the part that is surest of it.
+    joined instance has the best score of its parts, the extras of the part that has it, the hull of their boxes, the
+    union of their masks, and each keypoint from the part that is surest of it. Maps of several tiles are left out:
+    their cells need not meet.
     """
     parts = _Parts.of(windows, found, size)
     pairs = parts.meeting_pairs()
@@ -71,6 +72,7 @@ class _Parts:
     cut: Bool[np.ndarray, " n"]
     rles: tuple[Any, ...] | None  # as pycocotools has them: counts are bytes
     keypoints: Float[np.ndarray, "n J 3"] | None
+    extras: Mapping[str, Shaped[np.ndarray, "n ..."]]
     size: tuple[int, int]
 
     @classmethod
@@ -98,6 +100,11 @@ class _Parts:
             cut=_cut(boxes, windows[tile], size),
             rles=rles,
             keypoints=keypoints,
+            extras={
+                name: np.concatenate([part.extras[name] for part in found])
+                for name in found[0].extras
+                if all(name in part.extras for part in found)
+            },
             size=size,
         )
 
@@ -259,6 +266,8 @@ def _assembled(
         rles=rles,
         keypoints=keypoints,
         path=None,
+        extras={name: values[best] for name, values in parts.extras.items()},
+        maps=like.maps if len(parts.windows) == 1 else {},
     )
 
 

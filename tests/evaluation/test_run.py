@@ -57,6 +57,16 @@ def test_broken_images_count_neither_for_the_model_nor_against_it(dataset, monke
         evaluated(dataset, monkeypatch, replace(DATA, broken_images="fail"))
 
 
+def test_results_have_what_heads_of_others_say(dataset, monkeypatch) -> None:
+    """Of the classes that the dataset has."""
+    plain = detections_in(dataset.records[0], [[0, 0, 9, 9], [5, 5, 50, 50], [0, 0, 99, 99]])
+    found = replace(plain, classes=np.array([1, 0, 1], np.int32), extras={"depth": np.array([1, np.nan, np.inf])})
+    monkeypatch.setattr(run, "predict", lambda *_: iter([found]))
+    names = [*dataset.class_names, "other"]
+    result = evaluate_model(MaskRCNNConfig(num_classes=2), DATA, EvaluationConfig(), Variables({}, {}), dataset, names)
+    assert [(r["score"], r["depth"]) for r in result.results] == [(found.scores[1], None)]
+
+
 def test_nothing_but_broken_images_is_an_error(dataset, monkeypatch) -> None:
     for record in dataset.records:
         Path(record.path).write_bytes(b"spoilt")

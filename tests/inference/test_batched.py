@@ -1,13 +1,13 @@
 """The predictor around a detector that finds what the images say, so that the answers are known."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mask_rcnn_jax.inference import predict
+from mask_rcnn_jax.inference import ImageDetections, predict
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
 from mask_rcnn_jax.structures import PaddedDetections
 
@@ -103,3 +103,42 @@ def test_a_model_without_masks() -> None:
         return PaddedDetections(found.boxes, found.scores, found.classes, None, found.valid)
 
     assert next(predict(CONFIG, VARIABLES, [batch_of([2])], boxes_only)).masks is None
+
+
+def with_extras_and_maps(*arguments) -> PaddedDetections:
+    """Numbers that tell image and instance, and maps whose cells say where they are on grids of 4 x 4 and 16 x 32."""
+    found, images = corner_detector(*arguments), arguments[2]
+    number = jnp.where(found.valid, found.scores * 100, 0.0)
+    grids = {name: jnp.stack(jnp.indices(sides), axis=-1) for name, sides in (("coarse", (4, 4)), ("fine", (16, 32)))}
+    return replace(
+        found,
+        extras={"code": jnp.stack([number, -number], axis=-1).astype(jnp.bfloat16), "rank": number.astype(jnp.int32)},
+        maps={name: jnp.broadcast_to(grid, (len(images), *grid.shape)) for name, grid in grids.items()},
+    )
+
+
+def test_extras_lose_their_padding_and_maps_the_cells_that_the_image_does_not_touch() -> None:
+    count = jax.device_count()
+    batch = batch_of([2, 0] + [1] * (count - 2) if count > 1 else [2, 0])
+    batch["image_sizes"][1] = 8, 32  # whole cells high, and as wide as the batch
+    found = list(predict(CONFIG, VARIABLES, [batch], with_extras_and_maps))
+    np.testing.assert_array_equal(found[0].extras["rank"], [50, 49])
+    np.testing.assert_array_equal(found[0].extras["code"], [[50, -50], [49, -49]])
+    assert (found[0].extras["rank"].dtype, found[0].extras["code"].dtype) == (np.int32, np.float32)
+    assert {name: values.shape for name, values in found[1].extras.items()} == {"code": (0, 2), "rank": (0,)}
+    # Of 16 x 32 pixels the image has 10 x 20: of cells of 4 x 8 it touches 2.5 x 2.5.
+    assert {name: values.shape for name, values in found[0].maps.items()} == {"coarse": (3, 3, 2), "fine": (10, 20, 2)}
+    assert {name: values.shape for name, values in found[1].maps.items()} == {"coarse": (2, 4, 2), "fine": (8, 32, 2)}
+    np.testing.assert_array_equal(found[0].maps["fine"][-1, -1], [9, 19])
+
+
+@pytest.mark.parametrize("which", [np.array([2, 0]), np.array([True, False, True]), np.zeros(0, int)])
+def test_take_forgets_no_field(which) -> None:
+    of_image = {"image_id": 1, "height": 2, "width": 3, "maps": {"m": np.zeros((4, 5))}}
+    rows = {name: np.arange(3.0) for name in ("boxes", "scores", "classes", "masks", "keypoints")}
+    found = ImageDetections(**of_image, **rows, extras={"a": np.arange(3.0)})
+    assert {field.name for field in fields(found)} == {*of_image, *rows, "extras"}, "say what take does with it"
+    taken = found.take(which)
+    for values in (*(getattr(taken, name) for name in rows), taken.extras["a"]):
+        np.testing.assert_array_equal(values, np.arange(3.0)[which])
+    assert all(getattr(taken, name) is value for name, value in of_image.items())
