@@ -35,7 +35,8 @@ _TYPE = "type"  # the key that holds a dataclass's name; no field may have it
 def override(config: Config, assignments: Sequence[str]) -> Config:
     """`config` with `"a.b=c"` assignments applied in order, each value read as its key's annotation says.
 
-    Tuples are comma lists, with or without brackets; `none` is None; quotes keep a string that reads as something else.
+    Tuples are comma lists, with or without brackets, and `a.b[0]` is the first item of one; `none` is None; quotes keep
+    a string that reads as something else.
     `key=ClassName` switches a key to that dataclass with its defaults, and leaves it alone where it is one already.
     Raises UserError for a key that does not exist, with the nearest ones, and for a value of the wrong type.
     """
@@ -169,23 +170,38 @@ def _load_dataclass(tree: dict[str, Any], classes: Sequence[Any], key: str, is_o
 
 
 def _assign(cls: Any, tree: dict[str, Any], key: str, text: str) -> None:
-    """Sets the dotted `key` of `tree`, which holds a `cls`, to what `text` reads as."""
-    node, annotation, parts = tree, cls, key.split(".")
+    """Sets the dotted `key` of `tree`, which holds a `cls`, to what `text` reads as; `a[0]` is an item of a tuple."""
+    node: Any = tree
+    annotation, parts = cls, key.replace("[", ".[").split(".")
     for depth, part in enumerate(parts):
-        if not isinstance(node, dict):
-            parent = ".".join(parts[:depth])
+        place: Any = part
+        if isinstance(node, dict):
+            cls = next(member for member in _members(annotation) if getattr(member, "__name__", None) == node[_TYPE])
+            if part not in _hints(cls):
+                raise UserError(_unknown_key(key, list(_keys(tree))))
+            annotation = _hints(cls)[part]
+        elif (items := _items(node, annotation)) and part in items:
+            place, annotation = items[part]
+        else:
+            parent = ".".join(parts[:depth]).replace(".[", "[")
             raise UserError(f"no key {key}: {parent} is {_shown(node)}, expected {_describe(annotation)}")
-        cls = next(member for member in _members(annotation) if getattr(member, "__name__", None) == node[_TYPE])
-        if part not in _hints(cls):
-            raise UserError(_unknown_key(key, list(_keys(tree))))
-        annotation = _hints(cls)[part]
         if depth < len(parts) - 1:
-            node = node[part]
+            node = node[place]
             continue
         try:
-            node[part] = _parse(text, annotation, node[part])
+            node[place] = _parse(text, annotation, node[place])
         except ValueError:
             raise UserError(f"{key}={text}: expected {_describe(annotation)}, not '{text}'") from None
+
+
+def _items(node: Any, annotation: Any) -> dict[str, tuple[int, Any]]:
+    """The index and the annotation of each item of a tuple, by the part of a key that names it."""
+    tuples = [member for member in _members(annotation) if typing.get_origin(member) is tuple]
+    if not isinstance(node, list) or len(tuples) != 1:
+        return {}
+    arguments = typing.get_args(tuples[0])
+    each = arguments[:1] * len(node) if arguments[1:] == (Ellipsis,) else arguments
+    return {f"[{i}]": (i, argument) for i, argument in enumerate(each)}
 
 
 def _parse(text: str, annotation: Any, present: Any = None) -> Any:
@@ -306,8 +322,10 @@ def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in tree.items():
         if name != _TYPE:
             yield _join(prefix, name)
-        if isinstance(value, dict):
-            yield from _keys(value, _join(prefix, name))
+        items = {f"{name}[{i}]": item for i, item in enumerate(value)} if isinstance(value, list) else {name: value}
+        for part, item in items.items():
+            if isinstance(item, dict):
+                yield from _keys(item, _join(prefix, part))
 
 
 def _unknown_key(key: str, known: Sequence[str]) -> str:

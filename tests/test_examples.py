@@ -14,11 +14,13 @@ from PIL import Image
 from mask_rcnn_jax.cli.main import main
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.export.runtime import load
 from mask_rcnn_jax.inference import Predictor, load_model
+from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor
 from mask_rcnn_jax.python_files import load_config_file
 
 ROOT = Path(__file__).parents[1]
-BACKBONE, DATA = (ROOT / "examples" / f"custom_{name}.py" for name in ("backbone", "data"))
+BACKBONE, DATA, HEAD = (ROOT / "examples" / f"custom_{name}.py" for name in ("backbone", "data", "head"))
 SMALL = (
     "data.short_side=64 data.short_side_eval=64 data.max_side=64 data.canvas=64,64 steps=2 batch_size=8 log_every=1"
     " model.backbone=FPNConfig model.backbone.channels=8 model.rpn.features=p2,p3,p4 model.rpn.sizes=(16),(32),(64)"
@@ -108,6 +110,32 @@ def test_data_of_ones_own_is_trained_on_and_evaluated(tmp_path, capsys):
     assert len(Predictor(load_model(tmp_path / "run"), score_threshold=0.0)(np.zeros((64, 64, 3), np.uint8))) > 0
     assert main(["eval", "--workdir", str(tmp_path / "run"), "--pictures", "0"]) == 2
     assert "data.source.type: expected CocoConfig or " in capsys.readouterr().err
+
+
+def test_a_head_of_ones_own_is_trained_and_says_what_it_finds(tmp_path):
+    """In results, in Python, averaged over versions of the image, and in an exported file."""
+    source = ["num_train=8", "num_val=2", "image_size=64", "max_shape_size=32", f"root={tmp_path / 'shapes'}"]
+    settings = [f"data.source.{setting}" for setting in source] + SMALL.split()
+    settings += [f"model.backbone.bottom_up.{setting}" for setting in ("depth=10", "width=8", "out_features=res2,res3")]
+    settings += ["model.heads[0].pooler.features=p2,p3", "model.heads[0].channels=8", "model.remat=fill"]
+    run, out = tmp_path / "run", tmp_path / "model.stablehlo"
+    assert main(["train", "--config", str(HEAD), "--workdir", str(run), "--set", *settings]) == 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["loss/fill"]) for line in lines if "loss" in line)
+    (stored,) = json.loads((run / "config.json").read_text())["model"]["heads"]
+    assert (stored["type"], stored["channels"]) == ("FillConfig", 8)
+    assert main(["eval", "--workdir", str(run), "--pictures", "0"]) == 0
+    results = json.loads((run / "eval" / "detections.json").read_text())
+    assert results
+    assert all(0 < result["fill"] < 1 for result in results)
+    model, image = load_model(run), np.full((40, 60, 3), 127, np.uint8)
+    found = Predictor(model)(image)
+    assert found.extras["fill"].shape == (len(found),) > (0,)
+    averaged = AugmentedPredictor(model, AugmentationConfig(scales=(1.0,)), score_threshold=0.0)(image)
+    assert np.all((averaged.extras["fill"] > 0) & (averaged.extras["fill"] < 1))
+    assert main(["export", "--checkpoint", str(run), "--out", str(out), "--input", "40", "60"]) == 0
+    outputs = load(out).detect([image])[0]
+    np.testing.assert_allclose(outputs["fill"], found.extras["fill"], atol=1e-5)
 
 
 def test_a_canvas_that_the_backbone_cannot_take_is_refused():

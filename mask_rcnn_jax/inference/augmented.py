@@ -230,6 +230,11 @@ def _describe(
 
     def mean(head: Head) -> Any:
         answer = head.answer(context, of_each)
+        if any(x.shape[:2] != of_each.valid.shape for x in jax.tree.leaves(answer)):
+            raise UserError(
+                f"{type(head).__name__} answers for images and not for instances, which is not averaged over versions"
+                " of an image; predict without test-time augmentation"
+            )
         versions = [jax.tree.map(lambda x, row=row: x[row : row + 1], answer) for row in range(count)]
         turned = [
             head.unmirrored(version, mirror.keypoints) if flip else version
