@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,59 +82,62 @@ def test_its_file_is_named_to_processes_that_do_not_know_it(trained, tmp_path):
     assert out.stat().st_size > 10_000
 
 
-def test_data_of_ones_own_is_trained_on_and_evaluated(tmp_path, capsys):
-    """In processes that load it, too, which do not know its class."""
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on data of its own with a head of its own, which learns from their masks."""
+    folder = tmp_path_factory.mktemp("cells")
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 2)):
-        (tmp_path / "cells" / split).mkdir(parents=True)
+        (folder / "cells" / split).mkdir(parents=True)
         for number in range(count):
             pixels, mask = rng.integers(0, 80, (64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
             for instance, x in enumerate((4, 34), 1):
                 mask[10 : 30 + number, x : x + 20], pixels[10 : 30 + number, x : x + 20] = instance, 200
-            Image.fromarray(pixels).save(tmp_path / "cells" / split / f"{number}.jpg")
-            Image.fromarray(mask).save(tmp_path / "cells" / split / f"{number}.png")
-    settings = [f"data.source.root={tmp_path / 'cells'}", *SMALL.split()]
+            Image.fromarray(pixels).save(folder / "cells" / split / f"{number}.jpg")
+            Image.fromarray(mask).save(folder / "cells" / split / f"{number}.png")
+    settings = [f"data.source.root={folder / 'cells'}", *SMALL.split()]
     settings += [f"model.backbone.bottom_up.{setting}" for setting in ("depth=10", "width=8", "out_features=res2,res3")]
-    arguments = ["--config", str(DATA), "--workdir", str(tmp_path / "run"), "--set", *settings]
-    assert main(["train", *arguments]) == 0
-    stored = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    settings += ["model.heads=FillConfig", "model.heads[0].pooler.features=p2,p3", "model.heads[0].channels=8"]
+    arguments = ["train", "--config", str(DATA), "--plugin", str(HEAD), "--workdir", str(folder / "run")]
+    assert main([*arguments, "--set", *settings, "model.remat=fill"]) == 0
+    assert main(["eval", "--workdir", str(folder / "run"), "--pictures", "1"]) == 0
+    return folder / "run"
+
+
+def test_data_of_ones_own_are_trained_and_evaluated_on(cells, tmp_path, capsys):
+    """In processes that load them, too, which do not know their class."""
+    stored = json.loads((cells / "config.json").read_text())["data"]
     assert stored["num_workers"] == 2
     assert stored["source"]["type"] == "NumberedMasks"
-    assert main(["eval", "--workdir", str(tmp_path / "run"), "--pictures", "1"]) == 0
-    assert list((tmp_path / "run" / "eval" / "pictures").iterdir())
-    (tmp_path / "cells" / "val" / "1.png").unlink()
-    assert main(["eval", "--workdir", str(tmp_path / "run"), "--pictures", "0"]) == 2
+    assert list((cells / "eval" / "pictures").iterdir())
+    data, run = shutil.copytree(cells.parent / "cells", tmp_path / "cells"), shutil.copytree(cells, tmp_path / "run")
+    (data / "val" / "1.png").unlink()
+    evaluation = ["eval", "--workdir", str(run), "--pictures", "0"]
+    assert main([*evaluation, "--set", f"data.source.root={data}"]) == 2
     assert "has no mask; put it at" in capsys.readouterr().err
     # As a process sees it that does not know the class: predicting needs no source.
-    for file in (tmp_path / "run" / "config.json", tmp_path / "run" / "checkpoints" / "2" / "metadata" / "metadata"):
+    for file in (run / "config.json", run / "checkpoints" / "2" / "metadata" / "metadata"):
         file.write_text(file.read_text().replace("NumberedMasks", "OfNobody"))
-    assert len(Predictor(load_model(tmp_path / "run"), score_threshold=0.0)(np.zeros((64, 64, 3), np.uint8))) > 0
-    assert main(["eval", "--workdir", str(tmp_path / "run"), "--pictures", "0"]) == 2
+    assert len(Predictor(load_model(run), score_threshold=0.0)(np.zeros((64, 64, 3), np.uint8))) > 0
+    assert main(evaluation) == 2
     assert "data.source.type: expected CocoConfig or " in capsys.readouterr().err
 
 
-def test_a_head_of_ones_own_is_trained_and_says_what_it_finds(tmp_path):
+def test_a_head_of_ones_own_says_what_it_finds(cells, tmp_path):
     """In results, in Python, averaged over versions of the image, and in an exported file."""
-    source = ["num_train=8", "num_val=2", "image_size=64", "max_shape_size=32", f"root={tmp_path / 'shapes'}"]
-    settings = [f"data.source.{setting}" for setting in source] + SMALL.split()
-    settings += [f"model.backbone.bottom_up.{setting}" for setting in ("depth=10", "width=8", "out_features=res2,res3")]
-    settings += ["model.heads[0].pooler.features=p2,p3", "model.heads[0].channels=8", "model.remat=fill"]
-    run, out = tmp_path / "run", tmp_path / "model.stablehlo"
-    assert main(["train", "--config", str(HEAD), "--workdir", str(run), "--set", *settings]) == 0
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (cells / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["loss/fill"]) for line in lines if "loss" in line)
-    (stored,) = json.loads((run / "config.json").read_text())["model"]["heads"]
+    (stored,) = json.loads((cells / "config.json").read_text())["model"]["heads"]
     assert (stored["type"], stored["channels"]) == ("FillConfig", 8)
-    assert main(["eval", "--workdir", str(run), "--pictures", "0"]) == 0
-    results = json.loads((run / "eval" / "detections.json").read_text())
+    results = json.loads((cells / "eval" / "detections.json").read_text())
     assert results
     assert all(0 < result["fill"] < 1 for result in results)
-    model, image = load_model(run), np.full((40, 60, 3), 127, np.uint8)
+    model, image, out = load_model(cells), np.full((40, 60, 3), 127, np.uint8), tmp_path / "model.stablehlo"
     found = Predictor(model)(image)
     assert found.extras["fill"].shape == (len(found),) > (0,)
     averaged = AugmentedPredictor(model, AugmentationConfig(scales=(1.0,)), score_threshold=0.0)(image)
     assert np.all((averaged.extras["fill"] > 0) & (averaged.extras["fill"] < 1))
-    assert main(["export", "--checkpoint", str(run), "--out", str(out), "--input", "40", "60"]) == 0
+    assert main(["export", "--checkpoint", str(cells), "--out", str(out), "--input", "40", "60"]) == 0
     outputs = load(out).detect([image])[0]
     np.testing.assert_allclose(outputs["fill"], found.extras["fill"], atol=1e-5)
 

@@ -59,12 +59,12 @@ class MaskRCNNConfig:
         for name, stride in self.backbone.out_strides.items():
             if stride < 1 or stride & (stride - 1):
                 raise ValueError(f"strides of backbones are powers of 2, and that of {name} is {stride}")
+        _check_names(self)
         for name, part in {"rpn": self.rpn, "box_head": self.box_head, **self.all_heads}.items():
             try:
                 part.check(self.inputs)
             except ValueError as error:
                 raise ValueError(f"{name}.{error}") from None
-        _check_names(self)
         if self.cascade is not None and not self.box_head.class_agnostic:
             raise ValueError("a cascade refines one box a RoI: set box_head.class_agnostic")
         if self.res5_on_rois and (not isinstance(self.backbone, ResNetConfig) or "res5" in self.backbone.out_features):
