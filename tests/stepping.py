@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from mask_rcnn_jax.models import DATA_AXIS, Variables, loss_terms
+from mask_rcnn_jax.models import Variables, loss_terms
+from mask_rcnn_jax.sharding import data_mesh
 from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.step import TrainState, init_state, make_train_step, replicate, shard
@@ -18,7 +19,7 @@ from mask_rcnn_jax.training.step import TrainState, init_state, make_train_step,
 def mesh_of(devices: int) -> Mesh:
     if jax.device_count() < devices:
         pytest.skip(f"needs {devices} devices")
-    return Mesh(jax.devices()[:devices], (DATA_AXIS,))
+    return data_mesh(jax.devices()[:devices])
 
 
 def take_steps(

@@ -24,6 +24,7 @@ LEAVES = {
     "extras",
     "files",
     "structures",
+    "sharding",
     "processes",
     "ranges",
     "places",
@@ -43,6 +44,7 @@ LAYERS: dict[str, set[str]] = {
     "files": set(),
     "output_folder": {"errors", "files"},
     "structures": set(),
+    "sharding": set(),
     "failures": {"errors"},
     "processes": {"errors", "failures"},
     "determinism": {"errors"},
@@ -69,6 +71,7 @@ ONLY = {
     "value_names": set(),
     "files": set(),
     "structures": {"jax", "jaxtyping", "numpy"},
+    "sharding": {"jax"},
     "ops": {"jax", "jaxtyping", "numpy"},
 }
 DEVICE_PACKAGES = {"jax", "flax", "optax", "orbax"}

@@ -17,12 +17,11 @@ import glob
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -37,26 +36,15 @@ from mask_rcnn_jax.data.video import VIDEO_SUFFIXES
 from mask_rcnn_jax.errors import UserError, printable
 from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.files import is_folder
-from mask_rcnn_jax.inference import Detections, ImageLike, Model, Predictor, use_compile_cache
+from mask_rcnn_jax.inference import ImageLike, Model, Predictor, use_compile_cache
 from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor
+from mask_rcnn_jax.inference.predictor import Streaming
 from mask_rcnn_jax.inference.tiling import TiledPredictor, TilingConfig
 from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.places import check_place
 from mask_rcnn_jax.ranges import Range
 
 Sequences = list[tuple[str, list[InputImage]]]  # names, and the frames of each
-
-
-@runtime_checkable
-class Stream(Protocol):
-    """A source of detections: `Predictor`, and whatever else has its `stream`."""
-
-    @property
-    def shapes(self) -> list[tuple[int, int, int]]: ...
-
-    def stream(
-        self, images: Iterable[ImageLike], on_error: Callable[[ImageLike, UserError], None] | None = None
-    ) -> Iterator[Detections]: ...
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,7 +190,7 @@ def _sequence_name(text: str, taken: Sequence[str]) -> str:
     return next(n for n in itertools.chain([name], numbered) if n not in taken)
 
 
-def _predictor(options: argparse.Namespace, model: Model) -> Stream:
+def _predictor(options: argparse.Namespace, model: Model) -> Streaming:
     if options.overlap is not None and options.tile is None:
         raise UserError("--overlap is that of tiles; give --tile, too")
     # Scores are averaged over tiles before they are compared with the threshold.
@@ -222,7 +210,7 @@ def _predictor(options: argparse.Namespace, model: Model) -> Stream:
 
 
 def _predict_images(
-    predictor: Stream,
+    predictor: Streaming,
     model: Model,
     images: Sequence[InputImage],
     formats: Sequence[str],
@@ -248,7 +236,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 def _write_all(
-    predictor: Stream, model: Model, images: Sequence[InputImage], writers: Sequence[Writer], failures: list[str]
+    predictor: Streaming, model: Model, images: Sequence[InputImage], writers: Sequence[Writer], failures: list[str]
 ) -> int:
     """Writes what is found in each image, notes in `failures` what fails, and returns the number of instances."""
     names = {str(image.path): image.name for image in images}

@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -18,8 +18,8 @@ from mask_rcnn_jax.data import read_image
 from mask_rcnn_jax.data.inputs import InputImage
 from mask_rcnn_jax.data.video import VideoReader, VideoWriter
 from mask_rcnn_jax.errors import UserError, printable
-from mask_rcnn_jax.inference import Detections
 from mask_rcnn_jax.inference.extra_values import table_cells, table_columns
+from mask_rcnn_jax.inference.predictor import Streaming
 from mask_rcnn_jax.inference.tracking import Tracker
 from mask_rcnn_jax.output_folder import OutputFolder
 
@@ -37,11 +37,6 @@ class Clip(Protocol):
     @property
     def stated_frames(self) -> int | None: ...
     def frames(self) -> Iterator[Frame]: ...
-
-
-@runtime_checkable
-class FrameStream(Protocol):
-    def stream(self, images: Iterable[Frame]) -> Iterator[Detections]: ...
 
 
 @dataclass
@@ -76,7 +71,7 @@ class ImageSequence:
 
 
 def predict_videos(
-    predictor: FrameStream,
+    predictor: Streaming,
     videos: Sequence[InputImage],
     max_pixels: int,
     outputs: OutputFolder,
@@ -92,7 +87,7 @@ def predict_videos(
 
 
 def predict_sequences(
-    predictor: FrameStream,
+    predictor: Streaming,
     sequences: Sequence[tuple[str, Sequence[InputImage]]],
     rate: Fraction,
     max_pixels: int,
@@ -114,7 +109,7 @@ def video_files(out: Path, name: str) -> tuple[Path, Path]:
 
 
 def predict_clip(
-    predictor: FrameStream, clip: Clip, name: str, outputs: OutputFolder, failures: list[str]
+    predictor: Streaming, clip: Clip, name: str, outputs: OutputFolder, failures: list[str]
 ) -> tuple[int, int]:
     """Writes videos/NAME.mp4, with what was found drawn in the colour of its track, and NAME.csv beside it.
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
 from mask_rcnn_jax import models
-from mask_rcnn_jax.models import DATA_AXIS, MaskRCNNConfig, Variables
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables
+from mask_rcnn_jax.sharding import EVERYWHERE, ROWS, by_rows, data_mesh, everywhere
 from mask_rcnn_jax.structures import PaddedDetections
 
 DetectFn = Callable[[MaskRCNNConfig, Variables, Num[Array, "B H W 3"], Int[Array, "B 2"]], PaddedDetections]
@@ -72,8 +72,8 @@ def predict(
     for batch in batches:
         mesh = _mesh(len(batch["images"]))
         if mesh not in placed:
-            placed[mesh] = jax.device_put(variables, NamedSharding(mesh, P()))
-        inputs = jax.device_put((batch["images"], batch["image_sizes"]), NamedSharding(mesh, P(DATA_AXIS)))
+            placed[mesh] = jax.device_put(variables, everywhere(mesh))
+        inputs = jax.device_put((batch["images"], batch["image_sizes"]), by_rows(mesh))
         detections = _compiled(detect, config, mesh)(placed[mesh], *inputs)
         # The devices work on this batch while the host takes the last one apart.
         if pending is not None:
@@ -85,15 +85,13 @@ def predict(
 
 def _mesh(batch_size: int) -> Mesh:
     devices = jax.local_devices()
-    return Mesh(devices if batch_size % len(devices) == 0 else devices[:1], (DATA_AXIS,))
+    return data_mesh(devices if batch_size % len(devices) == 0 else devices[:1])
 
 
 @functools.lru_cache(maxsize=8)
 def _compiled(detect: DetectFn, config: MaskRCNNConfig, mesh: Mesh) -> Callable[..., PaddedDetections]:
-    in_specs = (P(), P(DATA_AXIS), P(DATA_AXIS))
-    return jax.jit(
-        jax.shard_map(functools.partial(detect, config), mesh=mesh, in_specs=in_specs, out_specs=P(DATA_AXIS))
-    )
+    in_specs = (EVERYWHERE, ROWS, ROWS)
+    return jax.jit(jax.shard_map(functools.partial(detect, config), mesh=mesh, in_specs=in_specs, out_specs=ROWS))
 
 
 def by_image(detections: PaddedDetections, batch: Mapping[str, np.ndarray]) -> Iterator[ImageDetections]:

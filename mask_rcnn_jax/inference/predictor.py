@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import Protocol, overload, runtime_checkable
 
 import jax
 import numpy as np
@@ -28,14 +28,33 @@ from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
 from mask_rcnn_jax.ranges import Range
 
 OnError = Callable[[ImageLike, UserError], None]
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """Whatever goes from images to the detections of each: `Predictor`, and what is made around one."""
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """(rows, height, width) of each program that was run so far."""
+        ...
+
+    def stream(self, images: Iterable[ImageLike], on_error: OnError | None = None) -> Iterator[Detections]:
+        """The instances in each image, in order.
+
+        An image that cannot be used is handed to `on_error`, with what is wrong, and left out; without, it is an error.
+        """
+        ...
+
+
 Canvas = tuple[int, int]  # (height, width)
 
 _PATIENCE = 4  # batches that may be begun after an image before its own, not yet full, is run
 
 
 @dataclass(frozen=True, eq=False)
-class _Prepared:
-    """An image resized for the model."""
+class Prepared:
+    """An image resized for a model."""
 
     canvas: Canvas
     pixels: Num[np.ndarray, "h w 3"]
@@ -107,12 +126,14 @@ class Predictor:
         """The instances in an image, or in each of a list."""
         if isinstance(image, list | tuple):
             return list(self.stream(image))
-        return next(self.stream([image]))
+        return self.run([self.prepare(image)])[0]
 
     def stream(self, images: Iterable[ImageLike], on_error: OnError | None = None) -> Iterator[Detections]:
         """The instances in each image, in order; a few batches of resized images are held at a time.
 
-        An image that cannot be used is handed to `on_error`, with what is wrong, and left out; without, it is an error.
+        It asks for the next images before it gives the detections of one. Where they come one by one, as from a camera,
+        call the predictor with each instead. An image that cannot be used is handed to `on_error`, with what is wrong,
+        and left out; without, it is an error.
         """
         paths: dict[int, str | None] = {}
         done: dict[int, Detections] = {}
@@ -124,7 +145,21 @@ class Predictor:
                 yield done.pop(due)
                 due += 1
 
-    def _batch_size(self, images: Iterable[ImageLike]) -> int:
+    def prepare(self, image: ImageLike) -> Prepared:
+        """Read and resize an image. Threads may call it at once. Raises `UserError` for one that cannot be used."""
+        data = self._model.data
+        picture = open_picture(image, data.max_pixels)
+        canvas, pixels = resized_for(picture, data, self._canvases)
+        return Prepared(canvas, pixels, (picture.height, picture.width), path_of(image))
+
+    def run(self, images: Sequence[Prepared]) -> list[Detections]:
+        """The instances in each prepared image. Threads may call it at once; nothing waits for another call."""
+        paths: dict[int, str | None] = {}
+        batches = self._batches(images, paths, self._batch_size(images))
+        found = {one.image_id: one for one in predict(self._config, self._model.variables, batches)}
+        return [self._finished(found[index], path) for index, path in paths.items()]
+
+    def _batch_size(self, images: Iterable[object]) -> int:
         """Return the number for a call, which keeps it: programs of other sizes may differ in their last bits."""
         count = len(images) if isinstance(images, Sized) else math.inf
         return next((size for size in self._batch_sizes if size >= count), self._batch_sizes[-1])
@@ -133,15 +168,15 @@ class Predictor:
         above = found.take(found.scores > self._threshold)
         return as_detections(above, self._model.class_names, self._config.paste, path)
 
-    def _prepared(self, images: Iterable[ImageLike], on_error: OnError | None) -> Iterator[_Prepared]:
+    def _prepared(self, images: Iterable[ImageLike], on_error: OnError | None) -> Iterator[Prepared]:
         """Images resized, a few ahead, in threads: Pillow works outside the interpreter's lock."""
         threads = min(4, os.cpu_count() or 1)
-        ahead: deque[tuple[ImageLike, Future[_Prepared]]] = deque()
+        ahead: deque[tuple[ImageLike, Future[Prepared]]] = deque()
         rest = iter(images)
         with ThreadPoolExecutor(threads) as pool:
             try:
                 for image in rest:
-                    ahead.append((image, pool.submit(self._prepare, image)))
+                    ahead.append((image, pool.submit(self.prepare, image)))
                     if len(ahead) > threads:
                         yield from _taken(*ahead.popleft(), on_error)
                 while ahead:
@@ -149,20 +184,14 @@ class Predictor:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _prepare(self, image: ImageLike) -> _Prepared:
-        data = self._model.data
-        picture = open_picture(image, data.max_pixels)
-        canvas, pixels = resized_for(picture, data, self._canvases)
-        return _Prepared(canvas, pixels, (picture.height, picture.width), path_of(image))
-
     def _batches(
-        self, images: Iterable[_Prepared], paths: dict[int, str | None], size: int
+        self, images: Iterable[Prepared], paths: dict[int, str | None], size: int
     ) -> Iterator[dict[str, np.ndarray]]:
         """Batches of `size` images of one canvas, as `predict` takes them; `image_ids` number the images from 0.
 
         One that is alone on its canvas is run when `_PATIENCE` batches could have been filled since.
         """
-        waiting: dict[Canvas, list[tuple[int, _Prepared]]] = {}
+        waiting: dict[Canvas, list[tuple[int, Prepared]]] = {}
         for index, image in enumerate(images):
             paths[index] = image.path
             waiting.setdefault(image.canvas, []).append((index, image))
@@ -173,7 +202,7 @@ class Predictor:
         for canvas, members in waiting.items():
             yield self._batch(canvas, members, size)
 
-    def _batch(self, canvas: Canvas, members: Sequence[tuple[int, _Prepared]], size: int) -> dict[str, np.ndarray]:
+    def _batch(self, canvas: Canvas, members: Sequence[tuple[int, Prepared]], size: int) -> dict[str, np.ndarray]:
         self._shapes.add((size, *canvas))
         batch = {
             "images": np.zeros((size, *canvas, 3), members[0][1].pixels.dtype),
@@ -225,7 +254,7 @@ def whole_multiple(side: int, divisor: int) -> int:
     return -(-side // divisor) * divisor
 
 
-def _taken(image: ImageLike, result: Future[_Prepared], on_error: OnError | None) -> Iterator[_Prepared]:
+def _taken(image: ImageLike, result: Future[Prepared], on_error: OnError | None) -> Iterator[Prepared]:
     try:
         yield result.result()
     except UserError as error:

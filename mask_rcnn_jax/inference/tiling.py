@@ -5,7 +5,7 @@ An instance that fits the overlap lies whole in some tile; `stitching` says what
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Int
@@ -15,19 +15,9 @@ from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.detections import Detections
 from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
-from mask_rcnn_jax.inference.predictor import OnError
+from mask_rcnn_jax.inference.predictor import OnError, Streaming
 from mask_rcnn_jax.inference.stitching import stitch
 from mask_rcnn_jax.ranges import Positive, Range, check
-
-
-@runtime_checkable
-class Streaming(Protocol):
-    """A stream from images to the detections of each, in order, such as `Predictor`."""
-
-    @property
-    def shapes(self) -> list[tuple[int, int, int]]: ...
-
-    def stream(self, images: Iterable[ImageLike]) -> Iterator[Detections]: ...
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from mask_rcnn_jax.models.convnext import ConvNeXtConfig
 from mask_rcnn_jax.models.fpn import FPNConfig
 from mask_rcnn_jax.models.head import Head, HeadConfig
 from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
-from mask_rcnn_jax.models.layers import DATA_AXIS, NormConfig
+from mask_rcnn_jax.models.layers import NormConfig
 from mask_rcnn_jax.models.losses import Mean
 from mask_rcnn_jax.models.mask_head import MaskBranchConfig, MaskHeadConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig, Variables, abstract, init, networks
@@ -20,7 +20,6 @@ from mask_rcnn_jax.models.resnet import ResNetConfig
 from mask_rcnn_jax.models.rpn import RPNConfig
 
 __all__ = [
-    "DATA_AXIS",
     "Backbone",
     "BackboneConfig",
     "BoxHeadConfig",

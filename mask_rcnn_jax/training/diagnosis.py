@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from mask_rcnn_jax.models import DATA_AXIS, MaskRCNNConfig, Variables, loss_terms
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables, loss_terms
+from mask_rcnn_jax.sharding import DATA_AXIS, EVERYWHERE, ROWS, by_rows, data_mesh, everywhere
 from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training.config import ExperimentConfig
 
@@ -37,9 +37,8 @@ def diagnose(config: ExperimentConfig, variables: Variables, batch: Mapping[str,
     """
     rows, parts = len(batch["images"]), config.accumulation_steps
     devices = math.gcd(jax.local_device_count(), rows // parts)
-    mesh = Mesh(jax.local_devices()[:devices], (DATA_AXIS,))
-    by_rows, everywhere = NamedSharding(mesh, P(DATA_AXIS)), NamedSharding(mesh, P())
-    variables = jax.device_put(jax.device_get(variables), everywhere)
+    mesh = data_mesh(jax.local_devices()[:devices])
+    variables = jax.device_put(jax.device_get(variables), everywhere(mesh))
     # The step gives every device its rows first, and divides those into parts.
     order = np.arange(rows).reshape(devices, parts, -1)
     largest: dict[str, float] = {}
@@ -47,7 +46,7 @@ def diagnose(config: ExperimentConfig, variables: Variables, batch: Mapping[str,
         chosen = order[:, part].reshape(-1)
         share = jax.tree.map(lambda x, chosen=chosen: x[chosen], Batch.from_arrays(batch))
         key = jax.random.fold_in(jax.random.key(config.seed), step - 1)
-        inputs = (variables, jax.device_put(share, by_rows), jax.device_put(key, everywhere))
+        inputs = (variables, jax.device_put(share, by_rows(mesh)), jax.device_put(key, everywhere(mesh)))
         flags, gradients = _program(config.model, mesh)(*inputs)
         images = batch["image_ids"][chosen].tolist()
         if found := _first_bad(variables, flags, gradients, images):
@@ -113,7 +112,7 @@ def _program(model: MaskRCNNConfig, mesh: Mesh) -> Any:
         return flags | {"gradients": jax.tree.map(jnp.isfinite, of_made)}, magnitudes
 
     names: list[str] = []  # in the order of the stages; jax sorts the keys of dictionaries
-    specs = {"in_specs": (P(), P(DATA_AXIS), P()), "out_specs": (P(DATA_AXIS), P())}
+    specs = {"in_specs": (EVERYWHERE, ROWS, EVERYWHERE), "out_specs": (ROWS, EVERYWHERE)}
     compiled = jax.jit(jax.shard_map(inspect, mesh=mesh, **specs))
 
     def run(variables: Variables, batch: Batch, key: Any) -> Any:

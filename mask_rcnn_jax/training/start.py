@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import differences
@@ -13,6 +12,7 @@ from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.models import Variables, init
 from mask_rcnn_jax.places import latest_step
 from mask_rcnn_jax.pretrained import ByName, contradictions, conventions, load_weights, match, transplant
+from mask_rcnn_jax.sharding import everywhere
 from mask_rcnn_jax.training.checkpoint import Metadata, restore_for_inference
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.step import TrainState, init_state, replicate
@@ -24,10 +24,9 @@ def first_state(config: ExperimentConfig, workdir: Path, mesh: Mesh, names: Meta
     Such a run is resumed with what the checkpoint holds: it needs neither random weights nor those that
     `config.pretrained` names. Also what is to be said of those. Raises UserError where they do not fit the model.
     """
-    everywhere = NamedSharding(mesh, P())
     if processes.by_first(lambda: latest_step(workdir)) is not None:
         shapes = jax.eval_shape(lambda: init_state(config))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes), []
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere(mesh)), shapes), []
     variables, told = first_variables(config, names)
     return replicate(init_state(config, variables), mesh), told
 

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import DATA_AXIS, MaskRCNNConfig, Mean, Variables, init, loss_terms
+from mask_rcnn_jax.models import MaskRCNNConfig, Mean, Variables, init, loss_terms
+from mask_rcnn_jax.sharding import DATA_AXIS, EVERYWHERE, ROWS, by_rows, data_mesh, everywhere
 from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.hyperparameters import Hyperparameters, hyperparameters
@@ -60,7 +60,7 @@ def make_mesh(config: ExperimentConfig) -> Mesh:
             f"batch_size={size} cannot be shared equally by {len(devices)} devices{times}; make it a multiple of"
             f" {len(devices) * steps}"
         )
-    return Mesh(devices, (DATA_AXIS,))
+    return data_mesh(devices)
 
 
 def init_state(config: ExperimentConfig, variables: Variables | None = None) -> TrainState:
@@ -95,7 +95,7 @@ def make_train_step(config: ExperimentConfig, mesh: Mesh, loss: Loss = loss_term
     batch.
     """
     # A program of its own, of a few scalars: the large one then holds nothing that differs from run to run.
-    inputs = jax.jit(functools.partial(hyperparameters, config), out_shardings=NamedSharding(mesh, P()))
+    inputs = jax.jit(functools.partial(hyperparameters, config), out_shardings=everywhere(mesh))
     return TrainStep(_program(loss, config.model, config.accumulation_steps, mesh), inputs)
 
 
@@ -125,7 +125,7 @@ def _program(loss: Loss, model: MaskRCNNConfig, accumulation_steps: int, mesh: M
         state, about_gradients = apply_gradients(given, state, total, gradients, buffers)
         return state, measures | {"loss": total} | about_gradients
 
-    sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(DATA_AXIS), P()), out_specs=P())
+    sharded = jax.shard_map(step, mesh=mesh, in_specs=(EVERYWHERE, ROWS, EVERYWHERE), out_specs=EVERYWHERE)
     return jax.jit(sharded, donate_argnums=0)
 
 
@@ -196,10 +196,9 @@ def _moved(rate: Number, average: Any, params: Any) -> Any:
 
 
 def replicate(state: TrainState, mesh: Mesh) -> TrainState:
-    return jax.device_put(state, NamedSharding(mesh, P()))
+    return jax.device_put(state, everywhere(mesh))
 
 
 def shard(batch: Batch, mesh: Mesh) -> Batch:
     """The global batch, of which each process gives its share of the rows."""
-    sharding = NamedSharding(mesh, P(DATA_AXIS))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_rows(mesh), x), batch)

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
-from mask_rcnn_jax.models import DATA_AXIS, MaskRCNNConfig, Variables, loss_terms, rpn
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables, loss_terms, rpn
+from mask_rcnn_jax.sharding import DATA_AXIS, data_mesh
 from mask_rcnn_jax.structures import Batch, GroundTruth, Proposals
 from tests.conformance.reference import lowest_indices, tensors
 from tests.conformance.rows import Row, relative_norms, relative_values
@@ -208,7 +208,7 @@ def ours_of(name: str, dtype: str) -> Pass:
         config = replace(source.config, dtype=dtype)
         variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), source.variables)
         batch = training_batch(config, inputs)
-        mesh = Mesh(jax.devices()[:1], (DATA_AXIS,))
+        mesh = data_mesh(jax.devices()[:1])
 
         def losses_of(params, batch):
             terms, _ = loss_terms(config, Variables(params, variables.buffers), batch, None)

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from torch import nn
 
-from mask_rcnn_jax.models import DATA_AXIS, Variables, loss_terms
+from mask_rcnn_jax.models import Variables, loss_terms
+from mask_rcnn_jax.sharding import DATA_AXIS, data_mesh
 from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training import ExperimentConfig, ScheduleConfig, SGDConfig, StepDecay
 from mask_rcnn_jax.training.hyperparameters import hyperparameters
@@ -119,7 +119,7 @@ def _step(config: ExperimentConfig) -> Any:
         state, measures = apply_gradients(given, state, loss, gradients, buffers)
         return state, measures | values
 
-    mesh = Mesh(jax.devices()[:1], (DATA_AXIS,))
+    mesh = data_mesh(jax.devices()[:1])
     return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P(DATA_AXIS)), out_specs=P()))
 
 

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import Detections, Model, Predictor
-from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor, _merge
+from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor, _merge, _View
 from mask_rcnn_jax.models import KeypointHeadConfig, init
 from mask_rcnn_jax.structures import PaddedDetections
 from tests.tiny import one_map_model, tiny_model
@@ -86,7 +86,7 @@ def test_the_last_category_is_kept():
     box = jnp.array([[[4.0, 4, 20, 20], [30, 4, 50, 20]]])
     found = PaddedDetections(box, jnp.array([[0.9, 0.8]]), jnp.array([[2, 1]]), None, jnp.ones((1, 2), bool))
     size = jnp.array([64, 64])
-    merged = _merge(tiny_model(), (False,), size, [(size, found)])
+    merged = jax.tree.map(lambda x: x[0], _merge(tiny_model(), (False,), size, [_View({}, found, size, (64, 64))]))
     assert merged.classes[:2].tolist() == [2, 1]
     assert merged.valid.sum() == 2
 
@@ -103,7 +103,8 @@ def test_boxes_of_all_versions_are_merged_within_their_class():
     )
     size = jnp.array([64, 64])
     half = replace(found, boxes=found.boxes / 2, scores=found.scores - 0.1, classes=jnp.array([[1, 0], [2, 1]]))
-    merged = _merge(tiny_model(), (False, True), size, [(size, found), (size // 2, half)])
+    views = [_View({}, found, size, (64, 64)), _View({}, half, size // 2, (32, 32))]
+    merged = jax.tree.map(lambda x: x[0], _merge(tiny_model(), (False, True), size, views))
     kept = [(k, *box) for k, box in zip(merged.classes.tolist(), merged.boxes.tolist(), strict=True)]
     assert merged.valid.sum() == 3
     assert kept[:3] == [(1, 10, 10, 30, 30), (2, 10, 10, 30, 30), (1, 40, 40, 60, 60)]
@@ -147,7 +148,7 @@ def test_images_that_cannot_be_read_are_left_out(model, tmp_path):
 
 def test_mirrors_are_known_by_name(model):
     def places(model: Model, given: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        return AugmentedPredictor(model, AugmentationConfig(mirrored_keypoints=given))._mirrored
+        return AugmentedPredictor(model, AugmentationConfig(mirrored_keypoints=given))._mirror.keypoints
 
     named = replace(model, keypoint_names=("leftEye", "rightEye", "nose"))
     assert places(named) == (1, 0, 2)

@@ -160,7 +160,9 @@ def test_the_coco_file_has_them_too(tmp_path) -> None:
 
 
 class Always:
-    def stream(self, images):
+    shapes = ()
+
+    def stream(self, images, on_error=None):
         for _ in images:
             yield own()
 

@@ -1,6 +1,8 @@
 """The predictor against evaluation on the same images, and images of every kind and size."""
 
 import functools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,6 +150,33 @@ def test_a_stream_is_read_as_it_is_used(traced) -> None:
     assert len(read) < 75
     stream.close()
     assert len(read) < 75
+
+
+def test_threads_prepare_and_run_at_once(traced) -> None:
+    predictor = Predictor(small_model(WIDE), batch_size=2)
+    images = [marked(64, 96, 10), marked(96, 64, 20), marked(40, 60, 30)]
+    expected = [round(mark / 255, 6) for mark in (10, 20, 30)]
+
+    def work(_: int) -> list[float]:
+        return [round(float(found.scores[0]), 6) for found in predictor.run([predictor.prepare(i) for i in images])]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(16))) == [expected] * 16
+    assert predictor.run([]) == []
+
+
+def test_an_image_alone_waits_for_no_other(traced) -> None:
+    """As from a camera: each is answered before the next is there."""
+    predictor, asked = Predictor(small_model(), batch_size=4), []
+
+    def camera() -> Iterator[np.ndarray]:
+        for mark in (10, 20):
+            asked.append(mark)
+            yield marked(64, 64, mark)
+
+    for mark, image in zip((10, 20), camera(), strict=True):
+        assert predictor(image).scores[0] == pytest.approx(mark / 255)
+        assert asked[-1] == mark
 
 
 def test_sizes_share_a_few_programs(traced) -> None:

@@ -5,12 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from mask_rcnn_jax.models import NormConfig
 from mask_rcnn_jax.models.layers import (
-    DATA_AXIS,
     BatchNorm,
     ConvNorm,
     Deconv2x2,
@@ -20,6 +18,7 @@ from mask_rcnn_jax.models.layers import (
     max_pool,
     over_rois,
 )
+from mask_rcnn_jax.sharding import DATA_AXIS, data_mesh
 
 
 def test_frozen_batch_norm_is_its_formula():
@@ -56,7 +55,7 @@ def test_epsilon_matters_where_variances_are_small():
 
 def batch_norm_over(devices: int, x: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Output of a batch norm in training with the rows shared by `devices`, and its variables afterwards."""
-    mesh = Mesh(jax.devices()[:devices], (DATA_AXIS,))
+    mesh = data_mesh(jax.devices()[:devices])
 
     def apply(x, counted):
         norm = BatchNorm(x.shape[-1], epsilon=1e-5, momentum=0.9)
