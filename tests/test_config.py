@@ -9,6 +9,7 @@ from mask_rcnn_jax.config import checked, differences, from_json, override, to_j
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.augmented import AugmentationConfig
 from mask_rcnn_jax.inference.tiling import TilingConfig
+from mask_rcnn_jax.models import BoxHeadConfig, MaskRCNNConfig, PoolerConfig, RoIPoolConfig, torchvision
 from mask_rcnn_jax.ranges import AddedLater, Items, NotNegative, Positive, Range, annotations, check, may_be_missing
 from mask_rcnn_jax.training import ExperimentConfig
 
@@ -400,3 +401,33 @@ def test_settings_that_depend_on_others_are_refused() -> None:
     ]:
         with pytest.raises(UserError, match=re.escape(message)):
             override(ExperimentConfig(), assignments)
+
+
+def test_a_pooler_of_any_kind_may_stand_in_a_head() -> None:
+    tree = to_json(BoxHeadConfig())
+    tree["pooler"] = {  # as checkpoints have it from when there was one kind
+        "type": "PoolerConfig",
+        "output_size": 14,
+        "sampling_ratio": 2,
+        "aligned": False,
+        "reduction": "average",
+        "features": ["res4"],
+        "canonical_size": 224.0,
+        "canonical_level": 4,
+        "level_convention": "detectron2",
+    }
+    pooler = PoolerConfig(output_size=14, sampling_ratio=2, aligned=False, features=("res4",))
+    assert from_json(BoxHeadConfig, tree).pooler == pooler
+    config = override(MaskRCNNConfig(), ["box_head.pooler=RoIPoolConfig", "box_head.pooler.features=p2,p3"])
+    assert config.box_head.pooler == RoIPoolConfig(features=("p2", "p3"))
+    assert from_json(MaskRCNNConfig, to_json(config)) == config
+    with pytest.raises(UserError, match=r"no key box_head\.pooler\.aligned"):
+        override(config, ["box_head.pooler.aligned=false"])
+
+
+def test_only_roi_align_has_settings_that_torchvision_has_otherwise() -> None:
+    config = torchvision(override(MaskRCNNConfig(), ["box_head.pooler=RoIPoolConfig"]))
+    assert config.box_head.pooler == RoIPoolConfig(level_convention="torchvision")
+    aligned = PoolerConfig(output_size=14, sampling_ratio=2, aligned=False, level_convention="torchvision")
+    assert config.mask_head is not None
+    assert config.mask_head.pooler == aligned

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from mask_rcnn_jax.export.onnx_graph import Graph, Value
 from mask_rcnn_jax.export.onnx_primitives import Form, output, unsupported
-from mask_rcnn_jax.models.pooler import PoolerConfig, pool, roi_levels
+from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig, roi_levels
 
 # RoIAlign of one level, the same as ONNX's; it stands in a jaxpr to be translated and never runs in JAX.
 _roi_align_p = Primitive("roi_align")
@@ -24,17 +24,19 @@ def _roi_align_shape(features: Any, rois: Any, *, output_size: int, **_: Any) ->
 
 
 def onnx_pool(
-    config: PoolerConfig,
+    config: RoIPoolerConfig,
     features: Mapping[str, Float[Array, "B _ _ C"]],
     strides: Mapping[str, int],
     rois: Float[Array, "B R 4"],
 ) -> Float[Array, "B R P P C"]:
     """`models.pooler.pool` by way of ONNX's own RoIAlign: neither form of ours, loop or dense products, is fast there.
 
-    Every level pools all RoIs. Those of other levels become empty, which with adaptive sampling costs nothing.
+    Every level pools all RoIs. Those of other levels become empty, which with adaptive sampling costs nothing. Other
+    poolers are translated as they stand.
     """
-    if config.reduction == "max":  # ONNX takes the maximum over other values than the references
-        return pool(config, features, strides, rois)
+    # Of RoIAlign's reductions, ONNX takes the maximum over other values than the references.
+    if type(config) is not PoolerConfig or config.reduction == "max":
+        return config.pool(features, strides, rois)
     levels = roi_levels(config, strides, rois)
     pooled = jnp.float32(0)
     for index, name in enumerate(config.features):

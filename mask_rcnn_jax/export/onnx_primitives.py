@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jax.lax import RoundingMethod
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.onnx_graph import Graph, Value
@@ -90,6 +91,20 @@ def _is_finite(graph: Graph, eqn: Any, value: Value) -> list[Value]:
     name = graph.held(value)
     (bad,) = graph.add("Or", [*graph.add("IsInf", [name]), *graph.add("IsNaN", [name])])
     return [output(eqn, graph.add("Not", [bad])[0], value.held)]
+
+
+def _round(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    """Round halves to even numbers, which is what ONNX knows, or away from zero."""
+    name = graph.held(value)
+    if eqn.params["rounding_method"] == RoundingMethod.TO_NEAREST_EVEN:
+        return [output(eqn, graph.add("Round", [name])[0], value.held)]
+    (size,) = graph.add("Abs", [name])
+    (whole,) = graph.add("Floor", [size])
+    (rest,) = graph.add("Sub", [size, whole])
+    (up,) = graph.add("GreaterOrEqual", [rest, graph.constant(np.array(0.5, value.dtype))])
+    (size,) = graph.add("Add", [whole, graph.cast(up, value.dtype)])
+    (name,) = graph.add("Mul", [size, *graph.add("Sign", [name])])
+    return [output(eqn, name, value.held)]
 
 
 def _select(graph: Graph, eqn: Any, which: Value, *cases: Value) -> list[Value]:
@@ -272,6 +287,7 @@ FORMS: dict[str, Form] = {
     "rem": elementwise("Mod", fmod=1),
     "reshape": _reshape,
     "rev": _rev,
+    "round": _round,
     "rsqrt": chain("Sqrt", "Reciprocal"),
     "select_n": _select,
     "sign": elementwise("Sign"),

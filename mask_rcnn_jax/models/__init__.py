@@ -13,7 +13,7 @@ from mask_rcnn_jax.models.layers import NormConfig
 from mask_rcnn_jax.models.losses import Mean
 from mask_rcnn_jax.models.mask_head import MaskBranchConfig, MaskHeadConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig, Variables, abstract, init, networks
-from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolConfig, RoIPoolerConfig
 from mask_rcnn_jax.models.proposals import GivenProposalsConfig, ProposalsConfig, ProposalSource
 from mask_rcnn_jax.models.rcnn import detect, loss_terms
 from mask_rcnn_jax.models.resnet import ResNetConfig
@@ -44,6 +44,8 @@ __all__ = [
     "ProposalsConfig",
     "RPNConfig",
     "ResNetConfig",
+    "RoIPoolConfig",
+    "RoIPoolerConfig",
     "Terms",
     "Variables",
     "abstract",

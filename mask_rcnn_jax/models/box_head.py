@@ -17,7 +17,7 @@ from mask_rcnn_jax.models.context import Inputs
 from mask_rcnn_jax.models.initialisers import msra_init, normal_init, xavier_init
 from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, over_rois
 from mask_rcnn_jax.models.losses import Mean, counted, counted_by_iou, masked_mean, smooth_l1, softmax_cross_entropy
-from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ops.matching import Matches, match_boxes
 from mask_rcnn_jax.ops.nms import nms
@@ -29,7 +29,7 @@ from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, Proposals, S
 
 @dataclass(frozen=True)
 class BoxHeadConfig:
-    pooler: PoolerConfig = PoolerConfig(output_size=7)
+    pooler: RoIPoolerConfig = PoolerConfig(output_size=7)
     num_convs: Layers = 0
     conv_channels: Channels = 256
     num_fcs: Layers = 2  # 0 averages the features over their cells instead (C4)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from mask_rcnn_jax.models.backbone import Feature
 from mask_rcnn_jax.models.losses import Mean
-from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.models.pooler import RoIPoolerConfig
 from mask_rcnn_jax.structures import Proposals
 
 Features = Mapping[str, Float[Array, "B _ _ _"]]
@@ -36,7 +36,7 @@ class Inputs:
     num_classes: int
     res5_channels: int | None = None  # C4: of the stage that is applied to RoIs, which halves their sides
 
-    def of_rois(self, pooler: PoolerConfig) -> tuple[int, int]:
+    def of_rois(self, pooler: RoIPoolerConfig) -> tuple[int, int]:
         """Return the channels and the side of pooled features. Raises ValueError as `channels`."""
         channels = self.channels(pooler.features, "pooler.features")
         if self.res5_channels is not None:
@@ -58,7 +58,7 @@ class Inputs:
     def check_poolers(self, config: Any) -> None:
         """Raise ValueError as `of_rois` for a setting of a configuration that is a pooler."""
         for field in dataclasses.fields(config):
-            if isinstance(pooler := getattr(config, field.name), PoolerConfig):
+            if isinstance(pooler := getattr(config, field.name), RoIPoolerConfig):
                 self.channels(pooler.features, f"{field.name}.features")
 
 
@@ -71,7 +71,7 @@ class Context:
     image_sizes: Int[Array, "B 2"]  # (height, width) without padding
     padded_size: tuple[int, int]
     # The features of RoIs [B, R, 4] in padded pixels that heads are applied to: [B, R, P, P, C].
-    pool: Callable[[PoolerConfig, Float[Array, "B R 4"]], Float[Array, "B R _ _ _"]]
+    pool: Callable[[RoIPoolerConfig, Float[Array, "B R 4"]], Float[Array, "B R _ _ _"]]
     observe: Observe = unobserved
     proposals: Proposals | None = None  # those that came with the batch
 

@@ -6,7 +6,7 @@ from mask_rcnn_jax.models.fpn import FPNConfig
 from mask_rcnn_jax.models.layers import NormConfig
 from mask_rcnn_jax.models.mask_head import MaskBranchConfig, MaskHeadConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig
-from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
 from mask_rcnn_jax.models.proposals import ProposalsConfig
 from mask_rcnn_jax.models.resnet import ResNetConfig
 from mask_rcnn_jax.models.rpn import RPNConfig
@@ -81,5 +81,8 @@ def _mask_head(mask: MaskBranchConfig | None) -> MaskBranchConfig | None:
     return replace(mask, pooler=_pooler(mask.pooler), aligned_targets=False, soft_targets=True, paste="torchvision")
 
 
-def _pooler(pooler: PoolerConfig) -> PoolerConfig:
-    return replace(pooler, aligned=False, sampling_ratio=2, level_convention="torchvision")
+def _pooler(pooler: RoIPoolerConfig) -> RoIPoolerConfig:
+    """RoIAlign samples as torchvision's; any other pooler is left as it is but for the levels of RoIs."""
+    if isinstance(pooler, PoolerConfig):
+        pooler = replace(pooler, aligned=False, sampling_ratio=2)
+    return replace(pooler, level_convention="torchvision")

@@ -20,7 +20,7 @@ from mask_rcnn_jax.models.head import Head, HeadConfig
 from mask_rcnn_jax.models.initialisers import msra_init, normal_init
 from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, call
 from mask_rcnn_jax.models.losses import Mean, masked_mean, softmax_cross_entropy
-from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
 from mask_rcnn_jax.ops.keypoints import decode_keypoints, keypoint_targets
 from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.ranges import Channels, Layers
@@ -32,7 +32,7 @@ class KeypointHeadConfig(HeadConfig):
     name: ClassVar[str] = "keypoint_head"
     needs: ClassVar[Literal["keypoints"]] = "keypoints"
 
-    pooler: PoolerConfig = PoolerConfig(output_size=14)
+    pooler: RoIPoolerConfig = PoolerConfig(output_size=14)
     num_keypoints: Channels = 17
     num_convs: Layers = 8
     channels: Channels = 512

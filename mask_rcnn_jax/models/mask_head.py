@@ -18,7 +18,7 @@ from mask_rcnn_jax.models.head import Head, HeadConfig
 from mask_rcnn_jax.models.initialisers import msra_init, normal_init
 from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, NormConfig, call, over_rois
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy
-from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
 from mask_rcnn_jax.ops.masks import PasteConvention, mask_targets
 from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 from mask_rcnn_jax.ranges import Channels, Layers
@@ -37,7 +37,7 @@ class MaskBranchConfig(HeadConfig):
 
 @dataclass(frozen=True)
 class MaskHeadConfig(MaskBranchConfig):
-    pooler: PoolerConfig = PoolerConfig(output_size=14)
+    pooler: RoIPoolerConfig = PoolerConfig(output_size=14)
     num_convs: Layers = 4
     channels: Channels = 256
     norm: NormConfig = NormConfig(kind="none")

@@ -21,7 +21,7 @@ from mask_rcnn_jax.models.fpn import FPNConfig
 from mask_rcnn_jax.models.head import Head, HeadConfig
 from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
 from mask_rcnn_jax.models.mask_head import MaskBranchConfig, MaskHeadConfig
-from mask_rcnn_jax.models.pooler import Pool, PoolerConfig, pool
+from mask_rcnn_jax.models.pooler import Pool, RoIPoolerConfig, pool
 from mask_rcnn_jax.models.proposals import ProposalsConfig
 from mask_rcnn_jax.models.resnet import ResNetConfig
 from mask_rcnn_jax.models.rpn import RPNConfig
@@ -135,7 +135,7 @@ class MaskRCNN(nnx.Module):
     def roi_features(
         self,
         config: MaskRCNNConfig,
-        pooler: PoolerConfig,
+        pooler: RoIPoolerConfig,
         features: Mapping[str, Float[Array, "B _ _ _"]],
         boxes: Float[Array, "B R 4"],
         pool: Pool = pool,

@@ -1,8 +1,11 @@
 """RoI pooling from the level of the pyramid that fits a RoI's size (FPN, equation 1).
 
-Shape letters: `B` images, `R` RoIs, `P` side of the pooled grid, `C` channels.
+How a RoI is pooled is open: whatever derives from `RoIPoolerConfig` may stand wherever a configuration has a pooler.
+`docs/extending.md` says what it has to do. Shape letters: `B` images, `R` RoIs, `P` side of the pooled grid, `C`
+channels.
 """
 
+import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -11,44 +14,83 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from mask_rcnn_jax.ops.roi_align import assign_levels, multilevel_roi_align
+from mask_rcnn_jax.ops.roi_pool import multilevel_roi_pool
 from mask_rcnn_jax.ranges import AboveZero, Items, Range
 
 
 @dataclass(frozen=True)
-class PoolerConfig:
+class RoIPoolerConfig(abc.ABC):
+    """Settings of a pooler: those that all have, and from which level a RoI is pooled."""
+
     output_size: Annotated[int, Range(1, 1024)] = 7
-    sampling_ratio: Annotated[int, Range(0, 1024)] = 0  # samples a bin and axis; 0 is adaptive: ceil(RoI side / bins)
-    aligned: bool = True  # half-pixel correct; False is torchvision's (and the first Detectron's)
-    reduction: Literal["average", "max"] = "average"
     features: Annotated[tuple[str, ...], Items(1)] = ("p2", "p3", "p4", "p5")
     canonical_size: AboveZero = 224.0  # a RoI of this side belongs to `canonical_level`
     canonical_level: Annotated[int, Range(0, 30)] = 4
     level_convention: Literal["detectron2", "torchvision"] = "detectron2"  # where the epsilon stands
 
+    @abc.abstractmethod
+    def pool(
+        self,
+        features: Mapping[str, Float[Array, "B _ _ C"]],
+        strides: Mapping[str, int],
+        rois: Float[Array, "B R 4"],
+    ) -> Float[Array, "B R P P C"]:
+        """Pool each RoI (pixels of the padded image) from its level; padded RoIs, all zeros, give finite features."""
 
-@jax.named_scope("roi_align")
+
+@dataclass(frozen=True)
+class PoolerConfig(RoIPoolerConfig):
+    """RoIAlign (Mask R-CNN)."""
+
+    sampling_ratio: Annotated[int, Range(0, 1024)] = 0  # samples a bin and axis; 0 is adaptive: ceil(RoI side / bins)
+    aligned: bool = True  # half-pixel correct; False is torchvision's (and the first Detectron's)
+    reduction: Literal["average", "max"] = "average"
+
+    @jax.named_scope("roi_align")
+    def pool(
+        self,
+        features: Mapping[str, Float[Array, "B _ _ C"]],
+        strides: Mapping[str, int],
+        rois: Float[Array, "B R 4"],
+    ) -> Float[Array, "B R P P C"]:
+        return multilevel_roi_align(
+            [features[name] for name in self.features],
+            rois,
+            roi_levels(self, strides, rois),
+            spatial_scales=tuple(1.0 / strides[name] for name in self.features),
+            output_size=self.output_size,
+            sampling_ratio=self.sampling_ratio,
+            aligned=self.aligned,
+            reduction=self.reduction,
+        )
+
+
+@dataclass(frozen=True)
+class RoIPoolConfig(RoIPoolerConfig):
+    """RoIPool (Fast R-CNN)."""
+
+    @jax.named_scope("roi_pool")
+    def pool(
+        self,
+        features: Mapping[str, Float[Array, "B _ _ C"]],
+        strides: Mapping[str, int],
+        rois: Float[Array, "B R 4"],
+    ) -> Float[Array, "B R P P C"]:
+        levels, scales = roi_levels(self, strides, rois), tuple(1.0 / strides[name] for name in self.features)
+        return multilevel_roi_pool([features[name] for name in self.features], rois, levels, scales, self.output_size)
+
+
 def pool(
-    config: PoolerConfig,
+    config: RoIPoolerConfig,
     features: Mapping[str, Float[Array, "B _ _ C"]],
     strides: Mapping[str, int],
     rois: Float[Array, "B R 4"],
 ) -> Float[Array, "B R P P C"]:
-    """RoIAligns each RoI (pixels of the padded image) from its level; padded RoIs give finite features."""
-    levels = [features[name] for name in config.features]
-    scales = tuple(1.0 / strides[name] for name in config.features)
-    return multilevel_roi_align(
-        levels,
-        rois,
-        roi_levels(config, strides, rois),
-        spatial_scales=scales,
-        output_size=config.output_size,
-        sampling_ratio=config.sampling_ratio,
-        aligned=config.aligned,
-        reduction=config.reduction,
-    )
+    """Pool as the configuration does; an exporter puts a form of its own in the place of this function."""
+    return config.pool(features, strides, rois)
 
 
-def roi_levels(config: PoolerConfig, strides: Mapping[str, int], rois: Float[Array, "*B R 4"]) -> Int[Array, "*B R"]:
+def roi_levels(config: RoIPoolerConfig, strides: Mapping[str, int], rois: Float[Array, "*B R 4"]) -> Int[Array, "*B R"]:
     """From which of `config.features` each RoI is pooled, as an index."""
     return assign_levels(
         rois,
@@ -61,6 +103,6 @@ def roi_levels(config: PoolerConfig, strides: Mapping[str, int], rois: Float[Arr
 
 
 Pool = Callable[
-    [PoolerConfig, Mapping[str, Float[Array, "B _ _ C"]], Mapping[str, int], Float[Array, "B R 4"]],
+    [RoIPoolerConfig, Mapping[str, Float[Array, "B _ _ C"]], Mapping[str, int], Float[Array, "B R 4"]],
     Float[Array, "B R P P C"],
 ]

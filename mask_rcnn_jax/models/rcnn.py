@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Num
 from mask_rcnn_jax.models.context import Context, Features, Keys, Observe, Terms, unobserved
 from mask_rcnn_jax.models.head import own_keys
 from mask_rcnn_jax.models.networks import MaskRCNN, MaskRCNNConfig, Variables, networks
-from mask_rcnn_jax.models.pooler import Pool, PoolerConfig, pool
+from mask_rcnn_jax.models.pooler import Pool, RoIPoolerConfig, pool
 from mask_rcnn_jax.models.second_stage import BoxStages, box_terms, detect_boxes, sample_rois
 from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.structures import Batch, PaddedDetections, Proposals
@@ -41,7 +41,7 @@ def loss_terms(
 
     foreground = jax.tree.map(lambda x: x[:, : config.box_head.foreground_slots], rois)
 
-    def pool_foreground(pooler: PoolerConfig, boxes: Float[Array, "B R 4"]) -> Float[Array, "B R _ _ _"]:
+    def pool_foreground(pooler: RoIPoolerConfig, boxes: Float[Array, "B R 4"]) -> Float[Array, "B R _ _ _"]:
         if config.res5_on_rois and boxes is foreground.boxes:  # heads share what res5 made of the box head's RoIs
             return box_features[:, : config.box_head.foreground_slots]
         return context.pool(pooler, boxes)
@@ -110,7 +110,7 @@ def context_of(
 ) -> Context:
     """Return what the stages after the backbone are shown; `padded_size` is (height, width) of the images."""
 
-    def of_rois(pooler: PoolerConfig, boxes: Float[Array, "B R 4"]) -> Float[Array, "B R _ _ _"]:
+    def of_rois(pooler: RoIPoolerConfig, boxes: Float[Array, "B R 4"]) -> Float[Array, "B R _ _ _"]:
         return model.roi_features(config, pooler, features, boxes, pool)
 
     return Context(features, config.backbone.out_strides, image_sizes, padded_size, of_rois)

@@ -10,6 +10,7 @@ from mask_rcnn_jax.ops.masks import PasteConvention, mask_targets, paste_masks
 from mask_rcnn_jax.ops.matching import Matches, match, match_boxes
 from mask_rcnn_jax.ops.nms import Kept, nms
 from mask_rcnn_jax.ops.roi_align import assign_levels, multilevel_roi_align, roi_align
+from mask_rcnn_jax.ops.roi_pool import multilevel_roi_pool, roi_pool
 from mask_rcnn_jax.ops.sampling import Samples, sample
 
 __all__ = [
@@ -31,9 +32,11 @@ __all__ = [
     "match_boxes",
     "matching",
     "multilevel_roi_align",
+    "multilevel_roi_pool",
     "nms",
     "paste_masks",
     "roi_align",
+    "roi_pool",
     "sample",
     "sampling",
 ]

@@ -15,6 +15,7 @@ from mask_rcnn_jax.models import (
     MaskRCNNConfig,
     NormConfig,
     ResNetConfig,
+    RoIPoolConfig,
     Variables,
     architectures,
     init,
@@ -29,7 +30,7 @@ KEYPOINT_HEAD = KeypointHeadConfig(tiny_pooler(14), num_convs=1, channels=16, nu
 
 
 def config(name: str) -> MaskRCNNConfig:
-    """`fpn` with masks and keypoints, `torchvision`, `cascade` without masks, or `c4`."""
+    """`fpn` with masks and keypoints, `torchvision`, `cascade` without masks, `c4`, or `roi_pool` with masks."""
     model = _config(name)
     return replace(model, box_head=replace(model.box_head, max_detections=30, score_threshold=0.01))
 
@@ -38,6 +39,11 @@ def _config(name: str) -> MaskRCNNConfig:
     tiny = replace(tiny_model(), num_classes=len(CLASS_NAMES))
     if name == "fpn":
         return replace(tiny, keypoint_head=KEYPOINT_HEAD)
+    if name == "roi_pool":
+        box, mask = (RoIPoolConfig(side, ("p2", "p3"), canonical_size=32.0, canonical_level=3) for side in (7, 14))
+        return replace(
+            tiny, box_head=replace(tiny.box_head, pooler=box), mask_head=replace(tiny.mask_head, pooler=mask)
+        )
     if name == "cascade":
         return architectures.cascade(replace(tiny, mask_head=None))
     if name == "c4":

@@ -18,7 +18,7 @@ from mask_rcnn_jax.export.program import Exportable, ExportSettings, abstract_in
 from mask_rcnn_jax.export.resize import Preprocessing
 from mask_rcnn_jax.export.runtime import FORMAT, PLATFORMS, BrokenFileError, ExportedModel, load
 from mask_rcnn_jax.export.stablehlo import export_stablehlo
-from mask_rcnn_jax.models import Variables, abstract
+from mask_rcnn_jax.models import RoIPoolConfig, Variables, abstract
 from mask_rcnn_jax.ops import multilevel_roi_align
 from tests.export.models import CANVAS, CLASS_NAMES, INPUT, assert_same, config, exportable, ordinary, pictures
 from tests.programs import count_exact_products
@@ -89,7 +89,7 @@ def test_onnx_with_torchvisions_conventions_and_pasted_masks(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["c4", "cascade"])
+@pytest.mark.parametrize("name", ["c4", "cascade", "roi_pool"])
 def test_other_members_of_the_family(name, tmp_path):
     source = exportable(name)
     export_stablehlo(source, tmp_path / "model.stablehlo")
@@ -229,3 +229,15 @@ def test_images_that_do_not_fit_are_named():
         with pytest.raises(ValueError, match=said):
             model.detect([image])
     assert model.detect([]) == []
+
+
+def test_other_poolers_are_exported_as_they_stand():
+    """For all platforms and any number of images, where RoIPool is a loop of RoIs or of cells."""
+    pooler, batch = RoIPoolConfig(features=("p2", "p3"), canonical_level=2), export.symbolic_shape("batch")[0]
+    shapes = [(batch, 16, 16, 8), (batch, 8, 8, 8), (batch, 10, 4)]
+    run = jax.jit(lambda p2, p3, rois: pooler.pool({"p2": p2, "p3": p3}, {"p2": 4, "p3": 8}, rois))
+    inputs = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+    exported = export.export(run, platforms=PLATFORMS)(*inputs)
+    rng = np.random.default_rng(0)
+    operands = [rng.uniform(0, 64, (3, *shape[1:])).astype(np.float32) for shape in shapes]
+    np.testing.assert_array_equal(jax.jit(exported.call)(*operands), run(*operands))

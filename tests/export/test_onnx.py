@@ -8,12 +8,14 @@ import pytest
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.resize import Preprocessing, preprocess
 from mask_rcnn_jax.ops.nms import nms
+from mask_rcnn_jax.ops.roi_pool import multilevel_roi_pool
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 RNG = np.random.default_rng(0)
 FLOATS = RNG.normal(size=(2, 5, 3)).astype(np.float32)
+HALVES = np.array([-2.5, -1.5, -0.5, 0.49999997, 0.5, 1.5, 2.5, 2.4, 8388609], np.float32)
 INTEGERS = RNG.integers(-9, 9, (2, 5)).astype(np.int32)
 TIES = RNG.integers(0, 4, (2, 40)).astype(np.float32)
 BOOLS = RNG.uniform(size=(2, 5)) > 0.5
@@ -23,6 +25,8 @@ SCORES = RNG.integers(0, 50, (2, 300)).astype(np.float32)
 
 TO_64 = Preprocessing(64, 64, (64, 64))
 LONG = RNG.integers(0, 256, (1, 8000, 2, 3), np.uint8)
+MAPS = [RNG.normal(size=(2, side, side, 3)).astype(np.float32) for side in (16, 8)]
+LEVELS = RNG.integers(0, 2, (2, 300)).astype(np.int32)
 
 
 def through_onnx(function, *arguments: np.ndarray) -> list[np.ndarray]:
@@ -70,6 +74,7 @@ CASES = {
     "levels": (lambda x: jnp.floor(jnp.log2(x)), 2.0 ** np.arange(-12, 13, dtype=np.float32)),
     "polynomial": (lambda x: (jnp.polyval(TIES[0], x / 4), jnp.polyval(x, x[0]), jnp.polyval(x[0], 0.5)), FLOATS),
     "polynomial of integers": (lambda i: (jnp.polyval(jnp.array([2, 0, -3]), i), jnp.polyval(i[:, 0], 7)), INTEGERS),
+    "rounding": (lambda x: [jax.lax.round(x, method) for method in jax.lax.RoundingMethod], HALVES),
     "barrier": (lambda x: jax.lax.optimization_barrier(x) ** 3, FLOATS),
     "float64": (resized, INTEGERS),
     "sort ties": (lambda t: (jnp.argsort(t, stable=True), jnp.argsort(-t, stable=True), jnp.sort(t)), TIES),
@@ -93,6 +98,7 @@ CASES = {
     "scan": (lambda x: jax.lax.scan(lambda c, row: (c + row.sum(), (row * c, c)), jnp.float32(0), x), FLOATS),
     "map": (lambda x: jax.lax.map(lambda row: row * 2, x.reshape(10, 3), batch_size=4), FLOATS),
     "large reduction": (lambda i: preprocess(TO_64, i, jnp.array([[8000, 2]])), LONG),
+    "roi_pool": (lambda a, b, r, i: multilevel_roi_pool((a, b), r, i, (0.25, 0.125), 7), *MAPS, BOXES, LEVELS),
     "nms": (jax.vmap(lambda b, s: nms(b, s, s > 5, 0.4, 40)), BOXES, SCORES),
 }
 
