@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mask_rcnn_jax.configs import shapes
-from mask_rcnn_jax.models import Context, Head, HeadConfig, Inputs, Keys, PoolerConfig, Terms
+from mask_rcnn_jax.models import Context, Head, HeadConfig, Inputs, Keys, PoolerConfig, RoIPoolerConfig, Terms
 from mask_rcnn_jax.models.layers import call
 from mask_rcnn_jax.models.losses import binary_cross_entropy, masked_mean
 from mask_rcnn_jax.ranges import Channels
@@ -32,7 +32,7 @@ class FillConfig(HeadConfig):
     name: ClassVar[str] = "fill"
     needs: ClassVar[Literal["masks"]] = "masks"
 
-    pooler: PoolerConfig = PoolerConfig(output_size=7)
+    pooler: RoIPoolerConfig = PoolerConfig(output_size=7)
     channels: Channels = 64
 
     def build(self, inputs: Inputs, rngs: nnx.Rngs) -> "Fill":
