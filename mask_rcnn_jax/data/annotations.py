@@ -14,9 +14,10 @@ from jaxtyping import Float
 from mask_rcnn_jax.data.entries import check_category, flag, is_number, shown, whole
 from mask_rcnn_jax.data.keypoints import category_keypoints, is_edge, read_keypoints
 from mask_rcnn_jax.data.masks import Segmentation
-from mask_rcnn_jax.data.rasterise import checked_rle_and_runs, polygon
+from mask_rcnn_jax.data.rasterise import polygon
 from mask_rcnn_jax.data.records import CocoDataset, Federated, Record
 from mask_rcnn_jax.data.shards import ShardImage
+from mask_rcnn_jax.rle import checked_rle_and_runs
 
 _SHORTEST_SIDE = 1e-4  # pixels: tools round to hundredths or thousandths
 

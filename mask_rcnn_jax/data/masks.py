@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from mask_rcnn_jax.data.rasterise import RLE, checked_rle, rle_of_polygons, run_lengths
+from mask_rcnn_jax.data.rasterise import rle_of_polygons
+from mask_rcnn_jax.rle import RLE, checked_rle, decode_window, run_lengths
 
 Segmentation = Sequence[np.ndarray] | RLE
 
@@ -31,16 +32,6 @@ def to_rle(segmentation: Sequence[Any] | RLE, height: int, width: int) -> RLE:
     if isinstance(segmentation, dict):
         return checked_rle(segmentation, height, width)
     return rle_of_polygons(segmentation, height, width)
-
-
-def decode_window(rle: RLE, window: tuple[int, int, int, int]) -> Bool[np.ndarray, "h w"]:
-    """The RLE's bitmap inside `window` (x1, y1, x2, y2), whole pixels within the image."""
-    x1, y1, x2, y2 = window
-    height = rle["size"][0]
-    edges = np.concatenate([[0], np.cumsum(run_lengths(rle["counts"]))])
-    runs = np.diff(np.clip(edges, x1 * height, x2 * height))
-    foreground = np.arange(runs.size) % 2 == 1
-    return np.repeat(foreground, runs).reshape(x2 - x1, height)[:, y1:y2].T
 
 
 def coverage(segmentation: Segmentation, region: Float[np.ndarray, "4"], size: int) -> UInt8[np.ndarray, "size size"]:

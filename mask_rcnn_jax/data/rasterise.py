@@ -1,12 +1,10 @@
-"""The one door to pycocotools' rasteriser and decoder, which trust what they are handed.
+"""The one door to pycocotools' rasteriser, which trusts what it is handed.
 
 pycocotools walks a polygon's outline in fifths of a pixel and keeps every step: a corner at 1e7 takes gigabytes, one at
-1e9 overflows. It reads and writes out of bounds where a run-length code (RLE) does not cover its image. Here polygons
-and RLEs are checked first, and outlines too long to walk are rasterised from their crossings of the image's columns,
-to the same pixels.
+1e9 overflows. Here polygons are checked first, and outlines too long to walk are rasterised from their crossings of the
+image's columns, to the same pixels.
 """
 
-import re
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -15,20 +13,14 @@ import numpy as np
 from jaxtyping import Float, Int
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.data.entries import shown
-
-RLE = dict[str, Any]
+from mask_rcnn_jax.rle import RLE, of_runs, union_of
 
 MOST_COORDINATES = 2**20  # of a polygon: each costs time at every visit of its image
 
 _FIFTHS = 5  # pycocotools' steps a pixel
 _WALKED = 2**20  # steps that pycocotools may take: 16 MB
 _AT_ONCE = 2**18  # crossings that are computed at a time
-_MERGED = 64  # RLEs at a time
 _FARTHEST = 2.0**40  # pixels: corners beyond are moved there, where products of coordinates are still exact
-# Negative numbers of more than six digits, whose sign pycocotools shifts out of 32 bits; it writes none of an image
-# below 2**29 pixels.
-_MISREAD = re.compile(rb"[P-o]{6}[@-O]")
 _NUMBERS = frozenset({int, float})
 _API: Any = coco_mask  # its stubs know no polygons and no uncompressed RLE
 
@@ -66,85 +58,8 @@ def rle_of_polygons(polygons: Sequence[Any], height: int, width: int) -> RLE:
     if not polygons:
         raise ValueError("it has no polygons")
     if all(_is_short(coordinates) for coordinates in polygons):
-        return _union(_API.frPyObjects(polygons, height, width))
-    return _union([_rle_of_polygon(coordinates, height, width) for coordinates in polygons])
-
-
-def checked_rle(rle: Any, height: int, width: int) -> RLE:
-    """Return the RLE with compressed bytes as counts, whether its counts are a list, text or bytes.
-
-    Raises ValueError with the reason where it is not one of an image of `height` x `width` pixels.
-    """
-    return checked_rle_and_runs(rle, height, width)[0]
-
-
-def checked_rle_and_runs(rle: Any, height: int, width: int) -> tuple[RLE, Int[np.ndarray, " runs"]]:
-    """Return what `checked_rle` does, and the lengths of its runs."""
-    if not isinstance(rle, dict):
-        raise ValueError("it is not an object of size and counts")
-    size, counts = rle.get("size"), rle.get("counts")
-    if not isinstance(size, list | tuple) or len(size) != 2 or not _NUMBERS.issuperset(map(type, size)):
-        raise ValueError("its size is not two numbers")
-    if list(size) != [height, width]:
-        raise ValueError(f"its size is {shown(size[0])} x {shown(size[1])}, the image's {height} x {width}")
-    if isinstance(counts, list):
-        runs = _listed_runs(counts, height * width)
-    else:
-        counts = counts.encode(errors="replace") if isinstance(counts, str) else counts
-        if not isinstance(counts, bytes):
-            raise ValueError("its counts are neither a list nor text")
-        runs = run_lengths(counts)
-    # The largest first: the sum of absurd runs would overflow.
-    if runs.size == 0 or runs.max() > height * width or runs.sum() != height * width:
-        raise ValueError(f"its runs do not cover the image's {height * width} pixels")
-    rle = _compressed(runs, height, width) if isinstance(counts, list) else {"size": [height, width], "counts": counts}
-    if _MISREAD.search(rle["counts"]):
-        raise ValueError("its counts have more digits than pycocotools can read")
-    return rle, runs
-
-
-def run_lengths(counts: bytes) -> Int[np.ndarray, " runs"]:
-    """Lengths of the alternating background and foreground runs of COCO's compressed RLE, column by column.
-
-    Raises ValueError for bytes that are no RLE.
-    """
-    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError("not a compressed RLE")
-    # Each number is a little-endian string of 5-bit digits; bit 5 marks that another digit follows, bit 4 of the last
-    # digit is the sign. From the fourth on, numbers are differences to the last but one.
-    ends = np.flatnonzero((codes & 32) == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    digits = ends - starts + 1
-    if digits.max() > 8:
-        raise ValueError("not a compressed RLE")
-    place = np.arange(codes.size) - np.repeat(starts, digits)
-    values = np.add.reduceat((codes & 31) << (5 * place), starts)
-    values -= np.where(codes[ends] & 16, np.int64(1) << (5 * digits), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    if values.min() < 0:
-        raise ValueError("not a compressed RLE")
-    return values
-
-
-def _listed_runs(counts: list[Any], pixels: int) -> Int[np.ndarray, " runs"]:
-    if not {int}.issuperset(map(type, counts)):
-        raise ValueError("its counts are not all whole numbers")
-    if counts and not 0 <= min(counts) <= max(counts) <= pixels:
-        raise ValueError(f"its runs do not cover the image's {pixels} pixels")
-    return np.array(counts, np.int64)
-
-
-def _union(rles: list[RLE]) -> RLE:
-    """The union of RLEs, in groups: one after the other each would walk through the runs of all before it."""
-    while len(rles) > _MERGED:
-        rles = [_API.merge(rles[start : start + _MERGED]) for start in range(0, len(rles), _MERGED)]
-    return _API.merge(rles)
-
-
-def _compressed(runs: Int[np.ndarray, " runs"], height: int, width: int) -> RLE:
-    return _API.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+        return union_of(_API.frPyObjects(polygons, height, width))
+    return union_of([_rle_of_polygon(coordinates, height, width) for coordinates in polygons])
 
 
 def _bounded(coordinates: Any) -> Float[np.ndarray, " n"]:
@@ -188,7 +103,7 @@ def _rle_of_polygon(coordinates: Float[np.ndarray, " n"], height: int, width: in
             changes, found = _odd(np.concatenate([changes, *found])), []
     changes = _odd(np.concatenate([changes, *found]))
     changes = changes[changes < height * width]
-    return _compressed(np.diff(changes, prepend=0, append=height * width), height, width)
+    return of_runs(np.diff(changes, prepend=0, append=height * width), height, width)
 
 
 def _crossing_rows(

@@ -4,16 +4,13 @@
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, UInt8
-from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data import transforms
 from mask_rcnn_jax.data.masks import Segmentation, bitmap, coverage
-
-Window = tuple[int, int, int, int]  # (x1, y1, x2, y2), whole pixels
+from mask_rcnn_jax.rle import Window, encode_bitmap
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +56,7 @@ def mask_of_pixels(pixels: Bool[np.ndarray, "h w"]) -> tuple[PlacedMask, Float[n
     """The mask of a bitmap that is not empty, and the box around it."""
     columns, rows = np.flatnonzero(pixels.any(axis=0)), np.flatnonzero(pixels.any(axis=1))
     box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
-    rle: Any = coco_mask.encode(np.asfortranarray(pixels, np.uint8))
-    return PlacedMask(rle, box), box
+    return PlacedMask(encode_bitmap(pixels), box), box
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.coco import CocoConfig
 from mask_rcnn_jax.data.records import CocoDataset
@@ -22,6 +21,7 @@ from mask_rcnn_jax.data.source import SourceConfig
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import is_file, is_folder
 from mask_rcnn_jax.ranges import Incidental, NotNegative, Positive, Range, Seed
+from mask_rcnn_jax.rle import as_text, encode_bitmap
 
 CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 
@@ -188,13 +188,12 @@ class _Shape:
 
     def annotation(self, visible: np.ndarray) -> dict[str, Any]:
         """COCO's entry for the pixels `visible`: a polygon where nothing hides the shape, else an RLE."""
-        rle: Any = coco_mask.encode(np.asfortranarray(visible, np.uint8))
         side = len(visible)
         whole = not self.hole and bool((visible == self.mask).all())
         if whole and self.polygon.min() >= 0 and self.polygon.max() <= side:
             segmentation: Any = [[round(value, 2) for value in self.polygon.ravel().tolist()]]
         else:
-            segmentation = {"size": [side, side], "counts": rle["counts"].decode()}
+            segmentation = as_text(encode_bitmap(visible))
         rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
         x, y = int(columns[0]), int(rows[0])
         return {

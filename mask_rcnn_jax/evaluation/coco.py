@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
@@ -26,6 +25,7 @@ from mask_rcnn_jax.inference import ImageDetections, as_detections
 from mask_rcnn_jax.inference.detections import coco_box, coco_keypoints
 from mask_rcnn_jax.ops import PasteConvention
 from mask_rcnn_jax.ranges import AboveZero, Incidental, Items, Positive, check
+from mask_rcnn_jax.rle import area_of
 
 Kind = Literal["bbox", "segm", "keypoints"]
 Result = dict[str, Any]  # one detection as COCO's results format has it
@@ -147,7 +147,7 @@ def _prediction(result: Result, kind: Kind) -> dict[str, Any]:
         return annotation | {"keypoints": result["keypoints"], "area": float(sides.prod())}
     rle = result["segmentation"]
     # By its mask, not its box, a detection is small, medium or large.
-    return annotation | {"segmentation": rle, "area": float(coco_mask.area(rle))}
+    return annotation | {"segmentation": rle, "area": float(area_of(rle))}
 
 
 def _summary(evaluator: COCOeval, kind: Kind) -> dict[str, float]:

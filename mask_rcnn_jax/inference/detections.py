@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data import to_rle
 from mask_rcnn_jax.data.entries import shown
@@ -20,12 +19,11 @@ from mask_rcnn_jax.inference.extra_values import as_numbers, extras_of, json_val
 from mask_rcnn_jax.inference.foreign import check_result
 from mask_rcnn_jax.inference.masks import encode_masks
 from mask_rcnn_jax.ops import PasteConvention
+from mask_rcnn_jax.rle import RLE, as_text, decode_bitmap, encode_bitmap
 from mask_rcnn_jax.value_names import check_value_names, is_free
 
 if TYPE_CHECKING:
     import supervision
-
-RLE = dict[str, Any]  # COCO's compressed one: "size" (height, width) and "counts", a str
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +36,7 @@ class Detections:
     scores: Float[np.ndarray, " n"]  # float32
     classes: Int[np.ndarray, " n"]  # int32, index into `class_names`
     class_names: tuple[str, ...]
-    rles: tuple[RLE, ...] | None  # masks of the whole image; None for a model without masks
+    rles: tuple[RLE, ...] | None  # masks of the whole image, as text; None for a model without masks
     # (x, y, score), COCO's pixel index + 0.5; None for a model without keypoints
     keypoints: Float[np.ndarray, "n J 3"] | None = None
     path: str | None = None  # the image's file, where it came from one
@@ -65,7 +63,7 @@ class Detections:
             return None
         bitmaps = np.zeros((len(self), self.height, self.width), bool)
         for bitmap, rle in zip(bitmaps, self.rles, strict=True):
-            bitmap[:] = coco_mask.decode(_with_bytes(rle))
+            bitmap[:] = decode_bitmap(rle)
         return bitmaps
 
     def take(self, which: Int[np.ndarray, " m"] | Bool[np.ndarray, " n"]) -> "Detections":
@@ -134,7 +132,7 @@ class Detections:
         rles = keypoints = None
         if _all_have(ordered, "segmentation") or not ordered:
             try:
-                rles = tuple(_with_text(to_rle(_segmentation(r), height, width)) for r in ordered)
+                rles = tuple(as_text(to_rle(_segmentation(r), height, width)) for r in ordered)
             except ValueError as error:
                 raise UserError(f"a result has a segmentation that cannot be used: {error}; correct it") from None
         if _all_have(ordered, "keypoints"):
@@ -190,8 +188,7 @@ class Detections:
         classes = np.zeros(count) if found.class_id is None else found.class_id
         rles = None
         if found.mask is not None:
-            bitmaps = [np.asfortranarray(bitmap, np.uint8) for bitmap in np.asarray(found.mask)]
-            rles = tuple(_with_text(coco_mask.encode(bitmap)) for bitmap in bitmaps)
+            rles = tuple(as_text(encode_bitmap(bitmap)) for bitmap in np.asarray(found.mask, bool))
         keypoints = found.data.get("keypoints")
         values = {name: as_numbers(rows) for name, rows in found.data.items() if is_free(name)}
         detections = cls(
@@ -257,15 +254,6 @@ def _segmentation(result: Mapping[str, Any]) -> Any:
     if not isinstance(segmentation, Mapping | list | tuple):
         raise ValueError(f"it is {shown(segmentation)}")
     return dict(segmentation) if isinstance(segmentation, Mapping) else segmentation
-
-
-def _with_bytes(rle: RLE) -> Any:
-    counts = rle["counts"]
-    return {"size": rle["size"], "counts": counts.encode() if isinstance(counts, str) else counts}
-
-
-def _with_text(rle: Any) -> RLE:
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
 
 
 def _supervision() -> Any:

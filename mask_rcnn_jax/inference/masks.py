@@ -7,15 +7,14 @@ Shape letters: `n` detections of one image, `M` side of a predicted mask, `w h` 
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.inference.batched import ImageDetections
 from mask_rcnn_jax.ops import PasteConvention, paste_masks
+from mask_rcnn_jax.rle import RLE, as_text, encode_window
 
 _SMALLEST_CANVAS = 64  # pixels
 _CHUNK_PIXELS = 2**21  # pasted at once; larger windows one by one
@@ -24,8 +23,8 @@ _CHUNK_MASKS = 64
 _paste = jax.jit(paste_masks, static_argnums=(2, 3))
 
 
-def encode_masks(detections: ImageDetections, convention: PasteConvention = "detectron2") -> list[dict[str, Any]]:
-    """COCO's compressed RLE ("size" and "counts", a str) of each mask, pasted at the original resolution.
+def encode_masks(detections: ImageDetections, convention: PasteConvention = "detectron2") -> list[RLE]:
+    """The RLE of each mask, as text, pasted at the original resolution.
 
     `convention` is that of `ops.paste_masks`. Raises ValueError for detections without masks.
     """
@@ -33,10 +32,10 @@ def encode_masks(detections: ImageDetections, convention: PasteConvention = "det
         raise ValueError("detections of a model without masks have none to encode")
     size = (detections.height, detections.width)
     windows = _windows(detections.boxes, size, detections.masks.shape[-1], convention)
-    encoded: list[dict[str, Any]] = [{} for _ in windows]
+    encoded: list[RLE] = [{} for _ in windows]
     for index, columns in _pasted_columns(detections.boxes, detections.masks, windows, convention):
         x1, y1, x2, y2 = (int(side) for side in windows[index])
-        encoded[index] = encode_window(columns[: x2 - x1, : y2 - y1], x1, y1, size)
+        encoded[index] = as_text(encode_window(columns[: x2 - x1, : y2 - y1], x1, y1, size))
     return encoded
 
 
@@ -72,26 +71,3 @@ def _pasted_columns(
             part = np.pad(transposed_masks[rows], (*fill, (0, 0))), np.pad(transposed_boxes[rows], fill)
             bitmaps = np.asarray(_paste(*part, (width, height), convention))
             yield from zip(rows.tolist(), bitmaps, strict=False)
-
-
-def encode_window(columns: Bool[np.ndarray, "w h"], x1: int, y1: int, size: tuple[int, int]) -> dict[str, Any]:
-    """The RLE of an image of `size` (height, width) that is 0 but for the window at (x1, y1), given transposed."""
-    height, width = size
-    w, h = columns.shape
-    # A zero after each column ends its last run, as the pixels below and above the window would.
-    separated = np.zeros((w, h + 1), bool)
-    separated[:, :h] = columns
-    flat = separated.ravel()
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    if flat.size and flat[0]:
-        changes = np.concatenate([[0], changes])
-    column, row = np.divmod(changes, h + 1)
-    positions = (x1 + column) * height + y1 + row
-    # Where the window is as high as the image, a run may go on in the next column.
-    joined = np.flatnonzero(positions[1:] == positions[:-1])
-    positions = np.delete(positions, np.concatenate([joined, joined + 1]))
-    counts = np.diff(positions, prepend=0, append=height * width)
-    if counts.size > 1 and counts[-1] == 0:
-        counts = counts[:-1]
-    uncompressed: Any = {"size": [height, width], "counts": counts.tolist()}
-    return {"size": [height, width], "counts": coco_mask.frPyObjects(uncompressed, height, width)["counts"].decode()}

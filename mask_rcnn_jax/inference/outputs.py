@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8, UInt16
-from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.data.masks import decode_window
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.inference.detections import Detections
 from mask_rcnn_jax.inference.extra_values import json_value, table_cells, table_columns
+from mask_rcnn_jax.rle import Window, cut_out
 
-Window = tuple[int, int, int, int]  # (x1, y1, x2, y2), whole pixels
 Polygon = list[Float[np.ndarray, "_ 2"]]  # closed rings of (x, y): the outline, then holes
 
 _MOST_LABELS = 65535
@@ -35,10 +33,7 @@ def mask_window(found: Detections, i: int) -> tuple[Bool[np.ndarray, "h w"], Win
         low, high = np.floor(found.boxes[i, :2]), np.ceil(found.boxes[i, 2:])
         x1, y1, x2, y2 = (int(side) for side in np.concatenate([low, high]))
         return np.ones((y2 - y1, x2 - x1), bool), (x1, y1, x2, y2)
-    rle: Any = found.rles[i] | {"counts": found.rles[i]["counts"].encode()}
-    x, y, width, height = (int(side) for side in coco_mask.toBbox(rle))
-    window = (x, y, x + width, y + height)
-    return decode_window(rle, window), window
+    return cut_out(found.rles[i])
 
 
 def polygons(mask: Bool[np.ndarray, "h w"], left: int = 0, top: int = 0) -> list[Polygon]:

@@ -21,16 +21,13 @@ Shape letters: `n` detections of all tiles, `t` tiles, `P` pairs of detections.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.data.masks import decode_window
 from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.inference.detections import Detections
-from mask_rcnn_jax.inference.masks import encode_window
+from mask_rcnn_jax.rle import RLE, area_of, as_bytes, as_text, cut_out, decode_window, encode_window, union_of
 
 _SAME = 0.5
 _SAME_BOX = 0.7
@@ -70,7 +67,7 @@ class _Parts:
     classes: Int[np.ndarray, " n"]
     areas: Float[np.ndarray, " n"]  # pixels of the mask, or the box
     cut: Bool[np.ndarray, " n"]
-    rles: tuple[Any, ...] | None  # as pycocotools has them: counts are bytes
+    rles: tuple[RLE, ...] | None  # as pycocotools has them: counts are bytes
     keypoints: Float[np.ndarray, "n J 3"] | None
     extras: Mapping[str, Shaped[np.ndarray, "n ..."]]
     size: tuple[int, int]
@@ -83,10 +80,9 @@ class _Parts:
         rles = keypoints = None
         areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
         if all(part.rles is not None for part in found):
-            rles = tuple(rle | {"counts": rle["counts"].encode()} for part in found for rle in part.rles or ())
+            rles = tuple(as_bytes(rle) for part in found for rle in part.rles or ())
             # One by one: pycocotools 2.0.11 fails on lists of more than 255.
-            api: Any = coco_mask  # its stubs know no dict
-            areas = np.array([api.area(rle) for rle in rles], np.float32)
+            areas = np.array([area_of(rle) for rle in rles], np.float32)
         if all(part.keypoints is not None for part in found):
             keypoints = np.concatenate([part.keypoints for part in found if part.keypoints is not None])
             keypoints = keypoints + np.pad(corner, ((0, 0), (0, 1)))[:, None]
@@ -137,14 +133,12 @@ class _Parts:
         a, b = (decode_window(self.rles[k], self._in_tile(window, k)) for k in (i, j))
         return float(a.sum()), float(b.sum()), float((a & b).sum())
 
-    def rle_in_image(self, i: int) -> Any:
+    def rle_in_image(self, i: int) -> RLE:
         """The mask of detection `i` as an RLE of the image, counts in bytes."""
         assert self.rles is not None
-        x, y, w, h = (int(side) for side in coco_mask.toBbox(self.rles[i]))
+        bitmap, (x, y, *_) = cut_out(self.rles[i])
         left, top = self.windows[self.tile[i], :2].tolist()
-        columns = decode_window(self.rles[i], (x, y, x + w, y + h)).T
-        rle = encode_window(columns, left + x, top + y, self.size)
-        return rle | {"counts": rle["counts"].encode()}
+        return encode_window(bitmap.T, left + x, top + y, self.size)
 
     def _in_tile(self, window: Int[np.ndarray, "4"], i: int) -> tuple[int, int, int, int]:
         x1, y1, x2, y2 = (window - np.tile(self.windows[self.tile[i], :2], 2)).tolist()
@@ -250,7 +244,7 @@ def _assembled(
     hulls = [(*parts.boxes[m, :2].min(axis=0), *parts.boxes[m, 2:].max(axis=0)) for m in groups]
     rles = keypoints = None
     if parts.rles is not None:
-        rles = tuple(_union([parts.rle_in_image(i) for i in members.tolist()]) for members in groups)
+        rles = tuple(as_text(union_of([parts.rle_in_image(i) for i in members.tolist()])) for members in groups)
     if parts.keypoints is not None:
         keypoints = np.zeros((len(groups), *parts.keypoints.shape[1:]), np.float32)
         for row, members in enumerate(groups):
@@ -269,12 +263,6 @@ def _assembled(
         extras={name: values[best] for name, values in parts.extras.items()},
         maps=like.maps if len(parts.windows) == 1 else {},
     )
-
-
-def _union(rles: Sequence[Any]) -> dict[str, Any]:
-    """The union on the runs: no bitmap of the image is made."""
-    merged: Any = rles[0] if len(rles) == 1 else coco_mask.merge(list(rles))
-    return {"size": list(merged["size"]), "counts": merged["counts"].decode()}
 
 
 def _partners(pairs: Int[np.ndarray, "P 2"]) -> dict[int, list[int]]:

@@ -6,14 +6,13 @@ Shape letters: `H W` sides of the image, `n` instances, `J` keypoints of an inst
 
 import colorsys
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.data.masks import Segmentation, decode_window, to_rle
+from mask_rcnn_jax.data.masks import Segmentation, to_rle
+from mask_rcnn_jax.rle import cut_out
 
 Color = tuple[int, int, int]
 Mask = Bool[np.ndarray, "H W"] | Segmentation
@@ -115,9 +114,8 @@ def _window(mask: Mask, height: int, width: int) -> tuple[Bool[np.ndarray, "h w"
         if not rows.size:
             return mask[:0, :0], 0, 0
         return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], int(columns[0]), int(rows[0])
-    rle: Any = to_rle(mask, height, width)
-    x, y, w, h = (int(value) for value in coco_mask.toBbox(rle))
-    return decode_window(rle, (x, y, x + w, y + h)), x, y
+    bitmap, (x1, y1, *_) = cut_out(to_rle(mask, height, width))
+    return bitmap, x1, y1
 
 
 def _draw_mask(

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.convert.json_files import read_object
 from mask_rcnn_jax.data.convert.outlines import (
@@ -37,9 +36,10 @@ from mask_rcnn_jax.data.convert.source import (
 )
 from mask_rcnn_jax.data.entries import file_name, is_unicode, shown
 from mask_rcnn_jax.data.image_files import UNREADABLE, decode_upright, opened_image
-from mask_rcnn_jax.data.masks import RLE, to_rle
+from mask_rcnn_jax.data.masks import to_rle
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import is_file, is_folder
+from mask_rcnn_jax.rle import RLE, area_of, encode_bitmap, union_of
 
 Part = Float[np.ndarray, "_ 2"] | RLE  # of one object, each of its own length
 
@@ -169,8 +169,7 @@ def _bitmap(encoded: str, corners: Polygon, height: int, width: int) -> RLE:
     whole = np.zeros((height, width), np.uint8, order="F")
     whole[y + top : y + top + patch.shape[0], x + left : x + left + patch.shape[1]] = patch
     # An image may have hundreds: only their runs are kept.
-    rle: Any = coco_mask.encode(whole)
-    return rle
+    return encode_bitmap(whole.view(bool))
 
 
 def _instance(
@@ -186,7 +185,7 @@ def _instance(
         instance, cases = instance_of_polygons(label, outlined, height, width, where)
         if instance is not None:
             covered.append(to_rle(instance.segmentation, height, width))
-    union: Any = coco_mask.merge(covered)
-    if coco_mask.area(union) == 0:
+    union = union_of(covered)
+    if not area_of(union):
         return None, [*cases, Case("objects that cover no pixel of their image, left out", where)]
     return Instance(label, union), cases

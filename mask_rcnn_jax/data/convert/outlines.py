@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.convert.source import Case, Instance
 from mask_rcnn_jax.data.entries import is_number
 from mask_rcnn_jax.data.masks import to_rle
 from mask_rcnn_jax.data.rasterise import MOST_COORDINATES
+from mask_rcnn_jax.rle import area_of, encode_bitmap
 
 Polygon = Float[np.ndarray, "P 2"]
 
@@ -74,16 +74,14 @@ def instance_of_polygons(
         inside = part if beyond <= 0 else _cut(part, height, width)
         if len(inside) >= 3:
             kept.append(np.round(inside, 3).ravel())
-    rle: Any = to_rle(kept, height, width) if kept else None
-    if rle is None or coco_mask.area(rle) == 0:
+    if not kept or not area_of(to_rle(kept, height, width)):
         return None, [*cases, Case("objects that cover no pixel of their image, left out", where)]
     return Instance(category, kept), cases
 
 
 def instance_of_bitmap(category: str, bitmap: Bool[np.ndarray, "H W"], iscrowd: bool = False) -> Instance:
     """The object that covers the pixels `bitmap`, as compressed RLE; fastest for arrays in Fortran's order."""
-    rle: Any = coco_mask.encode(np.asfortranarray(bitmap).view(np.uint8))
-    return Instance(category, rle, iscrowd)
+    return Instance(category, encode_bitmap(bitmap), iscrowd)
 
 
 def _cut(polygon: Polygon, height: int, width: int) -> Float[np.ndarray, "Q 2"]:

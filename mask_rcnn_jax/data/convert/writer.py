@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.convert.json_files import read_object
 from mask_rcnn_jax.data.convert.source import Case, Instance, Picture, Source, Task, Unusable
@@ -21,6 +20,7 @@ from mask_rcnn_jax.data.masks import to_rle
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import exists, is_folder, is_taken
 from mask_rcnn_jax.output_folder import lies_in
+from mask_rcnn_jax.rle import area_of, as_text, window_of
 
 PlaceImage = Literal["link", "symlink", "copy"]
 
@@ -200,17 +200,17 @@ def _coco(pictures: Sequence[Picture], categories: dict[str, int]) -> dict[str, 
 
 def _annotation(instance: Instance, height: int, width: int) -> dict[str, Any]:
     """COCO's entry for an object, without ids: the area in pixels, the box around the outline or the pixels."""
-    rle: Any = to_rle(instance.segmentation, height, width)
+    rle = to_rle(instance.segmentation, height, width)
     if isinstance(instance.segmentation, dict):
-        segmentation: Any = {"size": [height, width], "counts": rle["counts"].decode()}
-        box = coco_mask.toBbox(rle).tolist()
+        segmentation: Any = as_text(rle)
+        x1, y1, x2, y2 = map(float, window_of(rle))
+        box = [x1, y1, x2 - x1, y2 - y1]
     else:
         segmentation = [polygon.tolist() for polygon in instance.segmentation]
         corners = np.concatenate([polygon.reshape(-1, 2) for polygon in instance.segmentation])
         low, high = corners.min(axis=0), corners.max(axis=0)
         box = np.round(np.concatenate([low, high - low]), 3).tolist()
-    area = int(coco_mask.area(rle))
-    return {"iscrowd": int(instance.iscrowd), "bbox": box, "area": area, "segmentation": segmentation}
+    return {"iscrowd": int(instance.iscrowd), "bbox": box, "area": area_of(rle), "segmentation": segmentation}
 
 
 def _place(picture: Picture, target: Path, how: PlaceImage) -> None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data.entries import is_number, shown
 from mask_rcnn_jax.data.masks import to_rle
-from mask_rcnn_jax.data.rasterise import checked_rle_and_runs, polygon
+from mask_rcnn_jax.data.rasterise import polygon
+from mask_rcnn_jax.rle import area_of, checked_rle_and_runs
 
 Box = tuple[float, float, float, float]
 
@@ -110,7 +110,7 @@ def _check_polygons(polygons: list[Any], height: int, width: int) -> Mask:
     # A polygon that crosses itself may add up to nothing, so the pixels decide.
     if mask.area < 1:
         rle: Any = to_rle([part.ravel() for part in parts], height, width)
-        mask.area = float(coco_mask.area(rle))
+        mask.area = float(area_of(rle))
         if mask.area == 0:
             return Mask([*mask.problems, ("mask-empty", "has polygons that cover no pixel")])
     return mask

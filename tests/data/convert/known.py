@@ -10,7 +10,7 @@ from PIL import Image
 from mask_rcnn_jax.cli.convert import main
 from mask_rcnn_jax.data import CocoConfig, load_coco, to_rle
 from mask_rcnn_jax.data.lint import lint
-from mask_rcnn_jax.data.masks import decode_window
+from mask_rcnn_jax.rle import decode_window
 
 HEIGHT, WIDTH = 60, 80
 
