@@ -9,10 +9,10 @@ from mask_rcnn_jax.models.convnext import ConvNeXtConfig
 from mask_rcnn_jax.models.fpn import FPNConfig
 from mask_rcnn_jax.models.head import Head, HeadConfig
 from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
-from mask_rcnn_jax.models.layers import NormConfig
 from mask_rcnn_jax.models.losses import Mean
 from mask_rcnn_jax.models.mask_head import MaskBranchConfig, MaskHeadConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig, Variables, abstract, init, networks
+from mask_rcnn_jax.models.norms import NormConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolConfig, RoIPoolerConfig
 from mask_rcnn_jax.models.proposals import GivenProposalsConfig, ProposalsConfig, ProposalSource
 from mask_rcnn_jax.models.rcnn import detect, loss_terms

@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mask_rcnn_jax.models.context import Inputs
 from mask_rcnn_jax.models.initialisers import msra_init, normal_init, xavier_init
-from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, over_rois
+from mask_rcnn_jax.models.layers import ConvNorm, over_rois
 from mask_rcnn_jax.models.losses import Mean, counted, counted_by_iou, masked_mean, smooth_l1, softmax_cross_entropy
+from mask_rcnn_jax.models.norms import NormConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ops.matching import Matches, match_boxes

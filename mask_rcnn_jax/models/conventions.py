@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from mask_rcnn_jax.models.fpn import FPNConfig
-from mask_rcnn_jax.models.layers import NormConfig
 from mask_rcnn_jax.models.mask_head import MaskBranchConfig, MaskHeadConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig
+from mask_rcnn_jax.models.norms import NormConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
 from mask_rcnn_jax.models.proposals import ProposalsConfig
 from mask_rcnn_jax.models.resnet import ResNetConfig

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 
 from mask_rcnn_jax.models.backbone import BackboneConfig, Feature, built_stages
 from mask_rcnn_jax.models.initialisers import normal_init
-from mask_rcnn_jax.models.layers import Conv, call, freeze
+from mask_rcnn_jax.models.layers import Conv, call
+from mask_rcnn_jax.models.norms import freeze
 from mask_rcnn_jax.ops.conv import Window
 from mask_rcnn_jax.ranges import AtLeastZero, Channels, Positive, Range
 

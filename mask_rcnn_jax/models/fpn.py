@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 from mask_rcnn_jax.models.backbone import BackboneConfig, Feature
 from mask_rcnn_jax.models.initialisers import xavier_init
-from mask_rcnn_jax.models.layers import ConvNorm, NormConfig
+from mask_rcnn_jax.models.layers import ConvNorm
+from mask_rcnn_jax.models.norms import NormConfig
 from mask_rcnn_jax.models.resnet import ResNetConfig
 from mask_rcnn_jax.ranges import Channels
 

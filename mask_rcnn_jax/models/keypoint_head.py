@@ -18,8 +18,9 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms
 from mask_rcnn_jax.models.head import Head, HeadConfig
 from mask_rcnn_jax.models.initialisers import msra_init, normal_init
-from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, call
+from mask_rcnn_jax.models.layers import ConvNorm, call
 from mask_rcnn_jax.models.losses import Mean, masked_mean, softmax_cross_entropy
+from mask_rcnn_jax.models.norms import NormConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
 from mask_rcnn_jax.ops.keypoints import decode_keypoints, keypoint_targets
 from mask_rcnn_jax.ops.precision import at_least_float32

@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms
 from mask_rcnn_jax.models.head import Head, HeadConfig
 from mask_rcnn_jax.models.initialisers import msra_init, normal_init
-from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, NormConfig, call, over_rois
+from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, call, over_rois
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy
+from mask_rcnn_jax.models.norms import NormConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
 from mask_rcnn_jax.ops.masks import PasteConvention, mask_targets
 from mask_rcnn_jax.ops.precision import EXACT, at_least_float32

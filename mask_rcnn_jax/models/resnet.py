@@ -13,7 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mask_rcnn_jax.models.backbone import BackboneConfig, Feature, built_stages
-from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, call, freeze, max_pool
+from mask_rcnn_jax.models.layers import ConvNorm, call, max_pool
+from mask_rcnn_jax.models.norms import NormConfig, freeze
 from mask_rcnn_jax.ranges import Channels, Range
 
 STAGES = ("res2", "res3", "res4", "res5")

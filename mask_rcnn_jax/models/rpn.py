@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms, priorities
 from mask_rcnn_jax.models.initialisers import normal_init
-from mask_rcnn_jax.models.layers import ConvNorm, NormConfig, call
+from mask_rcnn_jax.models.layers import ConvNorm, call
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy, counted, counted_by_iou, masked_mean, smooth_l1
+from mask_rcnn_jax.models.norms import NormConfig
 from mask_rcnn_jax.models.proposals import Losses, ProposalsConfig, ProposalSource
 from mask_rcnn_jax.ops import anchors as anchor_ops
 from mask_rcnn_jax.ops import boxes as box_ops

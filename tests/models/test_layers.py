@@ -8,16 +8,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from mask_rcnn_jax.models import NormConfig
-from mask_rcnn_jax.models.layers import (
-    BatchNorm,
-    ConvNorm,
-    Deconv2x2,
-    Frozen,
-    FrozenBatchNorm,
-    freeze,
-    max_pool,
-    over_rois,
-)
+from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, max_pool, over_rois
+from mask_rcnn_jax.models.norms import BatchNorm, Frozen, FrozenBatchNorm, freeze
 from mask_rcnn_jax.sharding import DATA_AXIS, data_mesh
 
 

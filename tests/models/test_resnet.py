@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from mask_rcnn_jax.models import FPNConfig, NormConfig, ResNetConfig
-from mask_rcnn_jax.models.layers import BatchNorm
+from mask_rcnn_jax.models.norms import BatchNorm
 from mask_rcnn_jax.models.resnet import STAGES
 
 
