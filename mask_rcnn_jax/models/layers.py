@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from mask_rcnn_jax.models.initialisers import msra_init
 from mask_rcnn_jax.models.norms import BatchNorm, NormConfig
-from mask_rcnn_jax.ops._loops import zero_of
 from mask_rcnn_jax.ops.conv import Window, conv2d
+from mask_rcnn_jax.ops.loops import zero_of
 
 _CELLS_AT_ONCE = 8 * 14 * 14  # of RoIs; with 16 and 32 RoIs of 14 x 14 a training step takes 4 and 14 % longer
 

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mask_rcnn_jax.ops import boxes as box_ops
-from mask_rcnn_jax.ops._loops import zero_of
+from mask_rcnn_jax.ops.loops import zero_of
 
 _SLOTS_AT_ONCE = 8  # of ground truth; most images have few objects
 

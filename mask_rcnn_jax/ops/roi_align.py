@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mask_rcnn_jax.ops import _roi_align_matrix as matrix
-from mask_rcnn_jax.ops import _roi_align_taps as taps
-from mask_rcnn_jax.ops import _roi_align_windows as windows
 from mask_rcnn_jax.ops import boxes as box_ops
-from mask_rcnn_jax.ops._interpolation import Pooling
+from mask_rcnn_jax.ops.cpu import roi_align_taps as taps
+from mask_rcnn_jax.ops.cpu import roi_align_windows as windows
+from mask_rcnn_jax.ops.gpu import roi_align_matrix as matrix
+from mask_rcnn_jax.ops.interpolation import Pooling
 from mask_rcnn_jax.ops.precision import at_least_float32
 
 

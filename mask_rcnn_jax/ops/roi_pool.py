@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
-from mask_rcnn_jax.ops._loops import as_index, zero_of
+from mask_rcnn_jax.ops.loops import as_index, zero_of
 from mask_rcnn_jax.ops.precision import at_least_float32
 
 _FARTHEST = 2.0**20  # cells from a map's origin: integers hold any bin of a RoI that ends there

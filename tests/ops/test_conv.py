@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from mask_rcnn_jax.ops.conv import Window, conv2d, kernel_gradient
+from mask_rcnn_jax.ops.conv import Window, conv2d
+from mask_rcnn_jax.ops.cpu.conv import kernel_gradient
 
 
 def xla(x, kernel, window, groups):
@@ -56,7 +57,7 @@ def test_convolution_and_gradients_are_xlas(side, window, groups):
 @pytest.mark.parametrize("chunk", [50, 512])
 @pytest.mark.parametrize(("side", "window", "groups"), [case for case in CASES if case[1].stride == case[2] == 1])
 def test_the_form_for_cpu_is_the_kernels_gradient(side, window, groups, chunk, monkeypatch):
-    monkeypatch.setattr("mask_rcnn_jax.ops.conv._CHUNK", chunk)
+    monkeypatch.setattr("mask_rcnn_jax.ops.cpu.conv._CHUNK", chunk)
     x, kernel, _, gradient = operands(side, window, groups)
     _, vjp = jax.vjp(lambda kernel: xla(x, kernel, window, 1), kernel)
     with jax.default_matmul_precision("highest"):

@@ -10,8 +10,10 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from mask_rcnn_jax import ops
-from mask_rcnn_jax.ops import _roi_align_matrix, _roi_align_taps, _roi_align_windows, assign_levels
-from mask_rcnn_jax.ops._interpolation import Pooling
+from mask_rcnn_jax.ops import assign_levels
+from mask_rcnn_jax.ops.cpu import roi_align_taps, roi_align_windows
+from mask_rcnn_jax.ops.gpu import roi_align_matrix
+from mask_rcnn_jax.ops.interpolation import Pooling
 
 SCALES = (1 / 4, 1 / 8)
 STATIC = ("output_size", "sampling_ratio", "aligned", "reduction")
@@ -192,8 +194,8 @@ def test_loops_and_matrix_agree(sampling_ratio, dtype, bound):
         gradient = jnp.array(np.random.default_rng(0).normal(size=(2, 10, 3, 3, 3)), dtype)
         pooling = Pooling(SCALES, 3, sampling_ratio, True)
         for looped, matrix, operands in (
-            (_roi_align_taps.forward, _roi_align_matrix.forward, ()),
-            (_roi_align_windows.backward, _roi_align_matrix.backward, (gradient,)),
+            (roi_align_taps.forward, roi_align_matrix.forward, ()),
+            (roi_align_windows.backward, roi_align_matrix.backward, (gradient,)),
         ):
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=bound),
@@ -205,9 +207,9 @@ def test_loops_and_matrix_agree(sampling_ratio, dtype, bound):
 def test_matrix_form_in_chunks(monkeypatch):
     features, rois, levels = tuple(pyramid()), random_rois(), jnp.arange(10) % 2
     pooling = Pooling(SCALES, 3, 0, True)
-    whole = jax.jit(partial(_roi_align_matrix.forward, pooling))(features, rois, levels)
-    monkeypatch.setattr(_roi_align_matrix, "_CHUNK_BYTES", 4 * 3 * 36 * 3 * 4)  # 4 RoIs of the first level
-    in_chunks = jax.jit(partial(_roi_align_matrix.forward, pooling))(features, rois, levels)
+    whole = jax.jit(partial(roi_align_matrix.forward, pooling))(features, rois, levels)
+    monkeypatch.setattr(roi_align_matrix, "_CHUNK_BYTES", 4 * 3 * 36 * 3 * 4)  # 4 RoIs of the first level
+    in_chunks = jax.jit(partial(roi_align_matrix.forward, pooling))(features, rois, levels)
     np.testing.assert_allclose(in_chunks, whole, atol=1e-6)
 
 

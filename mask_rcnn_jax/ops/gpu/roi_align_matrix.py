@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mask_rcnn_jax.ops._interpolation import Pooling, axis_weights
+from mask_rcnn_jax.ops.interpolation import Pooling, axis_weights
 from mask_rcnn_jax.ops.precision import EXACT
 
 _CHUNK_BYTES = 64 * 2**20
