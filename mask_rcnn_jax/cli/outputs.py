@@ -27,11 +27,11 @@ from mask_rcnn_jax.inference.outputs import (
     to_geojson,
 )
 from mask_rcnn_jax.output_folder import OutputFolder
-from mask_rcnn_jax.visualize import draw_instances
+from mask_rcnn_jax.visualize import Instances, draw_instances
+from mask_rcnn_jax.visualize.draw import DRAWN_KEYPOINT
 
 ReadImage = Callable[[], UInt8[np.ndarray, "H W 3"]]
 
-_DRAWN_KEYPOINT = 0.05  # score of a keypoint that is drawn
 _JPEG = (".jpg", ".jpeg")
 _LABEL_LENGTH = 60  # characters of a class in a file's name, which file systems limit to 255 bytes
 
@@ -271,15 +271,17 @@ def draw_detections(
     keypoints = found.keypoints
     if keypoints is not None:
         # Drawn as visible, or not at all.
-        shown = np.where(keypoints[..., 2:] >= _DRAWN_KEYPOINT, np.float32(2), np.float32(0))
+        shown = np.where(keypoints[..., 2:] >= DRAWN_KEYPOINT, np.float32(2), np.float32(0))
         keypoints = np.concatenate([keypoints[..., :2], shown], axis=-1)
     return draw_instances(
         image,
-        found.boxes,
-        found.classes,
-        found.rles,
-        found.scores,
-        found.class_names,
-        keypoints=keypoints,
-        tracks=tracks,
+        Instances(
+            found.boxes,
+            found.classes,
+            found.rles,
+            found.scores,
+            found.class_names,
+            keypoints=keypoints,
+            tracks=tracks,
+        ),
     )

@@ -98,8 +98,9 @@ def train_batches(
     square = config.canvas[0] == config.canvas[1]
     orientation = np.array([is_portrait(record) and not square for record in records])
     repeats = repeat_factors(records, config.repeat_threshold) if config.repeat_threshold > 0 else None
-    sources = np.array([record.source for record in records]) if dataset.weights else None
-    plan = plan_batches(orientation, batch_size, num_steps, seed, repeats, sources, dataset.weights)
+    sources = np.array([record.source for record in records])
+    mixture = (sources, dataset.weights) if dataset.weights else None
+    plan = plan_batches(orientation, batch_size, num_steps, seed, repeats, mixture)
     share = batch_size // process_count
     rows = range(process_index * share, (process_index + 1) * share)
     # Processes that load need no source, and may not know its class.

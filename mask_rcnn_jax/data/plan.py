@@ -19,8 +19,7 @@ def plan_batches(
     num_steps: int,
     seed: int,
     repeats: Float[np.ndarray, " n"] | None = None,
-    sources: Int[np.ndarray, " n"] | None = None,
-    weights: Sequence[float] = (),
+    mixture: tuple[Int[np.ndarray, " n"], Sequence[float]] | None = None,
 ) -> Int[np.ndarray, "num_steps batch_size"]:
     """Choose the records, of `n`, that each step trains on; a batch holds one value of `orientation`.
 
@@ -28,18 +27,16 @@ def plan_batches(
     batch whenever it has enough (Detectron2's aspect-ratio grouping, without its dependence on the number of workers).
 
     An epoch holds a record as often as `repeats` says, once by default; what is left of a fraction decides by chance
-    in each epoch (Detectron2's RepeatFactorTrainingSampler). With `weights`, one for each value of `sources`, every
-    source has epochs of its own, and of any stretch of the plan's records each source has its share, to about one.
+    in each epoch (Detectron2's RepeatFactorTrainingSampler). With a `mixture`, the records' sources and a weight for
+    each, every source has epochs of its own, and of any stretch of the plan's records each source has its share, to
+    about one.
     """
     orientation = np.asarray(orientation)
     groups = np.unique(orientation)
     repeats = np.ones(len(orientation)) if repeats is None else repeats
     # Every group but the last to finish may hold an incomplete batch.
     length = (num_steps + len(groups)) * batch_size
-    if sources is None or not weights:
-        stream = _epochs(repeats, length, [seed])
-    else:
-        stream = _shared(repeats, sources, weights, length, seed)
+    stream = _epochs(repeats, length, [seed]) if mixture is None else _shared(repeats, *mixture, length, seed)
     batches = []
     for group in groups:
         positions = np.flatnonzero(orientation[stream] == group)

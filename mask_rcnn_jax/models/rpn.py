@@ -110,18 +110,11 @@ class RPNHead(ProposalSource):
         deltas = context.observe("RPN deltas", dict(zip(names, deltas, strict=True)))
         logits, deltas = [logits[name] for name in names], [deltas[name] for name in names]
         anchors = level_anchors(config, context.features, context.strides, context.padded_size)
-        of_image = functools.partial(
-            propose,
-            config,
-            anchors,
-            pre_nms=config.pre_nms_train if train else config.pre_nms_test,
-            post_nms=config.post_nms_train if train else config.post_nms_test,
-        )
+        of_image = functools.partial(propose, config, anchors, train=train)
         proposals = context.observe("proposals", jax.vmap(of_image)(logits, deltas, context.image_sizes))
 
         def losses(truth: GroundTruth, keys: Keys) -> Terms:
-            sizes = [len(level) for level in anchors]
-            of_image = functools.partial(rpn_losses, config, jnp.concatenate(anchors), level_sizes=sizes)
+            of_image = functools.partial(rpn_losses, config, anchors)
             joined = jnp.concatenate(logits, axis=1)
             priority = priorities(keys, _ANCHORS, (len(joined), joined.shape[1]))
             return jax.vmap(of_image)(joined, jnp.concatenate(deltas, axis=1), truth, priority)
@@ -171,25 +164,25 @@ def rpn_targets(
 @jax.named_scope("rpn_losses")
 def rpn_losses(
     config: RPNConfig,
-    anchors: Float[Array, "N 4"],
+    level_anchors: Sequence[Float[Array, "_ 4"]],
     objectness_logits: Float[Array, "N"],
     pred_anchor_deltas: Float[Array, "N 4"],
     truth: GroundTruth,
     priority: Float[Array, " N"],
-    level_sizes: Sequence[int] = (),
 ) -> dict[str, Mean]:
     """Losses of one image: objectness of the sampled anchors, and boxes of the foreground among them.
 
-    Also how many are foreground, by IoU and, of levels with `level_sizes` anchors, by level.
+    Also how many are foreground, by IoU and by level.
     """
+    anchors = jnp.concatenate(level_anchors)
     gt_index, sampled, foreground = rpn_targets(config, anchors, truth, priority)
     gt_deltas = box_ops.encode(truth.boxes[gt_index], anchors, config.box_weights)
     objectness = masked_mean(binary_cross_entropy(objectness_logits, at_least_float32(foreground)), sampled)
     error = jnp.where(foreground[:, None], pred_anchor_deltas - gt_deltas, 0.0)
     boxes = jnp.sum(smooth_l1(error, config.smooth_l1_beta))
     count = objectness.count if config.normalizer == "sampled" else jnp.float32(config.samples)
-    ends = np.cumsum(level_sizes, dtype=int)
-    levels = zip(config.features, jnp.split(foreground, ends[:-1]), strict=True) if level_sizes else ()
+    ends = np.cumsum([len(level) for level in level_anchors])
+    levels = zip(config.features, jnp.split(foreground, ends[:-1]), strict=True)
     iou = box_ops.paired_iou(anchors, truth.boxes[gt_index])
     return {
         "loss/rpn_objectness": Mean(objectness.total, count),
@@ -208,13 +201,14 @@ def propose(
     pred_anchor_deltas: Sequence[Float[Array, "_ 4"]],
     image_size: Int[Array, "2"],
     *,
-    pre_nms: int,
-    post_nms: int,
+    train: bool,
 ) -> Proposals:
     """The best boxes of one image: the top of each level, after NMS within the level, then the top over all levels.
 
     Boxes that are empty after clipping, or not finite, are dropped. No gradient flows through proposals.
     """
+    pre_nms = config.pre_nms_train if train else config.pre_nms_test
+    post_nms = config.post_nms_train if train else config.post_nms_test
     kept = []
     for level, logits, deltas in zip(anchors, objectness_logits, pred_anchor_deltas, strict=True):
         logits, deltas = jax.lax.stop_gradient((logits, deltas))

@@ -86,7 +86,10 @@ def import_weights(
     assumed = assumptions(config.model, source) if experiment is None else []
     if keypoint_names:
         assumed = [*assumed, f"keypoints are COCO's, {keypoint_names[0]} to {keypoint_names[-1]}"]
-    return _told(path, out, config, named, report, assumed=assumed, unnamed=unnamed)
+    notes = [f"  assumed: {line}" for line in assumed]
+    if unnamed:
+        notes.insert(0, "  the file does not say what the classes are; give their names by --classes")
+    return _told(path, out, config, named, report, notes)
 
 
 def read_classes(text: str) -> Classes:
@@ -154,20 +157,15 @@ def _published(model: MaskRCNNConfig, source: Source) -> ExperimentConfig:
 
 
 def _told(
-    path: Path,
-    out: Path,
-    config: ExperimentConfig,
-    named: Classes,
-    report: Report,
-    *,
-    assumed: Sequence[str],
-    unnamed: bool,
+    path: Path, out: Path, config: ExperimentConfig, named: Classes, report: Report, notes: Sequence[str]
 ) -> list[str]:
     first, *more = report.lines()
     shown = ", ".join(named.names[:4]) + (", ..." if len(named.names) > 4 else "")
-    lines = [f"{path}: {first}", *more, f"{describe(config.model)}: {shown}"]
-    if unnamed:
-        lines.append("  the file does not say what the classes are; give their names by --classes")
-    lines += [f"  assumed: {line}" for line in assumed]
     commands = f"mask-rcnn eval --workdir {out}, and for mask-rcnn train --config {out} --workdir ANOTHER"
-    return [*lines, f"{out} is ready for {commands}"]
+    return [
+        f"{path}: {first}",
+        *more,
+        f"{describe(config.model)}: {shown}",
+        *notes,
+        f"{out} is ready for {commands}",
+    ]

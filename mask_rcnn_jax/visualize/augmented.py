@@ -12,7 +12,7 @@ from PIL import Image
 from mask_rcnn_jax.data import CocoDataset, DataConfig, train_batches
 from mask_rcnn_jax.data.image_files import opened_image
 from mask_rcnn_jax.output_folder import OutputFolder
-from mask_rcnn_jax.visualize.draw import draw_instances
+from mask_rcnn_jax.visualize.draw import Instances, draw_instances
 
 _THUMBNAIL = 320  # pixels, longest side on the contact sheet
 _COLUMNS = 4
@@ -57,13 +57,15 @@ def _draw(example: dict[str, np.ndarray], dataset: CocoDataset) -> UInt8[np.ndar
     keypoints = example["gt_keypoints"][valid] if "gt_keypoints" in example else None
     return draw_instances(
         image,
-        boxes,
-        example["gt_classes"][valid],
-        masks,
-        None,
-        dataset.class_names,
-        keypoints=keypoints,
-        skeleton=dataset.skeleton,
+        Instances(
+            boxes,
+            example["gt_classes"][valid],
+            masks,
+            None,
+            dataset.class_names,
+            keypoints=keypoints,
+            skeleton=dataset.skeleton,
+        ),
     )
 
 

@@ -6,6 +6,7 @@ Shape letters: `H W` sides of the image, `n` instances, `J` keypoints of an inst
 
 import colorsys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -23,37 +24,38 @@ _SIDE_AT_ONCE = 2400  # pixels; of larger images parts are looked at, so that li
 _TINT = 0.4  # opacity of masks
 _RIM = (20, 20, 20)
 _LABELLED_INSTANCES = 60  # with more, labels would hide what they name
+DRAWN_KEYPOINT = 0.05  # score of a keypoint that is drawn
 _GOLDEN_RATIO = 0.618034  # multiples of it are spread evenly over the circle of hues
 
 
-def draw_instances(
-    image: UInt8[np.ndarray, "H W 3"],
-    boxes: Float[np.ndarray, "n 4"],
-    classes: Int[np.ndarray, " n"],
-    masks: Sequence[Mask] | None,
-    scores: Float[np.ndarray, " n"] | None,
-    class_names: Sequence[str],
-    crowds: Bool[np.ndarray, " n"] | None = None,
-    keypoints: Float[np.ndarray, "n J 3"] | None = None,
-    skeleton: Sequence[tuple[int, int]] = (),
-    tracks: Int[np.ndarray, " n"] | None = None,
-) -> UInt8[np.ndarray, "canvas_H canvas_W 3"]:
-    """The image with its instances, magnified by a whole number `s` if it is small.
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """The instances that are drawn on an image."""
 
-    `boxes` are (x1, y1, x2, y2) in pixels of the image. A mask is a bitmap, a COCO RLE, or a list of polygons. A class
-    has one hue, its instances shades of it; with a single class, each instance has a hue of its own. Labels give the
-    class where there are several, the score, and whether it is a crowd. One that would cover another is left out, as
-    are all on images with very many instances.
+    boxes: Float[np.ndarray, "n 4"]  # (x1, y1, x2, y2), pixels of the image
+    classes: Int[np.ndarray, " n"]
+    masks: Sequence[Mask] | None  # bitmaps, COCO's RLEs, or lists of polygons
+    scores: Float[np.ndarray, " n"] | None
+    class_names: Sequence[str]
+    crowds: Bool[np.ndarray, " n"] | None = None
+    # (x, y, visibility): dots where the visibility is 2, rings where it is 1 (hidden), nothing where it is 0
+    keypoints: Float[np.ndarray, "n J 3"] | None = None
+    skeleton: Sequence[tuple[int, int]] = ()  # the pairs of keypoints that are joined
+    tracks: Int[np.ndarray, " n"] | None = None  # numbers of instances of a video: their colours, and in their labels
 
-    `keypoints` are (x, y, visibility): dots where the visibility is 2, rings where it is 1 (hidden), nothing where it
-    is 0. `skeleton` has the pairs of them that are joined.
 
-    With `tracks`, the numbers of instances of a video, colours are those of the numbers, which labels then name.
+def draw_instances(image: UInt8[np.ndarray, "H W 3"], instances: Instances) -> UInt8[np.ndarray, "canvas_H canvas_W 3"]:
+    """Draw instances on the image, magnified by a whole number if it is small.
+
+    A class has one hue, its instances shades of it; with a single class, each instance has a hue of its own. Labels
+    give the class where there are several, the score, and whether it is a crowd. One that would cover another is left
+    out, as are all on images with very many instances.
     """
+    boxes, masks, keypoints, tracks = instances.boxes, instances.masks, instances.keypoints, instances.tracks
     height, width = image.shape[:2]
     scale = max(1, -(-_READABLE_SIDE // max(height, width)))
     canvas = image.repeat(scale, axis=0).repeat(scale, axis=1)
-    colors = [_color(int(label), i, len(class_names)) for i, label in enumerate(classes)]
+    colors = [_color(int(label), i, len(instances.class_names)) for i, label in enumerate(instances.classes)]
     if tracks is not None:
         colors = [_color(0, int(track), 1) for track in tracks]
     thickness = max(1, round(min(max(canvas.shape[:2]), _SIDE_AT_ONCE) / 300))
@@ -61,7 +63,9 @@ def draw_instances(
     order = np.argsort(-_areas(boxes), kind="stable").tolist()
     if masks is not None:
         for i in order:
-            _draw_mask(canvas, *_window(masks[i], height, width), colors[i], scale, thickness)
+            mask, left, top = _window(masks[i], height, width)
+            magnified = mask.repeat(scale, axis=0).repeat(scale, axis=1)
+            _draw_mask(canvas[top * scale :, left * scale :], magnified, colors[i], thickness)
     picture = Image.fromarray(canvas)
     pen = ImageDraw.Draw(picture)
     for i in order:
@@ -70,9 +74,9 @@ def draw_instances(
     if keypoints is not None:
         for i in order:
             points = keypoints[i] * np.array([scale, scale, 1], np.float32)
-            _draw_keypoints(pen, points, skeleton, colors[i], thickness)
+            _draw_keypoints(pen, points, instances.skeleton, colors[i], thickness)
     if len(boxes) <= _LABELLED_INSTANCES:
-        labels = [_label(i, classes, scores, class_names, crowds) for i in range(len(boxes))]
+        labels = [_label(i, instances) for i in range(len(boxes))]
         if tracks is not None:
             labels = [f"#{track} {label}" for track, label in zip(tracks, labels, strict=True)]
         _draw_labels(pen, picture.size, boxes * scale, labels, colors)
@@ -119,17 +123,11 @@ def _window(mask: Mask, height: int, width: int) -> tuple[Bool[np.ndarray, "h w"
 
 
 def _draw_mask(
-    canvas: UInt8[np.ndarray, "canvas_H canvas_W 3"],
-    mask: Bool[np.ndarray, "h w"],
-    left: int,
-    top: int,
-    color: Color,
-    scale: int,
-    thickness: int,
+    canvas: UInt8[np.ndarray, "canvas_H canvas_W 3"], inside: Bool[np.ndarray, "h w"], color: Color, thickness: int
 ) -> None:
-    inside = mask.repeat(scale, axis=0).repeat(scale, axis=1)
+    """Tint the pixels at the corner of a canvas, and their contour."""
     height, width = inside.shape
-    window = canvas[top * scale : top * scale + height, left * scale : left * scale + width]
+    window = canvas[:height, :width]
     core = np.pad(inside, 1)
     for _ in range(thickness):
         core[1:-1, 1:-1] &= core[:-2, 1:-1] & core[2:, 1:-1] & core[1:-1, :-2] & core[1:-1, 2:]
@@ -160,14 +158,9 @@ def _draw_keypoints(
             pen.circle((x, y), thickness + 1, fill=fill, outline=outline)
 
 
-def _label(
-    i: int,
-    classes: Int[np.ndarray, " n"],
-    scores: Float[np.ndarray, " n"] | None,
-    class_names: Sequence[str],
-    crowds: Bool[np.ndarray, " n"] | None,
-) -> str:
-    words = [class_names[int(classes[i])]] if len(class_names) > 1 else []
+def _label(i: int, instances: Instances) -> str:
+    names, crowds, scores = instances.class_names, instances.crowds, instances.scores
+    words = [names[int(instances.classes[i])]] if len(names) > 1 else []
     if crowds is not None and crowds[i]:
         words.append("(crowd)")
     if scores is not None:

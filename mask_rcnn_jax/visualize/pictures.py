@@ -12,7 +12,7 @@ from PIL import Image
 from mask_rcnn_jax.data import CocoDataset, DataConfig, Record
 from mask_rcnn_jax.data.transforms import open_image
 from mask_rcnn_jax.output_folder import OutputFolder
-from mask_rcnn_jax.visualize.draw import draw_instances, side_by_side
+from mask_rcnn_jax.visualize.draw import DRAWN_KEYPOINT, Instances, draw_instances, side_by_side
 
 _FOLDER = "pictures"
 _NAME_LENGTH = 60  # characters of an image's name in that of its picture
@@ -34,15 +34,14 @@ def write_pictures(
     outputs: OutputFolder,
     count: int = 8,
     min_score: float = 0.5,
-    min_keypoint_score: float = 0.05,
     max_pixels: int = DataConfig.max_pixels,
 ) -> list[Path]:
     """Writes `count` images, spread evenly over the dataset, with their ground truth beside their detections, into the
     folder `pictures` of `outputs`; pictures of an earlier call that are not among them are removed.
 
     `results` are COCO results with or without masks and keypoints; those that score less than `min_score`, and single
-    keypoints of less than `min_keypoint_score`, are not drawn. Returns the files, named after the images. Raises
-    UserError for an image that cannot be read or has more than `max_pixels`, and as `outputs` does.
+    keypoints of less than .05, are not drawn. Returns the files, named after the images. Raises UserError for an image
+    that cannot be read or has more than `max_pixels`, and as `outputs` does.
     """
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
@@ -53,7 +52,7 @@ def write_pictures(
         shown.sort(key=lambda result: -result["score"])
         image = np.asarray(open_image(record.path, max_pixels, record.open))
         truth = _draw_truth(image, dataset, record)
-        found = _draw_results(image, dataset, shown, min_keypoint_score)
+        found = _draw_results(image, dataset, shown)
         captions = f"ground truth: {len(record.boxes)}", f"detected with score {min_score:g} or more: {len(shown)}"
         with outputs.replacing(path) as part:
             Image.fromarray(side_by_side((truth, found), captions)).save(part, "PNG")
@@ -66,22 +65,21 @@ def _draw_truth(
 ) -> UInt8[np.ndarray, "canvas_H canvas_W 3"]:
     return draw_instances(
         image,
-        record.boxes,
-        record.classes,
-        record.segmentations,
-        None,
-        dataset.class_names,
-        crowds=record.iscrowd,
-        keypoints=record.keypoints,
-        skeleton=dataset.skeleton,
+        Instances(
+            record.boxes,
+            record.classes,
+            record.segmentations,
+            None,
+            dataset.class_names,
+            crowds=record.iscrowd,
+            keypoints=record.keypoints,
+            skeleton=dataset.skeleton,
+        ),
     )
 
 
 def _draw_results(
-    image: UInt8[np.ndarray, "H W 3"],
-    dataset: CocoDataset,
-    results: Sequence[dict[str, Any]],
-    min_keypoint_score: float,
+    image: UInt8[np.ndarray, "H W 3"], dataset: CocoDataset, results: Sequence[dict[str, Any]]
 ) -> UInt8[np.ndarray, "canvas_H canvas_W 3"]:
     corners = np.array([r["bbox"] for r in results], np.float32).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
@@ -89,17 +87,19 @@ def _draw_results(
     if results and all("keypoints" in r for r in results):
         keypoints = np.array([r["keypoints"] for r in results], np.float32).reshape(len(results), -1, 3)
         keypoints[..., :2] += 0.5
-        keypoints[..., 2] = np.where(keypoints[..., 2] >= min_keypoint_score, 2, 0)
+        keypoints[..., 2] = np.where(keypoints[..., 2] >= DRAWN_KEYPOINT, 2, 0)
     return draw_instances(
         image,
-        corners,
-        np.array([dataset.categories.index(r["category_id"]) for r in results], np.int32),
-        [r["segmentation"] for r in results] if all("segmentation" in r for r in results) else None,
-        np.array([r["score"] for r in results], np.float32),
-        dataset.class_names,
-        keypoints=keypoints,
-        # Another dataset's skeleton would join what it does not mean.
-        skeleton=dataset.skeleton
-        if keypoints is not None and keypoints.shape[1] == len(dataset.keypoint_names)
-        else (),
+        Instances(
+            corners,
+            np.array([dataset.categories.index(r["category_id"]) for r in results], np.int32),
+            [r["segmentation"] for r in results] if all("segmentation" in r for r in results) else None,
+            np.array([r["score"] for r in results], np.float32),
+            dataset.class_names,
+            keypoints=keypoints,
+            # Another dataset's skeleton would join what it does not mean.
+            skeleton=dataset.skeleton
+            if keypoints is not None and keypoints.shape[1] == len(dataset.keypoint_names)
+            else (),
+        ),
     )

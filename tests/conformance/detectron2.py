@@ -106,10 +106,7 @@ def rpn_rows(golden: Golden) -> Iterator[Row]:
 def _proposal_rows(golden: Golden, stage: str, expected: list, *, train: bool) -> Iterator[Row]:
     settings, shape = golden.config.rpn, golden["batch"].shape[2:]
     anchors = rpn.level_anchors(settings, golden.features, golden.config.backbone.out_strides, shape)
-    pre, post = (
-        (settings.pre_nms_train, settings.post_nms_train) if train else (settings.pre_nms_test, settings.post_nms_test)
-    )
-    propose = functools.partial(rpn.propose, settings, anchors, pre_nms=pre, post_nms=post)
+    propose = functools.partial(rpn.propose, settings, anchors, train=train)
     logits, deltas = jax.tree.map(jnp.asarray, golden.rpn_outputs)
     found = jax.jit(jax.vmap(propose))(logits, deltas, jnp.asarray(golden.sizes))
     pairs = []

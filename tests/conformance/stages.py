@@ -324,12 +324,10 @@ def reference_anchors(case: Case) -> torch.Tensor:
 def _proposals(case: Case, *, train: bool) -> list[tuple[Boxes, Boxes]]:
     logits, deltas = rpn_outputs(case)
     config, images = case.config.rpn, _input(case)
-    limits = (config.pre_nms_train, config.post_nms_train) if train else (config.pre_nms_test, config.post_nms_test)
-
     levels = anchors(case)
 
     def propose(logits, deltas, size):
-        return rpn.propose(config, levels, logits, deltas, size, pre_nms=limits[0], post_nms=limits[1])
+        return rpn.propose(config, levels, logits, deltas, size, train=train)
 
     found = jax.jit(jax.vmap(propose))(logits, deltas, np.array(images.image_sizes))
     expected = _filter_proposals(case, train) if train else case.trace.stages["proposals"]

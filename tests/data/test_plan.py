@@ -61,7 +61,7 @@ def test_the_plan_of_a_longer_run_begins_the_same():
     rng = np.random.default_rng(0)
     orientation, repeats = rng.random(37) < 0.3, rng.uniform(1, 3, 37)
     sources = rng.integers(0, 3, 37)
-    for arguments in ((repeats,), (repeats, sources, (1.0, 5.0, 0.3))):
+    for arguments in ((repeats,), (repeats, (sources, (1.0, 5.0, 0.3)))):
         long = plan_batches(orientation, 4, 200, 0, *arguments)
         for steps in (0, 1, 17, 90):
             np.testing.assert_array_equal(plan_batches(orientation, 4, steps, 0, *arguments), long[:steps])
@@ -72,7 +72,7 @@ def test_the_plan_of_a_longer_run_begins_the_same():
 def test_every_stretch_of_a_mixture_has_the_shares():
     sources = np.repeat([0, 1, 2], [5, 100, 20])
     weights = (3.0, 1.0, 4.0)
-    plan = plan_batches(np.zeros(125, bool), 4, 1000, 0, None, sources, weights)
+    plan = plan_batches(np.zeros(125, bool), 4, 1000, 0, None, (sources, weights))
     drawn = sources[plan.ravel()]
     for start, stop in ((0, 80), (8, 16), (1001, 3001), (0, 4000)):
         counts = np.bincount(drawn[start:stop], minlength=3)
@@ -86,7 +86,7 @@ def test_every_stretch_of_a_mixture_has_the_shares():
 def test_only_ratios_of_weights_count_and_a_source_may_be_empty():
     sources = np.repeat([0, 2], [5, 10])
     plans = [
-        plan_batches(np.zeros(15, bool), 4, 100, 0, None, sources, weights)
+        plan_batches(np.zeros(15, bool), 4, 100, 0, None, (sources, weights))
         for weights in ((1.0, 7.0, 2.0), (10.0, 0.5, 20.0))
     ]
     np.testing.assert_array_equal(*plans)

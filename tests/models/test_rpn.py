@@ -49,7 +49,7 @@ def test_losses_are_those_of_a_plain_loop(normalizer, beta):
     gt = np.array([4.0, 6.0, 19.0, 23.0], np.float32)
     truth = truth_of([gt.tolist()], slots=3)
     terms = rpn_losses(
-        config, anchors, jnp.asarray(logits), jnp.asarray(deltas), truth, -jnp.arange(len(anchors), dtype=jnp.float32)
+        config, [anchors], jnp.asarray(logits), jnp.asarray(deltas), truth, -jnp.arange(len(anchors), dtype=jnp.float32)
     )
 
     ious, box_targets = [], []
@@ -85,7 +85,7 @@ def test_an_image_without_instances_learns_background_and_nothing_else():
     zeros = jnp.zeros(len(anchors))
 
     def loss(logits, deltas):
-        terms = rpn_losses(CONFIG, anchors, logits, deltas, truth_of([], slots=2), zeros)
+        terms = rpn_losses(CONFIG, [anchors], logits, deltas, truth_of([], slots=2), zeros)
         return terms["loss/rpn_objectness"].value + terms["loss/rpn_box"].value
 
     value, (logits, deltas) = jax.value_and_grad(loss, argnums=(0, 1))(zeros, jnp.ones((len(anchors), 4)))
@@ -97,11 +97,11 @@ def test_an_image_without_instances_learns_background_and_nothing_else():
 
 @pytest.mark.parametrize("threshold", [0.3, 0.7, 0.9])
 def test_proposals_are_best_first_inside_the_image_and_apart(threshold):
-    anchors, config = grid_of_anchors(), replace(CONFIG, nms_iou=threshold)
+    anchors, config = grid_of_anchors(), replace(CONFIG, nms_iou=threshold, post_nms_test=50)
     rng = np.random.default_rng(1)
     logits = jnp.asarray(rng.normal(size=len(anchors)), jnp.float32)
     deltas = jnp.asarray(rng.normal(size=(len(anchors), 4)) * 0.3, jnp.float32)
-    found = propose(config, [anchors], [logits], [deltas], jnp.array([30, 20]), pre_nms=50, post_nms=50)
+    found = propose(config, [anchors], [logits], [deltas], jnp.array([30, 20]), train=False)
     boxes, kept = np.asarray(found.boxes)[found.valid], np.asarray(found.logits)[found.valid]
     assert 0 < len(boxes) <= 50
     assert (np.diff(kept) <= 0).all()
@@ -124,7 +124,7 @@ def test_proposals_that_are_not_finite_are_dropped():
     anchors = grid_of_anchors(2)
     logits = jnp.array([3.0, jnp.nan, 1.0, jnp.inf])
     deltas = jnp.zeros((4, 4)).at[2, 0].set(jnp.nan)
-    found = propose(CONFIG, [anchors], [logits], [deltas], jnp.array([64, 64]), pre_nms=50, post_nms=20)
+    found = propose(CONFIG, [anchors], [logits], [deltas], jnp.array([64, 64]), train=False)
     assert np.asarray(found.logits)[found.valid].tolist() == [3.0]
     assert np.isfinite(found.boxes).all()
 
@@ -133,7 +133,7 @@ def test_no_gradient_flows_through_proposals():
     anchors = grid_of_anchors(4)
 
     def total(logits, deltas):
-        found = propose(CONFIG, [anchors], [logits], [deltas], jnp.array([64, 64]), pre_nms=50, post_nms=20)
+        found = propose(CONFIG, [anchors], [logits], [deltas], jnp.array([64, 64]), train=False)
         return found.boxes.sum() + found.logits.sum()
 
     for gradient in jax.grad(total, argnums=(0, 1))(jnp.arange(16.0), jnp.ones((16, 4)) * 0.1):
