@@ -1,13 +1,14 @@
 """The members of the family besides R50-FPN, which is `MaskRCNNConfig()` itself: Detectron2's model zoo."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from mask_rcnn_jax.models.box_head import BoxHeadConfig
 from mask_rcnn_jax.models.cascade import CascadeConfig
 from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
 from mask_rcnn_jax.models.mask_head import MaskHeadConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig
-from mask_rcnn_jax.models.pooler import PoolerConfig
+from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolConfig, RoIPoolerConfig
+from mask_rcnn_jax.models.proposals import GivenProposalsConfig
 from mask_rcnn_jax.models.resnet import ResNetConfig
 from mask_rcnn_jax.models.rpn import RPNConfig
 
@@ -57,6 +58,16 @@ def keypoints(config: MaskRCNNConfig) -> MaskRCNNConfig:
         mask_head=None,
         keypoint_head=KeypointHeadConfig(),
     )
+
+
+def fast_rcnn(config: MaskRCNNConfig) -> MaskRCNNConfig:
+    """The model whose proposals come with the images, with RoIPool and without masks (Fast R-CNN).
+
+    Detectron2's published weights are of RoIAlign: take `config`'s pooler for them.
+    """
+    of_any_pooler = {field.name: getattr(config.box_head.pooler, field.name) for field in fields(RoIPoolerConfig)}
+    box_head = replace(config.box_head, pooler=RoIPoolConfig(**of_any_pooler))
+    return replace(config, rpn=GivenProposalsConfig(), box_head=box_head, mask_head=None)
 
 
 def _rpn_on(feature: str) -> RPNConfig:

@@ -5,6 +5,7 @@ network, a `ProposalSource`, that it builds. Shape letters: `P` proposals.
 """
 
 import abc
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from jaxtyping import Array, Int
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms
 from mask_rcnn_jax.ops import boxes as box_ops
-from mask_rcnn_jax.ranges import Positive
+from mask_rcnn_jax.ranges import AtLeastZero, Positive
 from mask_rcnn_jax.structures import GroundTruth, Proposals
 
 Losses = Callable[[GroundTruth, Keys], Terms]
@@ -54,6 +55,7 @@ class GivenProposalsConfig(ProposalsConfig):
 
     num_train: Positive = 2000  # an image, those with the highest logits
     num_test: Positive = 1000
+    min_box_size: AtLeastZero = 0.0  # proposals keep sides above it once they are clipped
 
     def build(self, inputs: Inputs, rngs: nnx.Rngs) -> "GivenProposals":
         return GivenProposals(self)
@@ -75,16 +77,17 @@ class GivenProposals(ProposalSource):
                 " them, or set rpn to RPNConfig"
             )
         number = self.config.num_train if train else self.config.num_test
-        best = jax.vmap(lambda *of_image: _best(*of_image, number=number))(context.proposals, context.image_sizes)
+        choose = functools.partial(_best, number=number, min_box_size=self.config.min_box_size)
+        best = jax.vmap(choose)(context.proposals, context.image_sizes)
         return context.observe("proposals", best), lambda truth, keys: {}
 
 
 @jax.named_scope("proposals")
-def _best(given: Proposals, image_size: Int[Array, "2"], *, number: int) -> Proposals:
-    """The best given boxes of one image, clipped to it; those that are empty then, or not finite, are dropped."""
+def _best(given: Proposals, image_size: Int[Array, "2"], *, number: int, min_box_size: float) -> Proposals:
+    """The best given boxes of one image, clipped to it; those that are empty then, or not finite, are dropped first."""
     finite = jnp.isfinite(given.boxes).all(axis=-1) & jnp.isfinite(given.logits)
     boxes = box_ops.clip(jnp.where(finite[:, None], given.boxes, 0.0), image_size)
-    valid = given.valid & finite & box_ops.nonempty(boxes)
+    valid = given.valid & finite & box_ops.nonempty(boxes, min_box_size)
     order = jnp.where(valid, given.logits, -jnp.inf)
     _, best = jax.lax.top_k(order, min(number, len(order)))
     valid = valid[best]

@@ -32,7 +32,9 @@ with {versions}.
 - **torchvision** runs beside this project, with random weights that are scaled on real images until they detect about
   a hundred instances an image; three images of different sizes, portrait and landscape, make a batch. *Narrow* models
   have an eighth of the channels.
-- **detectron2** is compared with its recorded outputs, of narrow models that were made in the same way.
+- **detectron2** is compared with its recorded outputs, of narrow models that were made in the same way;
+  *fast_rcnn/roialign* has the weights and the features of *fast_rcnn*, and the same proposals. The normalised images
+  of *fast_rcnn* are not recorded: its input is compared with NumPy's.
 - *relative* is relative to the reference tensor's largest value; *of the norm* compares the norm of a gradient's
   difference with that of the gradient, parameter by parameter. Boxes are matched by class and IoU.
 - torchvision cuts boxes to whole pixels when it pastes masks: end to end, a box that differs by 1e-3 px can so differ

@@ -1,4 +1,4 @@
-"""What Detectron2 recorded of six narrow members of its family (`golden/detectron2` of the shared folder).
+"""What Detectron2 recorded of narrow members of its family (`golden/detectron2` of the shared folder).
 
 Random and calibrated, two images each; torch's layout, NCHW.
 """
@@ -14,12 +14,12 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from mask_rcnn_jax import models
-from mask_rcnn_jax.models import FPNConfig, MaskRCNNConfig, ResNetConfig, architectures
+from mask_rcnn_jax.models import FPNConfig, MaskRCNNConfig, PoolerConfig, ResNetConfig, RPNConfig, architectures
 from mask_rcnn_jax.pretrained import convert
 from mask_rcnn_jax.structures import Batch, GroundTruth, Proposals
 from tests.conformance.torch_resnet import TorchBackbone
 
-NAMES = ("fpn", "c4", "dc5", "x101_fpn", "cascade", "keypoint")
+NAMES = ("fpn", "c4", "dc5", "x101_fpn", "cascade", "keypoint", "fast_rcnn", "fast_rcnn/roialign")
 IMAGES = (0, 1)
 
 
@@ -28,19 +28,35 @@ class Golden:
 
     def __init__(self, shared: Path, name: str):
         folder = shared / "golden" / "detectron2"
-        tensors = load_file(folder / f"{name}.safetensors")
+        file, _, variant = name.partition("/")  # a variant has the weights of the file's model
+        tensors = load_file(folder / f"{file}.safetensors")
+        of_variant = [key for key in tensors if key.partition("/")[0] == variant]
+        tensors |= {key.removeprefix(f"{variant}/"): tensors[key] for key in of_variant}
         self.name = f"detectron2 {name}"
-        self.json = json.loads((folder / f"{name}.json").read_text())
+        self.json = json.loads((folder / f"{file}.json").read_text())
+        self.json |= self.json.get(variant, {})
         self.tensors = {key: value for key, value in tensors.items() if not key.startswith("weights/")}
         self.weights = {
             key.removeprefix("weights/"): value for key, value in tensors.items() if key.startswith("weights/")
         }
         self.config = config(name)
+        if "batch" not in self.tensors:
+            self.tensors["batch"] = self._normalised(self.json["batch_shape"])
         self.variables, _ = convert(self.weights, self.config, "detectron2", None)
         self.model = models.networks(self.config, self.variables)
 
     def __getitem__(self, key: str) -> np.ndarray:
         return self.tensors[key]
+
+    def _normalised(self, shape: list[int]) -> np.ndarray:
+        """The input that the reference makes of its images."""
+        batch = np.zeros(shape, np.float32)
+        mean, std = (
+            np.array(values, np.float32)[::-1, None, None] for values in (self.config.pixel_mean, self.config.pixel_std)
+        )
+        for i, image in enumerate(self.of_images("image")):
+            batch[i, :, : image.shape[1], : image.shape[2]] = (image - mean) / std
+        return batch
 
     def of_images(self, key: str) -> list[np.ndarray]:
         return [self[f"{key}_{i}"] for i in IMAGES]
@@ -71,20 +87,34 @@ class Golden:
 
     @functools.cached_property
     def proposals(self) -> Proposals:
-        boxes, logits = np.stack(self.of_images("proposals")), np.stack(self.of_images("proposal_logits"))
-        return Proposals(jnp.asarray(boxes), jnp.asarray(logits), jnp.ones(logits.shape, bool))
+        boxes, logits = (np.concatenate(self.of_images(key)) for key in ("proposals", "proposal_logits"))
+        return jax.tree.map(jnp.asarray, Proposals(self._in_slots(boxes), self._in_slots(logits), self._slots))
+
+    @property
+    def given(self) -> Proposals | None:
+        """The proposals that come with the images, where the model makes none."""
+        return None if isinstance(self.config.rpn, RPNConfig) else self.proposals
+
+    @functools.cached_property
+    def _slots(self) -> np.ndarray:
+        """The slots [B, P] that hold a proposal: images may have different numbers of them."""
+        counts = np.array([len(boxes) for boxes in self.of_images("proposals")])
+        return np.arange(counts.max()) < counts[:, None]
+
+    def _in_slots(self, of_proposals: np.ndarray) -> np.ndarray:
+        """Give each image slots of its own for what the reference has of the proposals of all."""
+        result = np.zeros((*self._slots.shape, *of_proposals.shape[1:]), of_proposals.dtype)
+        result[self._slots] = of_proposals
+        return result
 
     @functools.cached_property
     def predictions(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Class logits [B, P, K + 1] and deltas [B, P, Kd, 4] of each stage."""
         stages = [""] if self.config.cascade is None else [f"_{i}" for i in range(3)]
-        shape = self.proposals.logits.shape
+        deltas = [self[f"box_predictor{stage}_deltas"] for stage in stages]
         return [
-            (
-                self[f"box_predictor{stage}_class_logits"].reshape(*shape, -1),
-                self[f"box_predictor{stage}_deltas"].reshape(*shape, -1, 4),
-            )
-            for stage in stages
+            (self._in_slots(self[f"box_predictor{stage}_class_logits"]), self._in_slots(x.reshape(len(x), -1, 4)))
+            for stage, x in zip(stages, deltas, strict=True)
         ]
 
     @functools.cached_property
@@ -120,11 +150,14 @@ class Golden:
                 keypoints[i, :count] = self[f"gt_keypoints_{i}"]
         regions = np.broadcast_to(np.array([0, 0, width, height], np.float32), boxes.shape)
         truth = GroundTruth(boxes, classes, masks, regions, valid, keypoints)
-        return jax.tree.map(jnp.asarray, Batch(self.images, self.sizes, truth, np.arange(2, dtype=np.int32)))
+        batch = Batch(self.images, self.sizes, truth, np.arange(2, dtype=np.int32), self.given)
+        return jax.tree.map(jnp.asarray, batch)
 
 
 def config(name: str) -> MaskRCNNConfig:
     """What `NAME.yaml` says, in this project's words."""
+    if name.startswith("fast_rcnn"):
+        return _fast_rcnn(PoolerConfig(aligned=False) if name.endswith("roialign") else None)
     resnet = ResNetConfig(width=8, stem_width=16)
     if name == "x101_fpn":
         resnet = replace(resnet, depth=101, groups=4, width_per_group=4, stride_in_1x1=False)
@@ -146,6 +179,13 @@ def config(name: str) -> MaskRCNNConfig:
         mask_head=model.mask_head and replace(model.mask_head, channels=32),
         keypoint_head=keypoint_head,
     )
+
+
+def _fast_rcnn(pooler: PoolerConfig | None) -> MaskRCNNConfig:
+    backbone = FPNConfig(bottom_up=ResNetConfig(width=4, stem_width=8), channels=16)
+    model = architectures.fast_rcnn(MaskRCNNConfig(num_classes=12, backbone=backbone))
+    box_head = replace(model.box_head, fc_channels=48, samples=128, max_detections=50)
+    return replace(model, box_head=replace(box_head, pooler=pooler or box_head.pooler))
 
 
 def nhwc(tensor: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ needed.torchvision()
 from tests.conformance import detectron2  # noqa: E402
 from tests.conformance.golden import NAMES, Golden  # noqa: E402
 
-STAGES = ("backbone_rows", "rpn_rows", "box_rows_of", "head_rows", "end_to_end_rows")
 # What a model has and FPN and C4 have not; the rest of it is slow, and so are X101 and DC5, whose convolutions
 # tests/ops/test_conv.py compares.
 OF_ITS_OWN = {
@@ -19,11 +18,13 @@ OF_ITS_OWN = {
     "dc5": (),
     "cascade": ("box_rows_of",),
     "keypoint": ("head_rows",),
+    "fast_rcnn": ("head_rows",),
+    "fast_rcnn/roialign": (),
 }
 CASES = [
-    pytest.param(name, stage, marks=[] if stage in OF_ITS_OWN.get(name, STAGES) else [pytest.mark.slow])
+    pytest.param(name, stage, marks=[] if stage in OF_ITS_OWN.get(name, detectron2.STAGES) else [pytest.mark.slow])
     for name in NAMES
-    for stage in STAGES
+    for stage in detectron2.stages_of(name)
 ]
 
 
@@ -34,6 +35,6 @@ def golden(shared):
 
 @pytest.mark.parametrize(("name", "stage"), CASES)
 def test_rows_hold(golden, name, stage):
-    rows = list(getattr(detectron2, stage)(golden(name)))
+    rows = list(detectron2.STAGES[stage](golden(name)))
     assert rows
     assert not [str(row) for row in rows if not row.ok]

@@ -13,6 +13,7 @@ from mask_rcnn_jax.config import from_json, override, to_json
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import predict
 from mask_rcnn_jax.models import (
+    Context,
     GivenProposalsConfig,
     Head,
     HeadConfig,
@@ -25,6 +26,7 @@ from mask_rcnn_jax.models import (
     loss_terms,
 )
 from mask_rcnn_jax.models.losses import binary_cross_entropy, masked_mean
+from mask_rcnn_jax.models.proposals import GivenProposals
 from mask_rcnn_jax.structures import Proposals
 from tests.tiny import smallest_model, tiny_batch
 
@@ -186,6 +188,30 @@ def test_a_model_that_is_given_its_proposals_trains_and_detects_in_them():
     again = run(given_boxes(more, logits))
     np.testing.assert_allclose(again.scores, detections.scores, atol=1e-6)
     np.testing.assert_allclose(again.boxes, detections.boxes, atol=1e-4)
+
+
+@pytest.mark.parametrize(("train", "min_box_size"), [(True, 0.0), (False, 0.0), (True, 3.0)])
+def test_given_proposals_are_those_that_detectron2_keeps(train, min_box_size):
+    """By its order of steps: sorted by score, clipped, without small ones, and then so many of the best."""
+    random, sizes = np.random.default_rng(0), np.array([[40, 64], [64, 30]], np.int32)
+    corners = random.uniform(-10, 40, (2, 60, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(-2, 20, (2, 60, 2))], axis=-1).astype(np.float32)
+    logits = np.stack([random.permutation(60), random.permutation(60)]).astype(np.float32) - 30
+    valid = np.arange(60) < np.array([[60], [50]])
+    config = GivenProposalsConfig(num_train=9, num_test=4, min_box_size=min_box_size)
+    given = Proposals(*map(jnp.asarray, (boxes, logits, valid)))
+    context = Context({}, {}, jnp.asarray(sizes), (64, 64), pool=lambda pooler, rois: rois, proposals=given)
+    found, losses_of = GivenProposals(config).propose(context, train=train)
+    assert losses_of(tiny_batch().ground_truth, None) == {}
+    for i, (height, width) in enumerate(sizes):
+        best = np.argsort(logits[i][valid[i]])[::-1]
+        clipped = np.clip(boxes[i][best], 0, [width, height, width, height])
+        kept = np.all(clipped[:, 2:] - clipped[:, :2] > min_box_size, axis=-1)
+        assert 9 < kept.sum() < len(best)
+        expected = [x[kept][: 9 if train else 4] for x in (clipped, logits[i][best])]
+        assert found.valid[i].all()
+        np.testing.assert_array_equal(found.boxes[i], expected[0])
+        np.testing.assert_array_equal(found.logits[i], expected[1])
 
 
 def test_proposals_that_do_not_come_are_missed():
