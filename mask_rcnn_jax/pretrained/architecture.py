@@ -13,6 +13,7 @@ from mask_rcnn_jax import models
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import (
     FPNConfig,
+    GivenProposalsConfig,
     MaskHeadConfig,
     MaskRCNNConfig,
     NormConfig,
@@ -70,10 +71,13 @@ def assumptions(config: MaskRCNNConfig, source: Source) -> list[str]:
             f" for a model trained from an ImageNet backbone, --set {key}.norm.epsilon=1e-5"
         ]
     convolution = "1x1" if resnet.stride_in_1x1 else "3x3"
-    return [
+    lines = [
         f"blocks stride in their {convolution} convolutions ({key}.stride_in_1x1)",
         f"pixels are BGR, divided by {', '.join(map(str, config.pixel_std[::-1]))} (model.pixel_std, in RGB)",
     ]
+    if isinstance(config.rpn, GivenProposalsConfig):
+        lines.append("features of RoIs are RoIAlign's, as in the published Fast R-CNN (model.box_head.pooler)")
+    return lines
 
 
 def describe(config: MaskRCNNConfig) -> str:
@@ -83,7 +87,13 @@ def describe(config: MaskRCNNConfig) -> str:
     if resnet.groups > 1:
         name = f"ResNeXt-{resnet.depth} {resnet.groups}x{resnet.bottleneck_channels('res2') // resnet.groups}d"
     neck = "FPN" if isinstance(config.backbone, FPNConfig) else "C4" if config.res5_on_rois else "DC5"
-    heads = {"cascade": config.cascade, "masks": config.mask_head, "keypoints": config.keypoint_head}
+    given = config.rpn if isinstance(config.rpn, GivenProposalsConfig) else None
+    heads = {
+        "given proposals": given,
+        "cascade": config.cascade,
+        "masks": config.mask_head,
+        "keypoints": config.keypoint_head,
+    }
     present = "".join(f", {head}" for head, settings in heads.items() if settings is not None)
     classes = f"{config.num_classes} classes" if config.num_classes > 1 else "one class"
     return f"{name} {neck}, {resnet.norm.kind.replace('_', ' ')}{present}, {classes}"
@@ -104,6 +114,8 @@ def _of_shapes(shapes: Shapes, *, trained_norm: bool) -> MaskRCNNConfig:
     else:
         config = architectures.dc5(resnet, classes)
     config = _with_heads(config, shapes, norm)
+    if not any(path.startswith("rpn/") for path in shapes):
+        return replace(config, rpn=GivenProposalsConfig())
     assert isinstance(config.rpn, RPNConfig)
     anchors = len(config.rpn.sizes[0]) * len(config.rpn.ratios)
     if (count := _shape(shapes, "rpn/objectness/conv/bias")[0]) != anchors:

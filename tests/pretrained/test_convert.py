@@ -22,7 +22,18 @@ from mask_rcnn_jax.models import (
     architectures,
     init,
 )
-from mask_rcnn_jax.pretrained import ByName, Report, convert, find_source, infer, match, read_tensors, transplant
+from mask_rcnn_jax.pretrained import (
+    ByName,
+    Report,
+    assumptions,
+    convert,
+    describe,
+    find_source,
+    infer,
+    match,
+    read_tensors,
+    transplant,
+)
 from tests.pretrained.naming import as_detectron2, flat, random_variables
 
 RESNET = ResNetConfig(width=8, stem_width=16)
@@ -69,6 +80,7 @@ CONFIGS = {
     "batch norm": with_norm_everywhere(NormConfig(kind="batch_norm")),
     "cascade": architectures.cascade(FPN),
     "keypoints": narrow_heads(architectures.keypoints(FPN)),
+    "fast": replace(architectures.fast_rcnn(FPN), box_head=FPN.box_head),
 }
 
 
@@ -84,7 +96,7 @@ def test_detectron2_names_are_undone_and_tell_the_configuration(config):
     jax.tree.map(np.testing.assert_array_equal, converted, variables)
 
 
-@pytest.mark.parametrize("name", ["fpn", "c4", "dc5", "x101_fpn", "cascade", "keypoint"])
+@pytest.mark.parametrize("name", ["fpn", "c4", "dc5", "x101_fpn", "cascade", "keypoint", "fast_rcnn"])
 def test_reference_weights_of_detectron2_leave_nothing_over(shared, name):
     tensors = read_tensors(shared / "golden" / "detectron2" / f"{name}.safetensors")
     weights = {key.removeprefix("weights/"): tensors[key] for key in tensors if key.startswith("weights/")}
@@ -107,6 +119,13 @@ def test_reference_weights_of_detectron2_leave_nothing_over(shared, name):
         "NUM_FC": config.box_head.num_fcs,
     }.items():
         assert f"{key}: {value}\n" in settings, key
+
+
+def test_proposals_that_come_with_the_images_are_told_by_the_absence_of_an_rpn():
+    config = CONFIGS["fast"]
+    assert describe(config) == "ResNet-50 FPN, frozen batch norm, given proposals, 5 classes"
+    assert "RoIAlign's, as in the published Fast R-CNN (model.box_head.pooler)" in assumptions(config, "detectron2")[-1]
+    assert "RoIAlign" not in "".join(assumptions(FPN, "detectron2"))
 
 
 # --- torchvision ------------------------------------------------------------------------------------------------------
