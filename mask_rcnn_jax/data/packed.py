@@ -103,7 +103,7 @@ def pack(records: Iterable[Record]) -> "PackedRecords":
     begin(*_OF_RECORD)
     columns["first_part"].append(len(columns["first_counts"]))
     begin(*_OF_PART)
-    arrays = {name: np.frombuffer(column, column.typecode) for name, column in columns.items()}
+    arrays: dict[str, np.ndarray] = {name: np.frombuffer(column, column.typecode) for name, column in columns.items()}
     arrays["boxes"] = arrays["boxes"].reshape(-1, 4)
     arrays["iscrowd"] = arrays["iscrowd"].view(np.bool_)
     if num_keypoints:
