@@ -7,7 +7,7 @@ import numpy as np
 from jax.lax import GatherScatterMode
 
 from mask_rcnn_jax.export.onnx_graph import Graph, Value
-from mask_rcnn_jax.export.onnx_primitives import Form, output, unsupported
+from mask_rcnn_jax.export.onnx_primitives import Form, output, unsupported, where
 
 
 def reduction(operation: str, of_nothing: float | None = None) -> Form:
@@ -30,9 +30,15 @@ def reduction(operation: str, of_nothing: float | None = None) -> Form:
     return form
 
 
-def _argmax(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    (name,) = graph.add("ArgMax", [graph.full(value)], axis=eqn.params["axes"][0], keepdims=0)
-    return [output(eqn, graph.cast(name, eqn.params["index_dtype"]))]
+def _index_of(operation: str) -> Form:
+    """The first index of the greatest or the least."""
+
+    def form(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+        name = graph.cast(graph.full(value), np.int32) if value.dtype == bool else graph.full(value)
+        (name,) = graph.add(operation, [name], axis=eqn.params["axes"][0], keepdims=0)
+        return [output(eqn, graph.cast(name, eqn.params["index_dtype"]))]
+
+    return form
 
 
 def _cumsum(graph: Graph, eqn: Any, value: Value) -> list[Value]:
@@ -59,31 +65,77 @@ def _sort(graph: Graph, eqn: Any, key: Value, *others: Value) -> list[Value]:
 
 
 def _gather(graph: Graph, eqn: Any, value: Value, indices: Value) -> list[Value]:
-    """Rows at indices: batch axes first, then the axes that are indexed, then whole ones, as GatherND has them."""
-    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    batch, indexed = tuple(numbers.operand_batching_dims), tuple(int(i) for i in numbers.start_index_map)
+    """Windows at indices: batch axes first, then the axes that are indexed, then whole ones, as GatherND has them."""
+    numbers, sizes, mode = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], eqn.params["mode"]
+    batch, filled = tuple(numbers.operand_batching_dims), mode == GatherScatterMode.FILL_OR_DROP
+    # An axis that is taken whole begins at 0 whatever its index, but for one that says that nothing is there.
+    axes = [int(i) for i in numbers.start_index_map]
+    columns = [k for k, i in enumerate(axes) if filled or sizes[i] < value.shape[i]] or [*range(len(axes))]
+    indexed = tuple(axes[k] for k in columns)
     whole = tuple(i for i in range(len(value.shape)) if i not in batch + indexed)
-    plain = sorted(int(i) for i in numbers.collapsed_slice_dims) == sorted(indexed)
-    in_order = tuple(numbers.start_indices_batching_dims) == tuple(range(len(batch)))
-    known = eqn.params["mode"] in (GatherScatterMode.PROMISE_IN_BOUNDS, GatherScatterMode.CLIP)
-    if not (plain and in_order and known and all(sizes[i] == value.shape[i] for i in whole)):
+    known = filled or mode in (GatherScatterMode.PROMISE_IN_BOUNDS, GatherScatterMode.CLIP)
+    if not (indexed and known and all(sizes[i] == value.shape[i] for i in whole)):
         raise unsupported(eqn)
-    order = (*batch, *indexed, *whole)
-    name = graph.full(value)
-    if order != tuple(range(len(order))):
-        (name,) = graph.add("Transpose", [name], perm=list(order))
-    at = graph.full(indices)
-    if eqn.params["mode"] == GatherScatterMode.CLIP:
-        limit = np.array([value.shape[i] - 1 for i in indexed], indices.dtype)
+    name, at, lead = graph.full(value), graph.full(indices), len(indices.shape) - 1
+    batched = tuple(int(i) for i in numbers.start_indices_batching_dims)
+    free = (*batched, *(i for i in range(lead) if i not in batched))
+    name = _transposed(graph, name, (*batch, *indexed, *whole))
+    at = _transposed(graph, at, (*free, lead))
+    if len(columns) < indices.shape[-1]:
+        (at,) = graph.add("Gather", [at, graph.ints(columns)], axis=lead)
+    limit = np.array([value.shape[i] - sizes[i] for i in indexed], indices.dtype)
+    inside = _inside(graph, at, limit) if filled else ""
+    if mode != GatherScatterMode.PROMISE_IN_BOUNDS:
         (at,) = graph.add("Max", [at, graph.constant(np.zeros_like(limit))])
         (at,) = graph.add("Min", [at, graph.constant(limit)])
+    sides, window = [indices.shape[i] for i in free], [sizes[i] for i in indexed]
+    kept = [i for i in (*indexed, *whole) if i not in map(int, numbers.collapsed_slice_dims)]
+    shape = [*sides, *(sizes[i] for i in whole)]
+    if math.prod(window) > 1:
+        (at,) = graph.add("Reshape", [at, graph.ints([*sides, *[1] * len(window), len(window)])])
+        steps = np.moveaxis(np.indices(window, indices.dtype), 0, -1)
+        (at,) = graph.add("Add", [at, graph.constant(steps)])
+        shape = [*sides, *window, *(sizes[i] for i in whole)]
     (name,) = graph.add("GatherND", [name, graph.cast(at, np.int64)], batch_dims=len(batch))
-    rank = len(eqn.outvars[0].aval.shape)
+    if shape != (shape := [*sides, *(sizes[i] for i in kept)]):
+        (name,) = graph.add("Reshape", [name, graph.ints(shape)])
+    if filled:
+        (inside,) = graph.add("Reshape", [inside, graph.ints([*sides, *[1] * len(kept)])])
+        fill = graph.constant(np.array(eqn.params["fill_value"], value.dtype))
+        name = where(graph, inside, name, fill, logical=value.dtype == bool)
     offsets = [int(i) for i in numbers.offset_dims]
-    made = [i for i in range(rank) if i not in offsets] + offsets  # where each axis of GatherND belongs
-    if made != list(range(rank)):
-        (name,) = graph.add("Transpose", [name], perm=[made.index(i) for i in range(rank)])
-    return [output(eqn, name)]
+    places = [i for i in range(lead + len(kept)) if i not in offsets]
+    made = [places[i] for i in free] + [offsets[sorted(kept).index(i)] for i in kept]  # where each axis belongs
+    return [output(eqn, _transposed(graph, name, tuple(made.index(i) for i in range(len(made)))))]
+
+
+def _inside(graph: Graph, at: str, limit: np.ndarray) -> str:
+    """Tell which indices are all between 0 and the limit."""
+    (low,) = graph.add("GreaterOrEqual", [at, graph.constant(np.zeros_like(limit))])
+    (high,) = graph.add("LessOrEqual", [at, graph.constant(limit)])
+    both = graph.cast(graph.add("And", [low, high])[0], np.int32)
+    return graph.cast(graph.add("ReduceMin", [both, graph.ints([-1])], keepdims=0)[0], bool)
+
+
+def _transposed(graph: Graph, name: str, order: tuple[int, ...]) -> str:
+    if order == tuple(range(len(order))):
+        return name
+    return graph.add("Transpose", [name], perm=list(order))[0]
+
+
+def _dynamic_slice(graph: Graph, eqn: Any, value: Value, *starts: Value) -> list[Value]:
+    """Rows at the indices from a start on, which are as many as JAX promises: it moves a start that is too far."""
+    name, held, sizes = graph.held(value), list(value.held), eqn.params["slice_sizes"]
+    for axis, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        if held[axis] == 1 or size == held[axis]:
+            continue
+        at = graph.cast(graph.full(start), np.int64)
+        (at,) = graph.add("Max", [at, graph.constant(np.array(0, np.int64))])
+        (at,) = graph.add("Min", [at, graph.constant(np.array(held[axis] - size, np.int64))])
+        (at,) = graph.add("Add", [at, graph.ints(range(size))])
+        (name,) = graph.add("Gather", [name, at], axis=axis)
+        held[axis] = size
+    return [output(eqn, name, tuple(held))]
 
 
 def _scatter(graph: Graph, eqn: Any, value: Value, indices: Value, updates: Value) -> list[Value]:
@@ -108,13 +160,16 @@ def _scatter(graph: Graph, eqn: Any, value: Value, indices: Value, updates: Valu
 
 
 INDEXING_FORMS: dict[str, Form] = {
-    "argmax": _argmax,
+    "argmax": _index_of("ArgMax"),
+    "argmin": _index_of("ArgMin"),
     "cumsum": _cumsum,
+    "dynamic_slice": _dynamic_slice,
     "gather": _gather,
     "reduce_and": reduction("ReduceMin", True),
     "reduce_max": reduction("ReduceMax"),
     "reduce_min": reduction("ReduceMin"),
     "reduce_or": reduction("ReduceMax", False),
+    "reduce_prod": reduction("ReduceProd", 1),
     "reduce_sum": reduction("ReduceSum", 0),
     "scatter": _scatter,
     "sort": _sort,

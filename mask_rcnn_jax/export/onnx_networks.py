@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jaxtyping import Array, Float
@@ -95,23 +96,49 @@ def _ordered(graph: Graph, value: Value, order: Sequence[int], shape: Sequence[i
 
 
 def _conv(graph: Graph, eqn: Any, images: Value, kernel: Value) -> list[Value]:
-    params = eqn.params
-    if params["batch_group_count"] != 1 or set(params["lhs_dilation"]) != {1}:
+    params, numbers = eqn.params, eqn.params["dimension_numbers"]
+    if params["batch_group_count"] != 1:
         raise unsupported(eqn)
-    numbers = params["dimension_numbers"]
-    padding = params["padding"]
     (x,) = graph.add("Transpose", [graph.full(images)], perm=[int(i) for i in numbers.lhs_spec])
-    (k,) = graph.add("Transpose", [graph.full(kernel)], perm=[int(i) for i in numbers.rhs_spec])
-    (x,) = graph.add(
-        "Conv",
-        [x, k],
-        strides=list(params["window_strides"]),
-        dilations=list(params["rhs_dilation"]),
-        pads=[int(low) for low, _ in padding] + [int(high) for _, high in padding],
-        group=params["feature_group_count"],
-    )
+    if set(params["lhs_dilation"]) == {1}:
+        (k,) = graph.add("Transpose", [graph.full(kernel)], perm=[int(i) for i in numbers.rhs_spec])
+        (x,) = graph.add(
+            "Conv",
+            [x, k],
+            strides=list(params["window_strides"]),
+            dilations=list(params["rhs_dilation"]),
+            pads=_pads(params["padding"]),
+            group=params["feature_group_count"],
+        )
+    else:
+        x = _transposed_conv(graph, eqn, x, kernel)
     back = [numbers.out_spec.index(i) for i in range(len(numbers.out_spec))]
     return [output(eqn, graph.add("Transpose", [x], perm=back)[0])]
+
+
+def _transposed_conv(graph: Graph, eqn: Any, x: str, kernel: Value) -> str:
+    """ONNX's own, whose kernel is the other way round, and whose padding is cut off what the whole kernel makes."""
+    params = eqn.params
+    outputs, inputs, *spatial = (int(i) for i in params["dimension_numbers"].rhs_spec)
+    dilations, strides = list(params["rhs_dilation"]), list(params["lhs_dilation"])
+    reach = [(kernel.shape[axis] - 1) * dilation for axis, dilation in zip(spatial, dilations, strict=True)]
+    cut = [(side - low, side - high) for side, (low, high) in zip(reach, params["padding"], strict=True)]
+    # A kernel smaller than its stride leaves zeros behind the last pixel, which are what ONNX calls output padding.
+    behind = [max(0, -high) for _, high in cut]
+    fits = all(low >= 0 for low, _ in cut) and all(side < stride for side, stride in zip(behind, strides, strict=True))
+    if params["feature_group_count"] != 1 or set(params["window_strides"]) != {1} or not fits:
+        raise unsupported(eqn)
+    (k,) = graph.add("Transpose", [graph.full(kernel)], perm=[inputs, outputs, *spatial])
+    axes = range(2, 2 + len(spatial))
+    from_, to, step = ([number] * len(spatial) for number in (-1, np.iinfo(np.int64).min, -1))
+    (k,) = graph.add("Slice", [k, *(graph.ints(numbers) for numbers in (from_, to, axes, step))])
+    pads = _pads([(low, max(0, high)) for low, high in cut])
+    shape = {"strides": strides, "dilations": dilations, "pads": pads, "output_padding": behind}
+    return graph.add("ConvTranspose", [x, k], **shape)[0]
+
+
+def _pads(pairs: Sequence[tuple[int, int]]) -> list[int]:
+    return [int(low) for low, _ in pairs] + [int(high) for _, high in pairs]
 
 
 def _max_pool(graph: Graph, eqn: Any, value: Value) -> list[Value]:
@@ -126,14 +153,38 @@ def _max_pool(graph: Graph, eqn: Any, value: Value) -> list[Value]:
         [x],
         kernel_shape=list(window[1:3]),
         strides=list(params["window_strides"][1:3]),
-        pads=[int(low) for low, _ in padding[1:3]] + [int(high) for _, high in padding[1:3]],
+        pads=_pads(padding[1:3]),
     )
     return [output(eqn, graph.add("Transpose", [x], perm=[0, 2, 3, 1])[0])]
+
+
+def _sum_pool(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    """A convolution of one channel with ones: of all axes that have no window, one batch is made."""
+    params, rank = eqn.params, len(value.shape)
+    window, padding, strides = params["window_dimensions"], params["padding"], params["window_strides"]
+    spatial = [i for i in range(rank) if window[i] > 1 or strides[i] > 1 or any(padding[i])]
+    order = [*(i for i in range(rank) if i not in spatial), *spatial]
+    plain = set(params["base_dilation"]) == {1} and all(side >= 0 for pair in padding for side in pair)
+    if not plain or len(spatial) not in (1, 2, 3) or value.dtype not in (np.float32, np.float64):
+        raise unsupported(eqn)
+    sides = [value.shape[i] for i in spatial]
+    x = _ordered(graph, value, order, [math.prod(value.shape) // math.prod(sides), 1, *sides])
+    (x,) = graph.add(
+        "Conv",
+        [x, graph.constant(np.ones((1, 1, *(window[i] for i in spatial)), value.dtype))],
+        strides=[strides[i] for i in spatial],
+        dilations=[params["window_dilation"][i] for i in spatial],
+        pads=_pads([padding[i] for i in spatial]),
+    )
+    shape = eqn.outvars[0].aval.shape
+    (x,) = graph.add("Reshape", [x, graph.ints(shape[i] for i in order)])
+    return [output(eqn, graph.add("Transpose", [x], perm=[order.index(i) for i in range(rank)])[0])]
 
 
 NETWORK_FORMS: dict[str, Form] = {
     "conv_general_dilated": _conv,
     "dot_general": _dot_general,
     "reduce_window_max": _max_pool,
+    "reduce_window_sum": _sum_pool,
     "roi_align": _roi_align,
 }

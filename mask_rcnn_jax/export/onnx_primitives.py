@@ -1,8 +1,8 @@
 """JAX's primitives as operations of ONNX: those that go element by element, and those that change shapes.
 
-Each function here, in `onnx_indexing` and in `onnx_networks` takes the graph, an equation of a jaxpr and the values of
-its inputs, and returns those of its outputs. Tables such as `FORMS` name them by primitive; what is in none, and is no
-call or loop, cannot be exported.
+Each function here, in `onnx_functions`, `onnx_indexing` and `onnx_networks` takes the graph, an equation of a jaxpr and
+the values of its inputs, and returns those of its outputs. Tables such as `FORMS` name them by primitive; what is in
+none, and is no call, choice or loop, cannot be exported.
 """
 
 import math
@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jax.lax import RoundingMethod
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.onnx_graph import Graph, Value
@@ -36,7 +35,7 @@ def elementwise(operation: str, **attributes: Any) -> Form:
 
     def form(graph: Graph, eqn: Any, *inputs: Value) -> list[Value]:
         (name,) = graph.add(operation, [graph.held(value) for value in inputs], **attributes)
-        return [output(eqn, name, _joint(inputs))]
+        return [output(eqn, name, joint(inputs))]
 
     return form
 
@@ -48,43 +47,17 @@ def chain(*operations: str) -> Form:
         names = [graph.held(value) for value in inputs]
         for operation in operations:
             names = graph.add(operation, names)
-        return [output(eqn, names[0], _joint(inputs))]
+        return [output(eqn, names[0], joint(inputs))]
 
     return form
 
 
-def _joint(inputs: Sequence[Value]) -> tuple[int, ...]:
+def joint(inputs: Sequence[Value]) -> tuple[int, ...]:
     return np.broadcast_shapes(*(value.held for value in inputs))
 
 
 def _same(graph: Graph, eqn: Any, value: Value) -> list[Value]:
     return [value]
-
-
-def _square(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    return elementwise("Mul")(graph, eqn, value, value)
-
-
-def _integer_pow(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    power = Value((), (), value.dtype, constant=np.array(eqn.params["y"], value.dtype))
-    return elementwise("Pow")(graph, eqn, value, power)
-
-
-def _log2(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    """Multiply by the number that JAX multiplies by: RoIs' levels are rounded logarithms."""
-    (natural,) = graph.add("Log", [graph.held(value)])
-    factor = graph.constant(np.array(1 / math.log(2), value.dtype))
-    return [output(eqn, graph.add("Mul", [natural, factor])[0], value.held)]
-
-
-def _polynomial(graph: Graph, eqn: Any, value: Value, *coefficients: Value) -> list[Value]:
-    """Apply Horner's rule to the coefficients, of which that of the lowest power comes first."""
-    name, (*lower, highest) = graph.held(value), coefficients
-    total = graph.held(highest)
-    for coefficient in reversed(lower):
-        (product,) = graph.add("Mul", [total, name])
-        (total,) = graph.add("Add", [product, graph.held(coefficient)])
-    return [output(eqn, total, _joint((value, *coefficients)))]
 
 
 def _is_finite(graph: Graph, eqn: Any, value: Value) -> list[Value]:
@@ -93,25 +66,15 @@ def _is_finite(graph: Graph, eqn: Any, value: Value) -> list[Value]:
     return [output(eqn, graph.add("Not", [bad])[0], value.held)]
 
 
-def _round(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    """Round halves to even numbers, which is what ONNX knows, or away from zero."""
-    name = graph.held(value)
-    if eqn.params["rounding_method"] == RoundingMethod.TO_NEAREST_EVEN:
-        return [output(eqn, graph.add("Round", [name])[0], value.held)]
-    (size,) = graph.add("Abs", [name])
-    (whole,) = graph.add("Floor", [size])
-    (rest,) = graph.add("Sub", [size, whole])
-    (up,) = graph.add("GreaterOrEqual", [rest, graph.constant(np.array(0.5, value.dtype))])
-    (size,) = graph.add("Add", [whole, graph.cast(up, value.dtype)])
-    (name,) = graph.add("Mul", [size, *graph.add("Sign", [name])])
-    return [output(eqn, name, value.held)]
-
-
 def _select(graph: Graph, eqn: Any, which: Value, *cases: Value) -> list[Value]:
-    if len(cases) != 2 or which.dtype != bool:
-        raise unsupported(eqn)
-    name = where(graph, *(graph.held(value) for value in (which, cases[1], cases[0])), logical=cases[0].dtype == bool)
-    return [output(eqn, name, _joint((which, *cases)))]
+    """Take the case of a number, or of a boolean, which is one of two."""
+    name, logical = graph.held(cases[0]), cases[0].dtype == bool
+    for number, case in enumerate(cases[1:], 1):
+        chosen = graph.held(which)
+        if which.dtype != bool:
+            (chosen,) = graph.add("Equal", [chosen, graph.constant(np.array(number, which.dtype))])
+        name = where(graph, chosen, graph.held(case), name, logical=logical)
+    return [output(eqn, name, joint((which, *cases)))]
 
 
 def where(graph: Graph, condition: str, then: str, otherwise: str, *, logical: bool) -> str:
@@ -125,7 +88,7 @@ def where(graph: Graph, condition: str, then: str, otherwise: str, *, logical: b
 
 def _clamp(graph: Graph, eqn: Any, low: Value, value: Value, high: Value) -> list[Value]:
     (above,) = graph.add("Max", [graph.held(value), graph.held(low)])
-    return [output(eqn, graph.add("Min", [above, graph.held(high)])[0], _joint((low, value, high)))]
+    return [output(eqn, graph.add("Min", [above, graph.held(high)])[0], joint((low, value, high)))]
 
 
 def _convert(graph: Graph, eqn: Any, value: Value) -> list[Value]:
@@ -261,17 +224,12 @@ FORMS: dict[str, Form] = {
     "copy": _same,
     "div": elementwise("Div"),
     "eq": elementwise("Equal"),
-    "exp": elementwise("Exp"),
     "floor": elementwise("Floor"),
     "ge": elementwise("GreaterOrEqual"),
     "gt": elementwise("Greater"),
-    "integer_pow": _integer_pow,
     "iota": _iota,
     "is_finite": _is_finite,
     "le": elementwise("LessOrEqual"),
-    "log": elementwise("Log"),
-    "log2": _log2,
-    "logistic": elementwise("Sigmoid"),
     "lt": elementwise("Less"),
     "max": elementwise("Max"),
     "min": elementwise("Min"),
@@ -282,24 +240,17 @@ FORMS: dict[str, Form] = {
     "optimization_barrier": _same,
     "or": elementwise("Or"),
     "pad": _pad,
-    "polynomial": _polynomial,
-    "pow": elementwise("Pow"),
     "rem": elementwise("Mod", fmod=1),
     "reshape": _reshape,
     "rev": _rev,
-    "round": _round,
-    "rsqrt": chain("Sqrt", "Reciprocal"),
     "select_n": _select,
     "sign": elementwise("Sign"),
     "slice": _slice,
     "split": _split,
-    "sqrt": elementwise("Sqrt"),
-    "square": _square,
     "squeeze": _squeeze,
     "stack": _stack,
     "stop_gradient": _same,
     "sub": elementwise("Sub"),
-    "tanh": elementwise("Tanh"),
     "tile": _tile,
     "transpose": _transpose,
     "unstack": _unstack,

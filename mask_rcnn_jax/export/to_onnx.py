@@ -1,6 +1,7 @@
 """Writes a model as ONNX, for ONNX Runtime and other programs that read it.
 
-The jaxpr of the whole program is translated equation by equation. Calls are inlined; loops become ONNX's Loop.
+The jaxpr of the whole program is translated equation by equation. Calls are inlined; loops become ONNX's Loop, and
+choices its If.
 """
 
 import json
@@ -12,22 +13,24 @@ from typing import Any
 import jax
 import numpy as np
 import onnx
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal
 from onnx import helper
 
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.export.onnx_functions import FUNCTION_FORMS
 from mask_rcnn_jax.export.onnx_graph import Graph, Value, tensor_info
 from mask_rcnn_jax.export.onnx_indexing import INDEXING_FORMS
 from mask_rcnn_jax.export.onnx_networks import NETWORK_FORMS, onnx_pool
-from mask_rcnn_jax.export.onnx_primitives import FORMS, unsupported, where
+from mask_rcnn_jax.export.onnx_primitives import FORMS, output, unsupported, where
 from mask_rcnn_jax.export.program import Exportable, abstract_inputs, metadata, program
 from mask_rcnn_jax.export.runtime import METADATA_KEY
 from mask_rcnn_jax.files import replacing
 
 OPSET = 18
 _IR_VERSION = 9
-_CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "closed_call": "call_jaxpr"}
-_FORMS = FORMS | INDEXING_FORMS | NETWORK_FORMS
+_CALLS = {"jit": "jaxpr", "remat2": "jaxpr", "closed_call": "call_jaxpr"}
+_CALLS |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+_FORMS = FORMS | FUNCTION_FORMS | INDEXING_FORMS | NETWORK_FORMS
 
 
 def export_onnx(exportable: Exportable, path: Path) -> None:
@@ -65,10 +68,11 @@ def onnx_model(exportable: Exportable) -> onnx.ModelProto:
     return model
 
 
-def translate(graph: Graph, closed: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
-    """Appends the nodes of a jaxpr to the graph; returns its results."""
-    jaxpr: Jaxpr = closed.jaxpr
-    values: dict[Any, Value] = dict(zip(jaxpr.constvars, map(_constant, closed.consts), strict=True))
+def translate(graph: Graph, closed: Any, arguments: Sequence[Value]) -> list[Value]:
+    """Append the nodes of a jaxpr, closed or without constants, to the graph; return its results."""
+    jaxpr: Jaxpr = getattr(closed, "jaxpr", closed)
+    constants = getattr(closed, "consts", ())
+    values: dict[Any, Value] = dict(zip(jaxpr.constvars, map(_constant, constants), strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
     def read(atom: Any) -> Value:
@@ -84,13 +88,16 @@ def translate(graph: Graph, closed: ClosedJaxpr, arguments: Sequence[Value]) -> 
 
 
 def _equation(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
-    name = eqn.primitive.name
+    name, shapes = eqn.primitive.name, [out.aval.shape for out in eqn.outvars]
+    if shapes and all(0 in shape for shape in shapes):
+        # Nothing is left to compute, and ONNX's Reshape and Expand would take a side of 0 for another.
+        return [_constant(np.zeros(out.aval.shape, out.aval.dtype)) for out in eqn.outvars]
     if name in _CALLS:
         return translate(graph, eqn.params[_CALLS[name]], inputs)
     if name == "platform_index":
         return [_constant(np.int32(0))]  # which only the next equation reads
-    if name == "cond" and eqn.params["branches_platforms"] is not None:
-        return translate(graph, eqn.params["branches"][-1], inputs[1:])  # the form for platforms that are not named
+    if name == "cond":
+        return _cond(graph, eqn, inputs)
     if name == "while":
         return _while(graph, eqn, inputs)
     if name == "scan":
@@ -99,6 +106,36 @@ def _equation(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     if form is None:
         raise unsupported(eqn)
     return form(graph, eqn, *inputs)
+
+
+def _cond(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
+    """Nest an If in another for each branch but two: the first of those that are left, or one of the rest."""
+    which, *operands = inputs
+    branches, number = eqn.params["branches"], graph.full(which)
+    if eqn.params.get("branches_platforms") is not None:
+        return translate(graph, branches[-1], operands)  # the form for platforms that are not named
+    if not eqn.outvars:
+        raise unsupported(eqn)
+
+    def branch(outer: Graph, first: int, is_last: bool) -> onnx.GraphProto:
+        inner = Graph(outer=outer)
+        if is_last:
+            names = [inner.full(value) for value in translate(inner, branches[first], operands)]
+        else:
+            names = choice(inner, first)
+        # Identities: a branch may return what it was given, which ONNX does not take.
+        names = [inner.add("Identity", [name])[0] for name in names]
+        pairs = zip(names, eqn.outvars, strict=True)
+        return inner.proto("branch", [], [tensor_info(name, out.aval.dtype, out.aval.shape) for name, out in pairs])
+
+    def choice(outer: Graph, first: int) -> list[str]:
+        (is_first,) = outer.add("Equal", [number, outer.constant(np.array(first, which.dtype))])
+        then, otherwise = branch(outer, first, True), branch(outer, first + 1, first + 2 == len(branches))
+        return outer.add("If", [is_first], len(eqn.outvars), then_branch=then, else_branch=otherwise)
+
+    if len(branches) == 1:
+        return translate(graph, branches[0], operands)
+    return [output(eqn, name, number=position) for position, name in enumerate(choice(graph, 0))]
 
 
 def _while(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
