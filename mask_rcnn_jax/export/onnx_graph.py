@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mask_rcnn_jax.errors import UserError
+
 _TYPES = {
     "bool": TensorProto.BOOL,
     "uint8": TensorProto.UINT8,
@@ -92,7 +94,10 @@ class Graph:
 
 
 def element_type(dtype: Any) -> int:
-    return _TYPES[np.dtype(dtype).name]
+    name = np.dtype(dtype).name
+    if name not in _TYPES:
+        raise UserError(f"ONNX has no form yet of arrays of {name}; export to StableHLO")
+    return _TYPES[name]
 
 
 def tensor_info(name: str, dtype: Any, shape: Sequence[int] | None) -> onnx.ValueInfoProto:

@@ -85,9 +85,9 @@ def _gather(graph: Graph, eqn: Any, value: Value, indices: Value) -> list[Value]
         (at,) = graph.add("Gather", [at, graph.ints(columns)], axis=lead)
     limit = np.array([value.shape[i] - sizes[i] for i in indexed], indices.dtype)
     inside = _inside(graph, at, limit) if filled else ""
-    if mode != GatherScatterMode.PROMISE_IN_BOUNDS:
-        (at,) = graph.add("Max", [at, graph.constant(np.zeros_like(limit))])
-        (at,) = graph.add("Min", [at, graph.constant(limit)])
+    # Also where it is promised to be in bounds, as `x[i]` does: JAX takes the nearest then, ONNX Runtime stops.
+    (at,) = graph.add("Max", [at, graph.constant(np.zeros_like(limit))])
+    (at,) = graph.add("Min", [at, graph.constant(limit)])
     sides, window = [indices.shape[i] for i in free], [sizes[i] for i in indexed]
     kept = [i for i in (*indexed, *whole) if i not in map(int, numbers.collapsed_slice_dims)]
     shape = [*sides, *(sizes[i] for i in whole)]

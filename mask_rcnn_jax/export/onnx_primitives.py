@@ -52,6 +52,15 @@ def chain(*operations: str) -> Form:
     return form
 
 
+def _bitwise(operation: str) -> Form:
+    """An operation of ONNX on booleans, and the one on the bits of integers."""
+
+    def form(graph: Graph, eqn: Any, *inputs: Value) -> list[Value]:
+        return elementwise(operation if inputs[0].dtype == bool else f"Bitwise{operation}")(graph, eqn, *inputs)
+
+    return form
+
+
 def joint(inputs: Sequence[Value]) -> tuple[int, ...]:
     return np.broadcast_shapes(*(value.held for value in inputs))
 
@@ -215,7 +224,7 @@ def _iota(graph: Graph, eqn: Any) -> list[Value]:
 FORMS: dict[str, Form] = {
     "abs": elementwise("Abs"),
     "add": elementwise("Add"),
-    "and": elementwise("And"),
+    "and": _bitwise("And"),
     "broadcast_in_dim": _broadcast,
     "ceil": elementwise("Ceil"),
     "clamp": _clamp,
@@ -236,9 +245,9 @@ FORMS: dict[str, Form] = {
     "mul": elementwise("Mul"),
     "ne": chain("Equal", "Not"),
     "neg": elementwise("Neg"),
-    "not": elementwise("Not"),
+    "not": _bitwise("Not"),
     "optimization_barrier": _same,
-    "or": elementwise("Or"),
+    "or": _bitwise("Or"),
     "pad": _pad,
     "rem": elementwise("Mod", fmod=1),
     "reshape": _reshape,
@@ -254,5 +263,5 @@ FORMS: dict[str, Form] = {
     "tile": _tile,
     "transpose": _transpose,
     "unstack": _unstack,
-    "xor": elementwise("Xor"),
+    "xor": _bitwise("Xor"),
 }

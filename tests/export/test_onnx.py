@@ -124,6 +124,7 @@ CASES = {
     "broadcast": (lambda x: x[:, None] * jnp.arange(4.0)[None, :, None, None] + x.sum(-1)[:, None, :, None], FLOATS),
     "select": (lambda b: (jnp.where(b, INTEGERS, -1), jnp.where(b, ~b, b), jnp.where(b[..., None], FLOATS, 0)), BOOLS),
     "integers": (lambda i: (i // 4, i % 4, jnp.sign(i), jax.lax.rem(i, jnp.int32(4)), -i, abs(i)), INTEGERS),
+    "bits": (lambda i, b: (i & 6, i | 6, i ^ 6, ~i, b & ~b[0], b | b[0], b ^ b[0]), INTEGERS, BOOLS),
     "finite": (lambda x: jnp.isfinite(jnp.log(x)), FLOATS),
     "functions": (lambda x: (jax.nn.softmax(x), jax.nn.sigmoid(x), jnp.clip(x, 0, 1)), FLOATS),
     "powers": (lambda x: (jax.lax.rsqrt(x**2 + 1), x**3, jnp.sqrt(jnp.square(x)), jnp.exp(-x)), FLOATS),
@@ -149,6 +150,7 @@ CASES = {
     "gather at two places": (jax.vmap(lambda x, r: x[r, jnp.zeros_like(r)]), FLOATS, ROWS),
     "overwrite": (lambda x: (x.at[:, 1:3].set(0.0), x.at[:, :2].set(1.0)), FLOATS),
     "reduce nothing": (lambda b: (b[:, :0].any(1), b[:, :0].all(1), INTEGERS[:, :0].sum(1) + b[:, 0]), BOOLS),
+    "gather beyond the ends": (lambda x, i: (x[:, i], x[i, :, 0], x[0].at[i, 1].get(mode="clip")), FLOATS, INTEGERS),
     "take": (lambda x, r: (jnp.take(x, r - 1, 1), jnp.take(x, r * 9, 0), jnp.take(x > 0, r, 2)), FLOATS, ROWS),
     "take what is not there": (
         lambda i, r: (i.at[r * 5].get(mode="fill", fill_value=7), jnp.take(i, 9 * r)),
@@ -262,6 +264,8 @@ def test_an_operation_without_a_form_is_named(name):
         through_onnx(REFUSED[name], FLOATS)
 
 
-def test_a_type_without_a_form_is_refused():
+def test_types_without_a_form_are_refused():
     with jax.enable_x64(True), pytest.raises(UserError, match="no form yet of JAX's erfc "):
         through_onnx(jax.lax.erfc, FLOATS.astype(np.float64))
+    with pytest.raises(UserError, match="no form yet of arrays of bfloat16"):
+        through_onnx(lambda x: x.astype(jnp.bfloat16) + 1, FLOATS)
