@@ -124,18 +124,43 @@ def _transposed(graph: Graph, name: str, order: tuple[int, ...]) -> str:
 
 
 def _dynamic_slice(graph: Graph, eqn: Any, value: Value, *starts: Value) -> list[Value]:
-    """Rows at the indices from a start on, which are as many as JAX promises: it moves a start that is too far."""
+    """Rows at the indices from a start on, as many as are asked for."""
     name, held, sizes = graph.held(value), list(value.held), eqn.params["slice_sizes"]
     for axis, (start, size) in enumerate(zip(starts, sizes, strict=True)):
         if held[axis] == 1 or size == held[axis]:
             continue
-        at = graph.cast(graph.full(start), np.int64)
-        (at,) = graph.add("Max", [at, graph.constant(np.array(0, np.int64))])
-        (at,) = graph.add("Min", [at, graph.constant(np.array(held[axis] - size, np.int64))])
+        at = _start(graph, start, held[axis] - size)
         (at,) = graph.add("Add", [at, graph.ints(range(size))])
         (name,) = graph.add("Gather", [name, at], axis=axis)
         held[axis] = size
     return [output(eqn, name, tuple(held))]
+
+
+def _dynamic_update_slice(graph: Graph, eqn: Any, value: Value, update: Value, *starts: Value) -> list[Value]:
+    """Repeat the first and last rows of the update around it, and take it where it is itself."""
+    if 0 in update.shape:
+        return [value]
+    name, inside, rank = graph.full(update), "", len(value.shape)
+    for axis, start in enumerate(starts):
+        side, size = value.shape[axis], update.shape[axis]
+        if size == side:
+            continue
+        (row,) = graph.add("Sub", [graph.ints(range(side)), _start(graph, start, side - size)])
+        first, last = (graph.constant(np.array(number, np.int64)) for number in (0, size - 1))
+        (nearest,) = graph.add("Min", [*graph.add("Max", [row, first]), last])
+        (name,) = graph.add("Gather", [name, nearest], axis=axis)
+        (here,) = graph.add("Equal", [row, nearest])
+        (here,) = graph.add("Reshape", [here, graph.ints(side if i == axis else 1 for i in range(rank))])
+        inside = graph.add("And", [inside, here])[0] if inside else here
+    if not inside:
+        return [update]
+    return [output(eqn, where(graph, inside, name, graph.full(value), logical=value.dtype == bool))]
+
+
+def _start(graph: Graph, start: Value, last: int) -> str:
+    """Move a start that is too far to where a whole window fits."""
+    (at,) = graph.add("Max", [graph.cast(graph.full(start), np.int64), graph.constant(np.array(0, np.int64))])
+    return graph.add("Min", [at, graph.constant(np.array(last, np.int64))])[0]
 
 
 def _scatter(graph: Graph, eqn: Any, value: Value, indices: Value, updates: Value) -> list[Value]:
@@ -164,6 +189,7 @@ INDEXING_FORMS: dict[str, Form] = {
     "argmin": _index_of("ArgMin"),
     "cumsum": _cumsum,
     "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
     "gather": _gather,
     "reduce_and": reduction("ReduceMin", True),
     "reduce_max": reduction("ReduceMax"),

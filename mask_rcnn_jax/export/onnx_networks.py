@@ -11,7 +11,7 @@ from jax.extend.core import Primitive
 from jaxtyping import Array, Float
 
 from mask_rcnn_jax.export.onnx_graph import Graph, Value
-from mask_rcnn_jax.export.onnx_primitives import Form, output, unsupported
+from mask_rcnn_jax.export.onnx_primitives import Form, output, reverse, unsupported
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig, roi_levels
 
 # RoIAlign of one level, the same as ONNX's; it stands in a jaxpr to be translated and never runs in JAX.
@@ -97,10 +97,13 @@ def _ordered(graph: Graph, value: Value, order: Sequence[int], shape: Sequence[i
 
 def _conv(graph: Graph, eqn: Any, images: Value, kernel: Value) -> list[Value]:
     params, numbers = eqn.params, eqn.params["dimension_numbers"]
-    if params["batch_group_count"] != 1:
+    transposed = set(params["lhs_dilation"]) != {1}
+    if params["batch_group_count"] != 1 or (
+        not transposed and any(side < 0 for pair in params["padding"] for side in pair)
+    ):
         raise unsupported(eqn)
     (x,) = graph.add("Transpose", [graph.full(images)], perm=[int(i) for i in numbers.lhs_spec])
-    if set(params["lhs_dilation"]) == {1}:
+    if not transposed:
         (k,) = graph.add("Transpose", [graph.full(kernel)], perm=[int(i) for i in numbers.rhs_spec])
         (x,) = graph.add(
             "Conv",
@@ -128,10 +131,8 @@ def _transposed_conv(graph: Graph, eqn: Any, x: str, kernel: Value) -> str:
     fits = all(low >= 0 for low, _ in cut) and all(side < stride for side, stride in zip(behind, strides, strict=True))
     if params["feature_group_count"] != 1 or set(params["window_strides"]) != {1} or not fits:
         raise unsupported(eqn)
-    (k,) = graph.add("Transpose", [graph.full(kernel)], perm=[inputs, outputs, *spatial])
-    axes = range(2, 2 + len(spatial))
-    from_, to, step = ([number] * len(spatial) for number in (-1, np.iinfo(np.int64).min, -1))
-    (k,) = graph.add("Slice", [k, *(graph.ints(numbers) for numbers in (from_, to, axes, step))])
+    turned = graph.full(reverse(graph, kernel, spatial))
+    (k,) = graph.add("Transpose", [turned], perm=[inputs, outputs, *spatial])
     pads = _pads([(low, max(0, high)) for low, high in cut])
     shape = {"strides": strides, "dilations": dilations, "pads": pads, "output_padding": behind}
     return graph.add("ConvTranspose", [x, k], **shape)[0]

@@ -159,10 +159,14 @@ def _slice(graph: Graph, eqn: Any, value: Value) -> list[Value]:
 
 
 def _rev(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    axes = eqn.params["dimensions"]
+    return [reverse(graph, value, eqn.params["dimensions"])]
+
+
+def reverse(graph: Graph, value: Value, axes: Sequence[int]) -> Value:
+    """The array with these axes the other way round."""
     starts, ends, steps = ([number] * len(axes) for number in (-1, np.iinfo(np.int64).min, -1))
     inputs = [graph.held(value), *(graph.ints(x) for x in (starts, ends, axes, steps))]
-    return [output(eqn, graph.add("Slice", inputs)[0], value.held)]
+    return Value(value.shape, value.held, value.dtype, graph.add("Slice", inputs)[0])
 
 
 def _tile(graph: Graph, eqn: Any, value: Value) -> list[Value]:

@@ -21,7 +21,7 @@ from mask_rcnn_jax.export.onnx_functions import FUNCTION_FORMS
 from mask_rcnn_jax.export.onnx_graph import Graph, Value, tensor_info
 from mask_rcnn_jax.export.onnx_indexing import INDEXING_FORMS
 from mask_rcnn_jax.export.onnx_networks import NETWORK_FORMS, onnx_pool
-from mask_rcnn_jax.export.onnx_primitives import FORMS, output, unsupported, where
+from mask_rcnn_jax.export.onnx_primitives import FORMS, output, reverse, unsupported, where
 from mask_rcnn_jax.export.program import Exportable, abstract_inputs, metadata, program
 from mask_rcnn_jax.export.runtime import METADATA_KEY
 from mask_rcnn_jax.files import replacing
@@ -176,16 +176,16 @@ def _chosen(graph: Graph, rows: Value, then: Value, otherwise: Value) -> Value:
 
 
 def _scan(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
-    """A Loop of known length, which stacks what each round yields."""
+    """A Loop of known length, which stacks what each round yields, from the last row on where it is reversed."""
     params = eqn.params
-    if params["reverse"]:
-        raise unsupported(eqn)
     num_consts, num_carry = _scan_counts(params)
     consts, rest = _divided(inputs, num_consts)
     start, sequences = _divided(rest, num_carry)
-    names = [graph.full(value) for value in sequences]
+    names, last = [graph.full(value) for value in sequences], np.array(params["length"] - 1, np.int64)
 
     def round_of(inner: Graph, step: str, carry: list[Value]) -> tuple[str, list[Value], list[Value]]:
+        if params["reverse"]:
+            (step,) = inner.add("Sub", [inner.constant(last), step])
         rows = []
         for name, value in zip(names, sequences, strict=True):
             (row,) = inner.add("Gather", [name, step], axis=0)
@@ -193,7 +193,9 @@ def _scan(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
         results = translate(inner, params["jaxpr"], [*consts, *carry, *rows])
         return inner.constant(np.array(True)), *_divided(results, num_carry)
 
-    return _loop(graph, eqn, graph.constant(np.array(params["length"], np.int64)), "", start, round_of)
+    results = _loop(graph, eqn, graph.constant(np.array(params["length"], np.int64)), "", start, round_of)
+    carry, stacked = _divided(results, num_carry)
+    return [*carry, *(reverse(graph, value, [0]) for value in stacked)] if params["reverse"] else results
 
 
 def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:

@@ -92,6 +92,17 @@ def slices(x, starts):
     return rows, x[starts[0]], x[..., starts[1]], whole, jax.lax.dynamic_slice_in_dim(x, starts[2], 3, axis=-1 % x.ndim)
 
 
+def overwritten(x, starts):
+    """Windows of zeros, some of which begin beyond the ends, and of booleans."""
+    small = jax.lax.dynamic_update_slice(x, jnp.zeros((1, 3, 2)), starts)
+    rows = jax.lax.dynamic_update_slice_in_dim(x > 0, x[:, :2] < 0, starts[0], 1)
+    return small, rows, jax.lax.dynamic_update_slice(x, x * 2, starts), jax.lax.dynamic_update_slice(x, x[:0], starts)
+
+
+def moved(x, place, start):
+    return jax.lax.dynamic_update_index_in_dim(x, x[:, start], place, 1)
+
+
 def halves(x):
     return x / 2, x[0] + FLOATS[1]
 
@@ -165,6 +176,12 @@ CASES = {
     "embedding": (lambda i: drawn(lambda rngs: nnx.Embed(10, 4, rngs=rngs))(i), abs(INTEGERS)),
     "slices": (slices, FLOATS, np.array([1, 9, -1], np.int32)),
     "slices by rows": (jax.vmap(slices, (0, None)), FLOATS, np.array([1, 9, -1], np.int32)),
+    "overwritten windows": (overwritten, FLOATS, np.array([1, 9, -9], np.int32)),
+    "overwritten by rows": (
+        lambda x, i: jax.lax.fori_loop(0, 5, lambda k, x: moved(x, k, i[k]), x),
+        FLOATS,
+        INTEGERS[0] % 5,
+    ),
     "slices of rows": (jax.vmap(slices), FLOATS, RNG.integers(-9, 9, (2, 3)).astype(np.int32)),
     "first of the least": (lambda t, b: (t.argmin(1), t.argmax(1), b.argmin(1), b.argmax(1)), TIES, BOOLS),
     "reduce": (lambda x: (x.max(1), x.min((0, 2)), (x > 0).all(-1), (x > 0).any(), x.argmax(1)), FLOATS),
@@ -201,6 +218,7 @@ CASES = {
     "while by rows": (jax.vmap(steps), np.array([3, 100, 0, 17], np.int32)),
     "while": (steps, np.array(50, np.int32)),
     "scan": (lambda x: jax.lax.scan(lambda c, row: (c + row.sum(), (row * c, c)), jnp.float32(0), x), FLOATS),
+    "scan in reverse": (lambda x: jax.lax.scan(lambda c, r: (c + r, (r * c, c)), x[0], x, reverse=True), FLOATS[0]),
     "map": (lambda x: jax.lax.map(lambda row: row * 2, x.reshape(10, 3), batch_size=4), FLOATS),
     "large reduction": (lambda i: preprocess(TO_64, i, jnp.array([[8000, 2]])), LONG),
     "roi_pool": (lambda a, b, r, i: multilevel_roi_pool((a, b), r, i, (0.25, 0.125), 7), *MAPS, BOXES, LEVELS),
@@ -254,6 +272,7 @@ REFUSED = {
     "erf_inv in a branch": lambda x: jax.lax.cond(x[0, 0, 0] > 0, jax.lax.erf_inv, jnp.sin, x),
     "cond": lambda x: jax.lax.cond(x[0, 0, 0] > 0, lambda x: jax.debug.print("{}", x), lambda x: None, x),
     "reduce_window_sum": lambda x: jax.lax.reduce_window(x.astype(int), 0, jax.lax.add, (1, 2, 2), (1, 1, 1), "SAME"),
+    "conv_general_dilated that cuts": lambda x: jax.lax.conv(x[None], x[None, :, :2, :2], (1, 1), [(-1, 0), (0, 0)]),
     "conv_general_dilated": lambda x: jax.lax.conv_transpose(x[None], KERNELS[0], (2, 2), [(5, 0), (0, 0)]),
 }
 
