@@ -13,6 +13,7 @@ from mask_rcnn_jax.models.losses import Mean
 from mask_rcnn_jax.models.mask_head import MaskBranchConfig, MaskHeadConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig, Variables, abstract, init, networks
 from mask_rcnn_jax.models.norms import NormConfig
+from mask_rcnn_jax.models.point_rend import PointRendConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolConfig, RoIPoolerConfig
 from mask_rcnn_jax.models.proposals import GivenProposalsConfig, ProposalsConfig, ProposalSource
 from mask_rcnn_jax.models.rcnn import detect, loss_terms
@@ -39,6 +40,7 @@ __all__ = [
     "MaskRCNNConfig",
     "Mean",
     "NormConfig",
+    "PointRendConfig",
     "PoolerConfig",
     "ProposalSource",
     "ProposalsConfig",

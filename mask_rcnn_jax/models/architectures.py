@@ -7,6 +7,7 @@ from mask_rcnn_jax.models.cascade import CascadeConfig
 from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
 from mask_rcnn_jax.models.mask_head import MaskHeadConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig
+from mask_rcnn_jax.models.point_rend import PointRendConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolConfig, RoIPoolerConfig
 from mask_rcnn_jax.models.proposals import GivenProposalsConfig
 from mask_rcnn_jax.models.resnet import ResNetConfig
@@ -68,6 +69,11 @@ def fast_rcnn(config: MaskRCNNConfig) -> MaskRCNNConfig:
     of_any_pooler = {field.name: getattr(config.box_head.pooler, field.name) for field in fields(RoIPoolerConfig)}
     box_head = replace(config.box_head, pooler=RoIPoolConfig(**of_any_pooler))
     return replace(config, rpn=GivenProposalsConfig(), box_head=box_head, mask_head=None)
+
+
+def point_rend(config: MaskRCNNConfig) -> MaskRCNNConfig:
+    """The model with masks of 224x224 that PointRend makes finer point by point (pointrend_rcnn_R_50_FPN)."""
+    return replace(config, mask_head=PointRendConfig())
 
 
 def _rpn_on(feature: str) -> RPNConfig:

@@ -171,10 +171,7 @@ def box_losses(
     """Losses of one image: classes of all sampled RoIs, and boxes of the foreground, over the same count."""
     classification = masked_mean(softmax_cross_entropy(class_logits, rois.classes), rois.valid)
     gt_deltas = box_ops.encode(truth.boxes[rois.gt_index], rois.boxes, config.box_weights)
-    classes = jnp.zeros_like(rois.classes) if config.class_agnostic else rois.classes
-    of_class = jax.nn.one_hot(classes, box_deltas.shape[1], dtype=box_deltas.dtype)  # zero for background
-    pred_deltas = jnp.einsum("rk,rkc->rc", of_class, box_deltas, precision=EXACT)
-    error = jnp.where(rois.foreground[:, None], pred_deltas - gt_deltas, 0.0)
+    error = jnp.where(rois.foreground[:, None], _of_class(config, box_deltas, rois) - gt_deltas, 0.0)
     correct = jnp.argmax(class_logits, axis=-1) == rois.classes
     return {
         "loss/box_class": classification,
@@ -183,6 +180,21 @@ def box_losses(
         "box/foreground_accuracy": masked_mean(correct, rois.foreground),
         "box/foreground_rois": Mean(jnp.sum(at_least_float32(rois.foreground)), jnp.float32(1)),
     }
+
+
+def predicted_boxes(
+    config: BoxHeadConfig, box_deltas: Float[Array, "R Kd 4"], rois: SampledRoIs
+) -> Float[Array, "R 4"]:
+    """Return the box that is made of each RoI for its class, which may leave the image. No gradient flows through."""
+    deltas = jax.lax.stop_gradient(_of_class(config, box_deltas, rois))
+    return box_ops.decode(deltas, rois.boxes, config.box_weights)
+
+
+def _of_class(config: BoxHeadConfig, box_deltas: Float[Array, "R Kd 4"], rois: SampledRoIs) -> Float[Array, "R 4"]:
+    """Return the deltas for the class of each RoI; zeros for background, where they are not class-agnostic."""
+    classes = jnp.zeros_like(rois.classes) if config.class_agnostic else rois.classes
+    of_class = jax.nn.one_hot(classes, box_deltas.shape[1], dtype=box_deltas.dtype)
+    return jnp.einsum("rk,rkc->rc", of_class, box_deltas, precision=EXACT)
 
 
 @jax.named_scope("detect_boxes")

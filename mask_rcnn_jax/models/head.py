@@ -26,8 +26,9 @@ class Head(nnx.Module, abc.ABC):
     def losses(self, context: Context, rois: SampledRoIs, truth: GroundTruth, keys: Keys) -> Terms:
         """Compute the losses (`loss/...`, their sum is minimised) and measures by name, a `Mean` of [B] of each.
 
-        `rois` are the slots that may hold foreground, `rois.foreground` says which do. `keys` are this head's own, one
-        an image; without them nothing may be drawn at random.
+        `rois` are the slots that may hold foreground, `rois.foreground` says which do; their boxes are as
+        `HeadConfig.on_predicted_boxes` says. `keys` are this head's own, one an image; without them nothing may be
+        drawn at random.
         """
 
     @abc.abstractmethod
@@ -58,6 +59,8 @@ class HeadConfig(abc.ABC):
 
     name: ClassVar[str]  # of its variables in checkpoints, and in `remat`
     needs: ClassVar[Literal["masks", "keypoints"] | None] = None  # of the annotations, besides boxes and classes
+    # True trains it on the boxes that the box heads make of the RoIs, unclipped, in place of the RoIs' own.
+    on_predicted_boxes: ClassVar[bool] = False
 
     @abc.abstractmethod
     def build(self, inputs: Inputs, rngs: nnx.Rngs) -> Head:

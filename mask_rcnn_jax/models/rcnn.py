@@ -37,9 +37,11 @@ def loss_terms(
     stages = _box_stages(config, model)
     rois = sample_rois(stages, proposals, truth, keys)
     box_features = observe("RoI features", context.pool(config.box_head.pooler, rois.boxes))
-    terms |= box_terms(stages, context, box_features, rois, truth)
+    of_boxes, predicted = box_terms(stages, context, box_features, rois, truth)
+    terms |= of_boxes
 
     foreground = jax.tree.map(lambda x: x[:, : config.box_head.foreground_slots], rois)
+    refined = replace(foreground, boxes=predicted[:, : config.box_head.foreground_slots])
 
     def pool_foreground(pooler: RoIPoolerConfig, boxes: Float[Array, "B R 4"]) -> Float[Array, "B R _ _ _"]:
         if config.res5_on_rois and boxes is foreground.boxes:  # heads share what res5 made of the box head's RoIs
@@ -47,7 +49,8 @@ def loss_terms(
         return context.pool(pooler, boxes)
 
     for name, head in model.heads.items():
-        terms |= head.losses(replace(context, pool=pool_foreground), foreground, truth, own_keys(keys, name))
+        trained = refined if config.all_heads[name].on_predicted_boxes else foreground
+        terms |= head.losses(replace(context, pool=pool_foreground), trained, truth, own_keys(keys, name))
     buffers = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
     terms = {name: replace(term, total=observe(name, term.total)) for name, term in terms.items()}
     return jax.tree.map(jnp.sum, terms), buffers

@@ -44,10 +44,14 @@ def box_terms(
     roi_features: Float[Array, "B R _ _ _"],
     rois: SampledRoIs,
     truth: GroundTruth,
-) -> Terms:
-    """Losses of the first head on `rois` and their features, and of each other one on the boxes of the one before."""
+) -> tuple[Terms, Float[Array, "B R 4"]]:
+    """Losses of the first head on `rois` and their features, and of each other one on the boxes of the one before.
+
+    Also the boxes that the last head makes of its RoIs.
+    """
     matched = _matched_rois(stages, context, rois, truth)
     terms: Terms = {}
+    predicted = rois.boxes
     for number, (config, head) in enumerate(zip(stages.configs, stages.heads, strict=True), 1):
         several = len(stages.heads) > 1
         shared = cascade.scale_gradient(roi_features, 1 / len(stages.heads)) if several else roi_features
@@ -57,12 +61,13 @@ def box_terms(
         deltas = context.observe(f"box deltas{suffix}", deltas)
         losses = jax.vmap(functools.partial(box_head.box_losses, config))(class_logits, deltas, rois, truth)
         terms |= {name + suffix: term for name, term in losses.items()}
+        predicted = jax.vmap(functools.partial(box_head.predicted_boxes, config))(deltas, rois)
         if number < len(stages.heads):
             boxes = jax.vmap(functools.partial(cascade.refine, config))(rois.boxes, deltas, context.image_sizes)
             relabel = functools.partial(cascade.relabel, stages.configs[number], stages.num_classes)
             rois = jax.vmap(relabel)(boxes, rois.valid, truth)
             roi_features = context.pool(config.pooler, rois.boxes)
-    return terms | matched
+    return terms | matched, predicted
 
 
 def detect_boxes(stages: BoxStages, context: Context, proposals: Proposals) -> PaddedDetections:

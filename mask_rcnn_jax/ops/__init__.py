@@ -3,7 +3,7 @@
 `boxes` is a module whose functions read best qualified (`boxes.encode`); the rest is named here.
 """
 
-from mask_rcnn_jax.ops import anchors, boxes, keypoints, masks, matching, sampling
+from mask_rcnn_jax.ops import anchors, boxes, keypoints, masks, matching, points, sampling
 from mask_rcnn_jax.ops.anchors import cell_anchors, grid_anchors
 from mask_rcnn_jax.ops.keypoints import decode_keypoints, keypoint_targets
 from mask_rcnn_jax.ops.masks import PasteConvention, mask_targets, paste_masks
@@ -35,6 +35,7 @@ __all__ = [
     "multilevel_roi_pool",
     "nms",
     "paste_masks",
+    "points",
     "roi_align",
     "roi_pool",
     "sample",

@@ -3,6 +3,7 @@
 Shapes are the file's: OIHW kernels and [out, in] matrices, by their paths here. `C` channels, `K` classes.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from mask_rcnn_jax.models import (
     MaskHeadConfig,
     MaskRCNNConfig,
     NormConfig,
+    PointRendConfig,
     ResNetConfig,
     RPNConfig,
     architectures,
@@ -183,6 +185,8 @@ def _with_heads(config: MaskRCNNConfig, shapes: Shapes, norm: NormConfig) -> Mas
             norm=norm if "mask_head/conv1/norm/scale" in shapes else plain,
         )
         config = replace(config, mask_head=mask)
+    elif "mask_head/coarse_head/prediction/kernel" in shapes:
+        config = replace(config, mask_head=_point_rend(shapes, config.num_classes))
     if "keypoint_head/deconv/kernel" in shapes:
         config = architectures.keypoints(config)
         channels, keypoints, *_ = shapes["keypoint_head/deconv/kernel"]
@@ -198,6 +202,20 @@ def _with_heads(config: MaskRCNNConfig, shapes: Shapes, norm: NormConfig) -> Mas
     elif _shape(shapes, "box_head/box_deltas/bias")[0] == 4 and config.num_classes > 1:
         config = replace(config, box_head=replace(config.box_head, class_agnostic=True))
     return config
+
+
+def _point_rend(shapes: Shapes, num_classes: int) -> PointRendConfig:
+    """The mask head, whose pooled grid has the default side."""
+    coarse, points = (f"mask_head/{name}_head/" for name in ("coarse", "point"))
+    outputs, _ = _shape(shapes, f"{coarse}prediction/kernel")
+    return PointRendConfig(
+        coarse_channels=_shape(shapes, f"{coarse}reduce_sides/kernel")[0],
+        num_coarse_fcs=_count(shapes, f"{coarse}fc"),
+        coarse_fc_channels=_shape(shapes, f"{coarse}fc1/kernel")[0],
+        coarse_size=math.isqrt(outputs // num_classes),
+        num_point_fcs=_count(shapes, f"{points}fc"),
+        point_channels=_shape(shapes, f"{points}fc1/kernel")[0],
+    )
 
 
 def _with_pixels(config: MaskRCNNConfig, tensors: Mapping[str, np.ndarray]) -> MaskRCNNConfig:

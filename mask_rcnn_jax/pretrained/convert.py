@@ -12,7 +12,7 @@ import numpy as np
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, abstract
 from mask_rcnn_jax.pretrained import detectron2, resnet, torchvision
-from mask_rcnn_jax.pretrained.rows import BY_NUMBER, ByName, listed
+from mask_rcnn_jax.pretrained.rows import BY_NUMBER, ByName, listed, reads_classes
 from mask_rcnn_jax.pretrained.table import Found, Table, translate
 
 Source = Literal["torchvision", "detectron2"]
@@ -21,7 +21,8 @@ TABLES: Mapping[str, Table] = {"torchvision": torchvision.TABLE, "detectron2": d
 
 # What depends on the number of classes, or of keypoints.
 _PREDICTORS = re.compile(
-    r"(box_head|cascade/stage\d)/(class_logits|box_deltas)/\w+|mask_head/predictor_\w+|keypoint_head/deconv/\w+"
+    r"(box_head|cascade/stage\d)/(class_logits|box_deltas)/\w+|mask_head/(point_head/)?predictor_\w+"
+    r"|mask_head/coarse_head/prediction/\w+|mask_head/point_head/fc\d/kernel|keypoint_head/deconv/\w+"
 )
 _ALWAYS_THERE = ("backbone", "res5", "box_head", "cascade")  # the rest is proposals and heads, which models differ in
 
@@ -202,7 +203,9 @@ def _of_head(path: str) -> str | None:
 
 def _outputs_differ(tensor: Found, expected: Any, path: str) -> bool:
     array = tensor.turned(1) if _PREDICTORS.fullmatch(path) else None
-    return array is not None and array.shape[-1] != expected.shape[-1]
+    if array is None:
+        return False
+    return array.shape[-1] != expected.shape[-1] or (reads_classes(path) and array.shape[0] != expected.shape[0])
 
 
 def _beside(path: str, name: str) -> str:

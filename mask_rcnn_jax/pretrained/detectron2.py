@@ -1,7 +1,17 @@
 """Names of Detectron2's model zoo. Background is the last class there as here."""
 
 from mask_rcnn_jax.pretrained.resnet import detectron2_rows
-from mask_rcnn_jax.pretrained.table import CONV, DECONV, FIRST_LINEAR, LINEAR, MASK_PREDICTOR, NORM, Row, Table
+from mask_rcnn_jax.pretrained.table import (
+    CONV,
+    DECONV,
+    FIRST_LINEAR,
+    LINEAR,
+    MASK_PREDICTOR,
+    NORM,
+    POINTWISE,
+    Row,
+    Table,
+)
 
 
 def _box_head(number: str, target: str) -> tuple[Row, ...]:
@@ -16,6 +26,20 @@ def _box_head(number: str, target: str) -> tuple[Row, ...]:
         Row(rf"{predictor}\.bbox_pred", f"{target}/box_deltas", LINEAR),
     )
 
+
+# Of PointRend's mask head, which the published files have in two parts of other names.
+_COARSE = r"roi_heads\.(?:mask_head\.coarse_head|mask_coarse_head)"
+_POINTS = r"roi_heads\.(?:mask_head\.point_head|mask_point_head)"
+_POINT_REND = (
+    Row(rf"{_COARSE}\.reduce_channel_dim_conv", "mask_head/coarse_head/reduce_channels", CONV),
+    Row(rf"{_COARSE}\.reduce_spatial_dim_conv", "mask_head/coarse_head/reduce_sides", CONV),
+    Row(
+        rf"{_COARSE}\.(?:coarse_mask_)?fc1", "mask_head/coarse_head/fc1", FIRST_LINEAR
+    ),  # of a grid as large as the box head's
+    Row(rf"{_COARSE}\.(?:coarse_mask_)?(fc\d|prediction)", "mask_head/coarse_head/{0}", LINEAR),
+    Row(rf"{_POINTS}\.(fc\d)", "mask_head/point_head/{0}", POINTWISE),
+    Row(rf"{_POINTS}\.predictor", "mask_head/point_head/predictor", MASK_PREDICTOR),
+)
 
 TABLE = Table(
     rows=(
@@ -36,6 +60,7 @@ TABLE = Table(
         Row(r"roi_heads\.mask_head\.mask_fcn(\d)\.norm", "mask_head/conv{0}/norm", NORM),
         Row(r"roi_heads\.mask_head\.deconv", "mask_head/deconv", DECONV),
         Row(r"roi_heads\.mask_head\.predictor", "mask_head/predictor", MASK_PREDICTOR),
+        *_POINT_REND,
         Row(r"roi_heads\.keypoint_head\.conv_fcn(\d)", "keypoint_head/conv{0}/conv", CONV),
         Row(r"roi_heads\.keypoint_head\.score_lowres", "keypoint_head/deconv", DECONV),
     ),

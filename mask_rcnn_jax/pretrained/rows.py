@@ -50,16 +50,19 @@ class ByName:
     def take(self, path: str, array: np.ndarray, initial: np.ndarray) -> np.ndarray | None:
         """Return the values of the predictor at `path`: those of `array` by name, and of `initial` for other names.
 
-        The last axis is that of the names. None where the array is no predictor with a part for each name.
+        The last axis is that of the names, and PointRend's layers have classes at the end of the first as well. None
+        where the array is no predictor with a part for each name.
         """
         for pattern, matched, each, background in (
             (r"(box_head|cascade/stage\d)/class_logits/\w+", self.classes, 1, 1),
             (r"box_head/box_deltas/\w+", self.classes, 4, 0),
-            (r"mask_head/predictor_\w+", self.classes, 1, 0),
+            (r"mask_head/(point_head/)?predictor_\w+", self.classes, 1, 0),
+            (r"mask_head/coarse_head/prediction/\w+", self.classes, None, 0),
             (r"keypoint_head/deconv/\w+", self.keypoints, 1, 0),
+            (r"mask_head/point_head/fc\d/kernel", self.classes, 0, 0),
         ):
             if matched is not None and re.fullmatch(pattern, path):
-                return _take(matched, array, initial, each, background)
+                return _take(matched, array, initial, each, background, reads_classes(path))
         return None
 
     def is_reset(self, path: str) -> bool:
@@ -96,14 +99,47 @@ def listed(names: Sequence[str], separator: str = ", ", shown: int = 5) -> str:
     return f"{text}{separator}and {len(names) - shown} more" if len(names) > shown else text
 
 
-def _take(matched: Matched, array: np.ndarray, initial: np.ndarray, each: int, background: int) -> np.ndarray | None:
-    sizes = tuple(each * count + background for count in (matched.count, len(matched.names)))
-    if array.shape[:-1] != initial.shape[:-1] or (array.shape[-1], initial.shape[-1]) != sizes:
+def reads_classes(path: str) -> bool:
+    """Tell whether the last inputs of the layer at `path` are one a class."""
+    return re.fullmatch(r"mask_head/point_head/(fc\d/|predictor_)kernel", path) is not None
+
+
+def _take(
+    matched: Matched, array: np.ndarray, initial: np.ndarray, each: int | None, background: int, inputs: bool
+) -> np.ndarray | None:
+    """`each` is the number of outputs a name: None leaves it to the array, and 0 says that outputs have no names."""
+    number = array.shape[-1] // matched.count if each is None else each
+    outputs = _places(matched, array.shape[-1], initial.shape[-1], number, background)
+    rows = _places(matched, array.shape[0], initial.shape[0], 1, 0, after=True) if inputs else None
+    same = array.ndim == initial.ndim and array.shape[inputs:-1] == initial.shape[inputs:-1]
+    if outputs is None or not same or (inputs and rows is None):
         return None
     taken = np.array(initial)
+    if rows is not None:
+        taken[np.ix_(rows[0], outputs[0])] = array[np.ix_(rows[1], outputs[1])]
+    else:
+        taken[..., outputs[0]] = array[..., outputs[1]]
+    return taken
+
+
+def _places(
+    matched: Matched, given: int, wanted: int, each: int, background: int, *, after: bool = False
+) -> tuple[list[int], list[int]] | None:
+    """The places of one axis to fill and those to fill them from; None where its sizes are others than the names'.
+
+    The names come first, or `after` all else.
+    """
+    if each == 0:
+        return (list(range(wanted)), list(range(given))) if given == wanted else None
+    before, rest = (
+        size - each * count - background for size, count in ((given, matched.count), (wanted, len(matched.names)))
+    )
+    if before != rest or before < 0 or (before and not after):
+        return None
+    pairs = [(i, i) for i in range(before)]
     for index, place in enumerate(matched.places):
         if place is not None:
-            taken[..., each * index : each * (index + 1)] = array[..., each * place : each * (place + 1)]
+            pairs += [(before + each * index + i, before + each * place + i) for i in range(each)]
     if background and matched.kept:
-        taken[..., -1] = array[..., -1]  # the last; it goes with whatever is kept
-    return taken
+        pairs.append((wanted - 1, given - 1))  # it goes with whatever is kept
+    return [target for target, _ in pairs], [source for _, source in pairs]

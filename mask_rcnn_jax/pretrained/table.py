@@ -41,7 +41,7 @@ def flat_chw_to_hwc(tensor: np.ndarray, side: int) -> np.ndarray:
 
 
 def pointwise(tensor: np.ndarray, side: int) -> np.ndarray:
-    """[out, in, 1, 1] to [in, out]."""
+    """[out, in, 1, 1] or [out, in, 1] to [in, out]."""
     return tensor.reshape(tensor.shape[:2]).transpose(1, 0)
 
 
@@ -49,6 +49,7 @@ CONV: Layout = {"weight": ("/kernel", to_hwio), "bias": ("/bias", same)}
 DECONV: Layout = {"weight": ("/kernel", iohw_to_hwio), "bias": ("/bias", same)}
 LINEAR: Layout = {"weight": ("/kernel", transposed), "bias": ("/bias", same)}
 FIRST_LINEAR: Layout = {"weight": ("/kernel", flat_chw_to_hwc), "bias": ("/bias", same)}
+POINTWISE: Layout = {"weight": ("/kernel", pointwise), "bias": ("/bias", same)}
 MASK_PREDICTOR: Layout = {"weight": ("_kernel", pointwise), "bias": ("_bias", same)}
 NORM: Layout = {
     "weight": ("/scale", same),

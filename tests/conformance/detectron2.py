@@ -14,12 +14,22 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax import models
 from mask_rcnn_jax.inference import ImageDetections, encode_masks
-from mask_rcnn_jax.models import FPNConfig, MaskRCNNConfig, RPNConfig, Variables, box_head, cascade, rpn
+from mask_rcnn_jax.models import (
+    FPNConfig,
+    MaskRCNNConfig,
+    PointRendConfig,
+    RPNConfig,
+    Variables,
+    box_head,
+    cascade,
+    rpn,
+)
 from mask_rcnn_jax.models.pooler import RoIPoolConfig, RoIPoolerConfig, pool
 from mask_rcnn_jax.models.rcnn import context_of, detect_from_features, normalize
 from mask_rcnn_jax.ops import decode_keypoints
 from mask_rcnn_jax.pretrained import convert
 from mask_rcnn_jax.structures import PaddedDetections, Proposals
+from tests.conformance import point_rend
 from tests.conformance.golden import IMAGES, Golden, config, nhwc
 from tests.conformance.rows import (
     Boxes,
@@ -162,14 +172,16 @@ def head_rows(golden: Golden) -> Iterator[Row]:
             pooled = run(features, rois=boxes[None, : len(expected)])
             method = "RoIPool" if isinstance(head.pooler, RoIPoolConfig) else "RoIAlign"
             yield row(f"{method}, {name} head", "features", relative(pooled[0], expected), 1e-4, "relative")
-    if config.mask_head is not None:
+    if isinstance(config.mask_head, PointRendConfig):
+        yield from point_rend.rows(golden)
+    elif config.mask_head is not None:
         expected = golden["mask_logits"]
         x = _roi_features(golden, config.mask_head.pooler, features, found[None, : len(expected)])
         every = jnp.ones((1, len(expected)), bool)
         ours = [_apply(model.mask_head, x, jnp.full(every.shape, k), every)[0] for k in range(config.num_classes)]
         yield row("mask head", "logits of every class", relative(jnp.stack(ours, 1), expected), 1e-4, "relative")
-        for i in IMAGES:
-            yield from mask_rows(golden.name, f"masks of image {i}, given boxes", _mask_iou(golden, i))
+    for i in IMAGES if config.mask_head is not None else ():
+        yield from mask_rows(golden.name, f"masks of image {i}, given boxes", _mask_iou(golden, i))
     if config.keypoint_head is not None:
         lowres = nhwc(golden["keypoint_lowres"])
         heatmaps = jax.image.resize(lowres, (len(lowres), 56, 56, lowres.shape[-1]), "bilinear").transpose(0, 3, 1, 2)
@@ -185,8 +197,12 @@ def _mask_iou(golden: Golden, image: int) -> np.ndarray:
     config = golden.config
     features = {name: level[image : image + 1] for name, level in golden.features.items()}
     boxes, classes = golden[f"net_boxes_{image}"], golden[f"det_classes_{image}"].astype(np.int32)
-    x = _roi_features(golden, config.mask_head.pooler, features, boxes[None])
-    logits = _apply(golden.model.mask_head, x, jnp.asarray(classes[None]), jnp.ones((1, len(classes)), bool))
+    if isinstance(config.mask_head, PointRendConfig):
+        masks = point_rend.masks(golden, features, boxes, classes)
+    else:
+        x = _roi_features(golden, config.mask_head.pooler, features, boxes[None])
+        logits = _apply(golden.model.mask_head, x, jnp.asarray(classes[None]), jnp.ones((1, len(classes)), bool))
+        masks = jax.nn.sigmoid(logits[0])
     height, width = (int(side) for side in golden[f"original_size_{image}"])
     found = ImageDetections(
         image,
@@ -195,7 +211,7 @@ def _mask_iou(golden: Golden, image: int) -> np.ndarray:
         golden[f"det_boxes_{image}"],
         golden[f"det_scores_{image}"],
         classes,
-        np.asarray(jax.nn.sigmoid(logits[0])),
+        np.asarray(masks),
     )
     return rle_iou(encode_masks(found), golden.json["masks"][image])
 
@@ -249,6 +265,7 @@ LOSSES = {
     "loss_cls": "box_class",
     "loss_box_reg": "box",
     "loss_mask": "mask",
+    "loss_mask_point": "mask_point",
     "loss_keypoint": "keypoint",
     "loss_rpn_cls": "rpn_objectness",
     "loss_rpn_loc": "rpn_box",
@@ -268,7 +285,8 @@ def training_rows(golden: Golden) -> Iterator[Row]:
         losses = {name.removeprefix("loss/"): term.value for name, term in terms.items() if name.startswith("loss/")}
         return sum(losses.values()), losses
 
-    gradients, losses = jax.jit(jax.grad(total, has_aux=True))(golden.variables.params)
+    with point_rend.recorded_points(golden):
+        gradients, losses = jax.jit(jax.grad(total, has_aux=True))(golden.variables.params)
     expected = {LOSSES[name]: value for name, value in golden.json["losses"].items()}
     yield row("losses", relative_values(jax.tree.map(float, losses), expected), 1e-4, "relative")
     paths = path_of_name(golden)

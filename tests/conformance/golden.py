@@ -14,12 +14,20 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from mask_rcnn_jax import models
-from mask_rcnn_jax.models import FPNConfig, MaskRCNNConfig, PoolerConfig, ResNetConfig, RPNConfig, architectures
+from mask_rcnn_jax.models import (
+    FPNConfig,
+    MaskRCNNConfig,
+    PointRendConfig,
+    PoolerConfig,
+    ResNetConfig,
+    RPNConfig,
+    architectures,
+)
 from mask_rcnn_jax.pretrained import convert
 from mask_rcnn_jax.structures import Batch, GroundTruth, Proposals
 from tests.conformance.torch_resnet import TorchBackbone
 
-NAMES = ("fpn", "c4", "dc5", "x101_fpn", "cascade", "keypoint", "fast_rcnn", "fast_rcnn/roialign")
+NAMES = ("fpn", "c4", "dc5", "x101_fpn", "cascade", "keypoint", "pointrend", "fast_rcnn", "fast_rcnn/roialign")
 IMAGES = (0, 1)
 
 
@@ -156,6 +164,8 @@ class Golden:
 
 def config(name: str) -> MaskRCNNConfig:
     """What `NAME.yaml` says, in this project's words."""
+    if name == "pointrend":
+        return _point_rend()
     if name.startswith("fast_rcnn"):
         return _fast_rcnn(PoolerConfig(aligned=False) if name.endswith("roialign") else None)
     resnet = ResNetConfig(width=8, stem_width=16)
@@ -178,6 +188,18 @@ def config(name: str) -> MaskRCNNConfig:
         box_head=replace(model.box_head, fc_channels=64, samples=128),
         mask_head=model.mask_head and replace(model.mask_head, channels=32),
         keypoint_head=keypoint_head,
+    )
+
+
+def _point_rend() -> MaskRCNNConfig:
+    backbone = FPNConfig(bottom_up=ResNetConfig(width=4, stem_width=8), channels=16)
+    model = architectures.point_rend(MaskRCNNConfig(num_classes=12, backbone=backbone))
+    assert isinstance(model.mask_head, PointRendConfig)
+    return replace(
+        model,
+        rpn=replace(model.rpn, pre_nms_train=800, pre_nms_test=500, post_nms_train=300, post_nms_test=200),
+        box_head=replace(model.box_head, fc_channels=48, samples=128, max_detections=50),
+        mask_head=replace(model.mask_head, coarse_channels=16, coarse_fc_channels=64, point_channels=24),
     )
 
 

@@ -18,6 +18,7 @@ OF_ITS_OWN = {
     "dc5": (),
     "cascade": ("box_rows_of",),
     "keypoint": ("head_rows",),
+    "pointrend": ("head_rows",),
     "fast_rcnn": ("head_rows",),
     "fast_rcnn/roialign": (),
 }

@@ -32,6 +32,9 @@ _LAYERS = (
     (r"mask_head/conv(\d)/norm", "roi_heads.mask_head.mask_fcn{0}.norm"),
     (r"mask_head/deconv", "roi_heads.mask_head.deconv"),
     (r"mask_head/predictor", "roi_heads.mask_head.predictor"),
+    (r"mask_head/coarse_head/reduce_channels", "roi_heads.mask_head.coarse_head.reduce_channel_dim_conv"),
+    (r"mask_head/coarse_head/reduce_sides", "roi_heads.mask_head.coarse_head.reduce_spatial_dim_conv"),
+    (r"mask_head/(coarse|point)_head/(fc\d|prediction|predictor)", "roi_heads.mask_head.{0}_head.{1}"),
     (r"keypoint_head/conv(\d)/conv", "roi_heads.keypoint_head.conv_fcn{0}"),
     (r"keypoint_head/deconv", "roi_heads.keypoint_head.score_lowres"),
 )
@@ -87,9 +90,11 @@ def _name(path: str, leaves: Mapping[str, np.ndarray]) -> str:
 def _in_torch(path: str, leaf: np.ndarray, side: int) -> np.ndarray:
     if path.endswith("deconv/kernel"):
         return leaf.transpose(2, 3, 0, 1)
+    if re.fullmatch(r"mask_head/point_head/.*kernel", path):
+        return leaf.T[:, :, None]
     if path.endswith("predictor_kernel"):
         return leaf.T[:, :, None, None]
-    if re.fullmatch(r"(box_head|cascade/stage\d)/fc1/kernel", path):
+    if re.fullmatch(r"(box_head|cascade/stage\d|mask_head/coarse_head)/fc1/kernel", path):
         # One weight for each cell (y, x) and channel of the features.
         grid = leaf.reshape(side, side, -1, leaf.shape[1])
         return np.stack([grid[..., out].transpose(2, 0, 1).ravel() for out in range(leaf.shape[1])])

@@ -17,6 +17,7 @@ from mask_rcnn_jax.models import (
     MaskHeadConfig,
     MaskRCNNConfig,
     NormConfig,
+    PointRendConfig,
     ResNetConfig,
     RPNConfig,
     architectures,
@@ -80,6 +81,9 @@ CONFIGS = {
     "batch norm": with_norm_everywhere(NormConfig(kind="batch_norm")),
     "cascade": architectures.cascade(FPN),
     "keypoints": narrow_heads(architectures.keypoints(FPN)),
+    "point rend": replace(
+        FPN, mask_head=PointRendConfig(coarse_channels=12, coarse_fc_channels=20, point_channels=14, num_point_fcs=2)
+    ),
     "fast": replace(architectures.fast_rcnn(FPN), box_head=FPN.box_head),
 }
 
@@ -96,7 +100,7 @@ def test_detectron2_names_are_undone_and_tell_the_configuration(config):
     jax.tree.map(np.testing.assert_array_equal, converted, variables)
 
 
-@pytest.mark.parametrize("name", ["fpn", "c4", "dc5", "x101_fpn", "cascade", "keypoint", "fast_rcnn"])
+@pytest.mark.parametrize("name", ["fpn", "c4", "dc5", "x101_fpn", "cascade", "keypoint", "pointrend", "fast_rcnn"])
 def test_reference_weights_of_detectron2_leave_nothing_over(shared, name):
     tensors = read_tensors(shared / "golden" / "detectron2" / f"{name}.safetensors")
     weights = {key.removeprefix("weights/"): tensors[key] for key in tensors if key.startswith("weights/")}
@@ -297,6 +301,48 @@ def test_the_predictors_of_every_stage_go_by_the_names_of_the_classes():
     assert (
         "of other classes, so reset at random: box_head/class_logits, cascade/stage2/class_logits" in report.lines()[1]
     )
+
+
+def test_the_names_that_point_rend_had_mean_the_same():
+    tensors = as_detectron2(random_variables(CONFIGS["point rend"]))
+    older = {}
+    for name, tensor in tensors.items():
+        name = name.replace("mask_head.point_head", "mask_point_head").replace(
+            "mask_head.coarse_head", "mask_coarse_head"
+        )
+        older[name.replace("mask_coarse_head.fc", "mask_coarse_head.coarse_mask_fc")] = tensor
+    assert len(older.keys() - tensors.keys()) == 16
+    found, expected = (convert(x, CONFIGS["point rend"], "detectron2")[0] for x in (older, tensors))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_point_rend_reads_and_predicts_the_classes_by_name():
+    """The point head reads the coarse logits of every class, after 16 features or 14 channels."""
+    config = CONFIGS["point rend"]
+    given, initial = random_variables(config, seed=1), init(replace(config, num_classes=3), jax.random.key(0))
+    after, _ = transplant(given, replace(config, num_classes=3), initial, ByName(match("abcde", "exb")))
+    found, before, random = (flat(tree) for tree in (after, given, initial))
+    path = "mask_head/coarse_head/prediction/kernel"
+    parts, of_given, of_random = (x[path].reshape(20, -1, 49) for x in (found, before, random))
+    np.testing.assert_array_equal(parts[:, [0, 2]], of_given[:, [4, 1]])
+    np.testing.assert_array_equal(parts[:, 1], of_random[:, 1])
+    path = "mask_head/point_head/fc1/kernel"
+    np.testing.assert_array_equal(found[path][[*range(16), 16, 18]], before[path][[*range(16), 20, 17]])
+    np.testing.assert_array_equal(found[path][17], random[path][17])
+    path = "mask_head/point_head/predictor_kernel"
+    rows = [*range(14), 14, 16], [*range(14), 18, 15]
+    np.testing.assert_array_equal(found[path][rows[0]][:, [0, 2]], before[path][rows[1]][:, [4, 1]])
+    np.testing.assert_array_equal(found[path][:, 1], random[path][:, 1])
+    np.testing.assert_array_equal(found[path][15], random[path][15])
+    _, report = convert(as_detectron2(given), replace(config, num_classes=3), "detectron2", initial)
+    assert {path for path in report.reset if path.startswith("mask_head")} == {
+        "mask_head/coarse_head/prediction/bias",
+        "mask_head/coarse_head/prediction/kernel",
+        "mask_head/point_head/fc1/kernel",
+        "mask_head/point_head/fc2/kernel",
+        "mask_head/point_head/predictor_bias",
+        "mask_head/point_head/predictor_kernel",
+    }
 
 
 def test_rows_of_other_numbers_of_classes():
