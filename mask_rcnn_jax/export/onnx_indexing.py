@@ -164,9 +164,19 @@ def _start(graph: Graph, start: Value, last: int) -> str:
 
 
 def _scatter(graph: Graph, eqn: Any, value: Value, indices: Value, updates: Value) -> list[Value]:
-    """A window that is overwritten at a place known now: what is before it, it, and what comes after."""
+    """A window that is overwritten at a place known now: what is before it, it, and what comes after.
+
+    Or elements of the last axis, each at most once, in every row at places of its own.
+    """
     numbers = eqn.params["dimension_numbers"]
     axes, at = numbers.scatter_dims_to_operand_dims, indices.constant
+    last = len(value.shape) - 1
+    rows = tuple(numbers.operand_batching_dims) == tuple(numbers.scatter_indices_batching_dims) == tuple(range(last))
+    in_bounds = eqn.params["mode"] == GatherScatterMode.PROMISE_IN_BOUNDS
+    if rows and tuple(numbers.inserted_window_dims) == tuple(axes) == (last,) and in_bounds:
+        (places,) = graph.add("Squeeze", [graph.cast(graph.full(indices), np.int64), graph.ints([-1])])
+        elements = [graph.full(value), places, graph.full(updates)]
+        return [output(eqn, graph.add("ScatterElements", elements, axis=last)[0])]
     if numbers.inserted_window_dims or len(updates.shape) != len(value.shape) or len(axes) > 1:
         raise unsupported(eqn)
     if updates.shape == value.shape:

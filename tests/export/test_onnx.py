@@ -12,6 +12,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.resize import Preprocessing, preprocess
 from mask_rcnn_jax.models import ConvNeXtConfig
 from mask_rcnn_jax.ops.nms import nms
+from mask_rcnn_jax.ops.points import uncertain_cells, with_cells
 from mask_rcnn_jax.ops.roi_pool import multilevel_roi_pool
 
 onnx = pytest.importorskip("onnx")
@@ -159,6 +160,7 @@ CASES = {
     "top_k ties": (lambda t: jax.lax.top_k(t, 7), TIES),
     "gather": (lambda x, r: (jax.vmap(lambda x, r: x[r])(x, r), x[:, r], x[0][r], x[r, r]), FLOATS, ROWS),
     "gather at two places": (jax.vmap(lambda x, r: x[r, jnp.zeros_like(r)]), FLOATS, ROWS),
+    "overwrite cells": (lambda x: with_cells(x, uncertain_cells(x, 4), jnp.ones((2, 4))), FLOATS[:2, :3, :3]),
     "overwrite": (lambda x: (x.at[:, 1:3].set(0.0), x.at[:, :2].set(1.0)), FLOATS),
     "reduce nothing": (lambda b: (b[:, :0].any(1), b[:, :0].all(1), INTEGERS[:, :0].sum(1) + b[:, 0]), BOOLS),
     "gather beyond the ends": (lambda x, i: (x[:, i], x[i, :, 0], x[0].at[i, 1].get(mode="clip")), FLOATS, INTEGERS),
