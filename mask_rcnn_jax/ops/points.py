@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num, UInt8
 
+from mask_rcnn_jax.ops.gpu.running_sums import running_sums
 from mask_rcnn_jax.ops.loops import zero_of
 from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 
@@ -106,11 +107,8 @@ def _spread_sorted(shape: tuple[int, ...], taps: _Taps, gradient: Float[Array, "
     last = jnp.searchsorted(first, cells, side="right") - 1
     touched = (last >= 0) & (first[jnp.maximum(last, 0)] == cells)
 
-    def add(before: tuple[Array, Array], after: tuple[Array, Array]) -> tuple[Array, Array]:
-        return before[0] | after[0], jnp.where(after[0], after[1], before[1] + after[1])
-
     def of_tap(weight: Float[Array, " N"]) -> Float[Array, "M _ _ C"]:
-        _, sums = jax.lax.associative_scan(add, (begins, (weight[:, None] * gradient)[order]))
+        sums = running_sums(begins, (weight[:, None] * gradient)[order])
         return jnp.where(touched[:, None], sums[jnp.maximum(last, 0)], 0).reshape(maps, height + 1, width + 1, channels)
 
     by_tap, total = jax.lax.map(of_tap, taps.weights), jnp.zeros((), gradient.dtype)

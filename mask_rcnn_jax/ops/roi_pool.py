@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
+from mask_rcnn_jax.ops.gpu.running_sums import running_sums
 from mask_rcnn_jax.ops.loops import as_index, zero_of
 from mask_rcnn_jax.ops.precision import at_least_float32
 
@@ -193,11 +194,7 @@ def _add_sorted(length: int, at: Int[Array, "U C"], values: Float[Array, "U C"])
     at, values = lax.sort((at, values), dimension=0, num_keys=1, is_stable=True)
     begins = jnp.concatenate([jnp.ones_like(at[:1], bool), at[1:] != at[:-1]])
 
-    def joined(left, right):
-        (left_begins, left_sum), (right_begins, right_sum) = left, right
-        return left_begins | right_begins, jnp.where(right_begins, right_sum, left_sum + right_sum)
-
-    _, sums = lax.associative_scan(joined, (begins, values))
+    sums = running_sums(begins, values)
     # The last of a cell's rows has its whole sum; no two of those are of one cell.
     ends = jnp.concatenate([begins[1:], jnp.ones_like(begins[:1])])
     total = jnp.zeros((length, values.shape[1]), values.dtype)
