@@ -1,7 +1,7 @@
 """A head of your own, in one file outside the package: how much of its box an instance fills.
 
     mask-rcnn train --config examples/custom_head.py --workdir runs/fill
-    mask-rcnn predict --checkpoint runs/fill --plugin examples/custom_head.py --images photo.jpg --out found
+    mask-rcnn predict photo.jpg --checkpoint runs/fill --plugin examples/custom_head.py --out found
 
 It learns from the masks, and every detection has the number `fill` besides its box, score and class: in Python, in the
 files that are written, and in exported models. Shape letters: `B` images, `R` RoIs, `D` detection slots, `P` side of

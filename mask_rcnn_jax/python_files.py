@@ -76,6 +76,9 @@ def load_python_file(path: Path, what: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # A dataclass defined in the file looks its module up by name.
     sys.modules[name] = module
+    folder = str(Path(file).parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # the file may import its neighbours, as a script may
     with _failures_of(path):
         spec.loader.exec_module(module)
     setattr(module, _CONTENT, content)

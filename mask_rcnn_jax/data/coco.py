@@ -75,13 +75,16 @@ def load_coco(config: CocoConfig, split: str) -> CocoDataset:
     return _dataset(file, image_directory(root, split), config.boxes_only)
 
 
-def coco_dataset(content: Mapping[str, Any], name: str | Path, images: str | Path) -> CocoDataset:
+def coco_dataset(
+    content: Mapping[str, Any], name: str | Path, images: str | Path, *, boxes_only: bool = False
+) -> CocoDataset:
     """The dataset that the content of an annotation file describes: for sources that make it from other files.
 
     `content` has COCO's "images", "annotations" and "categories"; `name` is what messages call it, `images` the folder
-    of its "file_name"s. Errors and counts are those of `load_coco`.
+    of its "file_name"s. With `boxes_only` there need be no segmentations, and models with masks are refused. Errors and
+    counts are those of `load_coco`.
     """
-    return _dataset(_checked(Path(name), content, check_image), Path(images), boxes_only=False)
+    return _dataset(_checked(Path(name), content, check_image), Path(images), boxes_only)
 
 
 def _dataset(file: AnnotationFile, directory: Path, boxes_only: bool) -> CocoDataset:

@@ -50,7 +50,10 @@ def trainable_records(dataset: CocoDataset, config: DataConfig) -> Sequence[Reco
 
     indices = np.array([i for i, record in enumerate(dataset.records) if visited(record)], np.int64)
     if not indices.size:
-        raise UserError(f"{dataset.annotation_file} has no usable annotations to train on; check its problems.")
+        problems = "".join(f"\n  {line}" for line in dataset.describe_problems())
+        raise UserError(
+            f"{dataset.annotation_file} has no usable annotations to train on; check its problems.{problems}"
+        )
     return Selection(dataset.records, indices)
 
 

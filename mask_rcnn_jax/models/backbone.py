@@ -20,6 +20,10 @@ def built_stages(stages: tuple[str, ...], out_features: tuple[str, ...]) -> tupl
     return stages[: max(map(stages.index, out_features)) + 1]
 
 
+def is_power_of_two(stride: int) -> bool:
+    return stride > 0 and not stride & (stride - 1)
+
+
 class Feature(NamedTuple):
     """A map that a backbone makes."""
 

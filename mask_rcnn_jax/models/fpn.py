@@ -3,6 +3,7 @@
 Features are named `p2` to `p6`, with strides 4 to 64. Shape letters: `B` images, `H W` height and width.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mask_rcnn_jax.models.backbone import BackboneConfig, Feature
+from mask_rcnn_jax.models.backbone import BackboneConfig, Feature, is_power_of_two
+from mask_rcnn_jax.models.checks import check_features, check_network
 from mask_rcnn_jax.models.initialisers import xavier_init
 from mask_rcnn_jax.models.layers import ConvNorm
 from mask_rcnn_jax.models.norms import NormConfig
@@ -27,9 +29,13 @@ class FPNConfig(BackboneConfig):
     def __post_init__(self) -> None:
         self.norm.check_channels("channels", self.channels)
         strides = list(self.bottom_up.out_strides.values())
-        if not strides or strides != [strides[0] << step for step in range(len(strides))]:
+        doubled = all(after == 2 * before for before, after in itertools.pairwise(strides))
+        if not strides or not doubled or not is_power_of_two(strides[0]):
             made = ", ".join(f"{name} {stride}" for name, stride in self.bottom_up.out_strides.items()) or "none"
-            raise ValueError(f"each feature of bottom_up must have twice the stride of the one before, not {made}")
+            raise ValueError(
+                "strides of bottom_up must be powers of 2, and each feature must have twice the stride of the one"
+                f" before, not {made}"
+            )
 
     @property
     def levels(self) -> dict[int, str]:
@@ -56,7 +62,8 @@ class FPN(nnx.Module):
     """
 
     def __init__(self, config: FPNConfig, *, rngs: nnx.Rngs):
-        self.bottom_up = config.bottom_up.build(rngs)
+        self.config = config
+        self.bottom_up = check_network(config.bottom_up, config.bottom_up.build(rngs))
         self.levels, self.size_divisor = tuple(config.levels.items()), config.size_divisor
         for level, name in self.levels:
             channels = config.bottom_up.features[name].channels
@@ -69,7 +76,7 @@ class FPN(nnx.Module):
         divisor = self.size_divisor
         if images.shape[1] % divisor or images.shape[2] % divisor:
             raise ValueError(f"images must have sides that are multiples of {divisor}, not {images.shape[1:3]}")
-        bottom_up = self.bottom_up(images)
+        bottom_up = check_features(self.config.bottom_up, self.bottom_up(images), (images.shape[1], images.shape[2]))
         features, coarser = {}, None
         for level, name in reversed(self.levels):
             with jax.named_scope(f"p{level}"):

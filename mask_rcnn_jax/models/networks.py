@@ -13,16 +13,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from mask_rcnn_jax.models.backbone import BackboneConfig
+from mask_rcnn_jax.models.backbone import BackboneConfig, is_power_of_two
 from mask_rcnn_jax.models.box_head import BoxHead, BoxHeadConfig
 from mask_rcnn_jax.models.cascade import CascadeConfig
+from mask_rcnn_jax.models.checks import check_network
 from mask_rcnn_jax.models.context import Inputs
 from mask_rcnn_jax.models.fpn import FPNConfig
 from mask_rcnn_jax.models.head import Head, HeadConfig
 from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
 from mask_rcnn_jax.models.mask_head import MaskBranchConfig, MaskHeadConfig
 from mask_rcnn_jax.models.pooler import Pool, RoIPoolerConfig, pool
-from mask_rcnn_jax.models.proposals import ProposalsConfig
+from mask_rcnn_jax.models.proposals import ProposalsConfig, ProposalSource
 from mask_rcnn_jax.models.resnet import ResNetConfig
 from mask_rcnn_jax.models.rpn import RPNConfig
 from mask_rcnn_jax.ops.masks import PasteConvention
@@ -57,14 +58,17 @@ class MaskRCNNConfig:
 
     def __post_init__(self) -> None:
         for name, stride in self.backbone.out_strides.items():
-            if stride < 1 or stride & (stride - 1):
+            if not is_power_of_two(stride):
                 raise ValueError(f"strides of backbones are powers of 2, and that of {name} is {stride}")
         _check_names(self)
-        for name, part in {"rpn": self.rpn, "box_head": self.box_head, **self.all_heads}.items():
+        parts = {"rpn": self.rpn, "box_head": self.box_head, "mask_head": self.mask_head}
+        parts |= {"keypoint_head": self.keypoint_head} | {f"heads[{i}]": head for i, head in enumerate(self.heads)}
+        for key, part in parts.items():
             try:
-                part.check(self.inputs)
+                if part is not None:
+                    part.check(self.inputs)
             except ValueError as error:
-                raise ValueError(f"{name}.{error}") from None
+                raise ValueError(f"{key}.{error}") from None
         if self.cascade is not None and not self.box_head.class_agnostic:
             raise ValueError("a cascade refines one box a RoI: set box_head.class_agnostic")
         if self.res5_on_rois and (not isinstance(self.backbone, ResNetConfig) or "res5" in self.backbone.out_features):
@@ -113,14 +117,14 @@ class MaskRCNN(nnx.Module):
 
     def __init__(self, config: MaskRCNNConfig, *, rngs: nnx.Rngs):
         inputs = config.inputs
-        self.backbone = config.backbone.build(rngs)
-        self.rpn = config.rpn.build(inputs, rngs)
+        self.backbone = check_network(config.backbone, config.backbone.build(rngs))
+        self.rpn = check_network(config.rpn, config.rpn.build(inputs, rngs), ProposalSource)
         self.res5 = config.resnet_of_rois and config.resnet_of_rois.build_res5(rngs)
         self.box_head = config.box_head.build(inputs, rngs)
         self.cascade = config.cascade and config.cascade.build(config.box_head, inputs, rngs)
         self.head_names = tuple(config.all_heads)
         for name, head in config.all_heads.items():
-            setattr(self, name, head.build(inputs, rngs))
+            setattr(self, name, check_network(head, head.build(inputs, rngs), Head))
 
     @property
     def heads(self) -> dict[str, Head]:
@@ -150,11 +154,21 @@ class MaskRCNN(nnx.Module):
 
 
 def _check_names(config: MaskRCNNConfig) -> None:
-    """Raise ValueError where heads share a name, or `remat` names what there is not."""
-    names = [head.name for head in config.heads]
-    for name in names:
-        if names.count(name) > 1 or name in _PARTS or hasattr(MaskRCNN, name) or not name.isidentifier():
-            raise ValueError(f"heads: {name!r} is no name of a head, or that of another part; give each head its own")
+    """Raise ValueError where heads are not what they should be or share a name, or `remat` names what there is not."""
+    if not isinstance(config.heads, tuple) or not all(isinstance(head, HeadConfig) for head in config.heads):
+        raise ValueError(f"heads is a tuple of configurations of heads, such as (FillConfig(),), not {config.heads!r}")
+    names: dict[str, str] = {}
+    for head in config.heads:
+        own, name = type(head).__name__, getattr(head, "name", None)
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f'heads: {own} has no name; give it one, name: ClassVar[str] = "..."')
+        if name in _PARTS or hasattr(MaskRCNN, name):
+            raise ValueError(f"heads: the name of {own}, {name}, is that of another part of the model; give it another")
+        if name in names:
+            raise ValueError(f"heads: {names[name]} and {own} are both named {name}; give one another name")
+        if head.needs not in (None, "masks", "keypoints"):
+            raise ValueError(f"heads: {own}.needs is {head.needs!r}, and may be 'masks', 'keypoints' or None")
+        names[name] = own
     parts = ("backbone", "rpn", "box_head", "mask_head", "keypoint_head", *names)
     if unknown := [name for name in config.remat if name not in parts]:
         raise ValueError(f"remat: expected some of {', '.join(parts)}, not {', '.join(unknown)}")

@@ -44,9 +44,9 @@ class ProposalsConfig(abc.ABC):
     def build(self, inputs: Inputs, rngs: nnx.Rngs) -> ProposalSource:
         """Build the network, with random variables."""
 
-    @abc.abstractmethod
     def check(self, inputs: Inputs) -> None:
         """Raise ValueError, naming the setting, where the source cannot be built for these inputs."""
+        inputs.check_poolers(self)
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,6 @@ class GivenProposalsConfig(ProposalsConfig):
 
     def build(self, inputs: Inputs, rngs: nnx.Rngs) -> "GivenProposals":
         return GivenProposals(self)
-
-    def check(self, inputs: Inputs) -> None:
-        pass
 
 
 class GivenProposals(ProposalSource):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
+from mask_rcnn_jax.models.checks import check_features, check_found, check_terms
 from mask_rcnn_jax.models.context import Context, Features, Keys, Observe, Terms, unobserved
 from mask_rcnn_jax.models.head import own_keys
 from mask_rcnn_jax.models.networks import MaskRCNN, MaskRCNNConfig, Variables, networks
@@ -50,7 +51,8 @@ def loss_terms(
 
     for name, head in model.heads.items():
         trained = refined if config.all_heads[name].on_predicted_boxes else foreground
-        terms |= head.losses(replace(context, pool=pool_foreground), trained, truth, own_keys(keys, name))
+        of_head = head.losses(replace(context, pool=pool_foreground), trained, truth, own_keys(keys, name))
+        terms |= check_terms(name, head, of_head)
     buffers = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
     terms = {name: replace(term, total=observe(name, term.total)) for name, term in terms.items()}
     return jax.tree.map(jnp.sum, terms), buffers
@@ -77,8 +79,8 @@ def detect(
 def detect_from_features(config: MaskRCNNConfig, model: MaskRCNN, context: Context) -> PaddedDetections:
     """`detect` after the backbone."""
     found = find_boxes(config, model, context)
-    for head in model.heads.values():
-        found = head.add(found, head.answer(context, found))
+    for name, head in model.heads.items():
+        found = check_found(name, head, head.add(found, head.answer(context, found)))
     return found
 
 
@@ -98,8 +100,9 @@ def see(
 ) -> Context:
     """Normalise images and apply the backbone."""
     images = observe("images", normalize(config, images, image_sizes))
-    features = observe("backbone features", model.backbone(images.astype(config.dtype)))
-    context = context_of(config, model, features, (images.shape[1], images.shape[2]), image_sizes, pool)
+    padded_size = images.shape[1], images.shape[2]
+    features = check_features(config.backbone, model.backbone(images.astype(config.dtype)), padded_size)
+    context = context_of(config, model, observe("backbone features", features), padded_size, image_sizes, pool)
     return replace(context, observe=observe)
 
 

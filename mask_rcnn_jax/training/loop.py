@@ -26,7 +26,7 @@ from mask_rcnn_jax.training.divergence import Watch
 from mask_rcnn_jax.training.metrics import Writer, open_writer
 from mask_rcnn_jax.training.profiling import ProfileSteps, profiled
 from mask_rcnn_jax.training.provenance import Data, check_data, record_result, record_start
-from mask_rcnn_jax.training.start import first_state
+from mask_rcnn_jax.training.start import check_heads, first_state
 from mask_rcnn_jax.training.step import TrainState, make_mesh, make_train_step, shard
 from mask_rcnn_jax.training.stopping import StopRequests
 from mask_rcnn_jax.training.weights_and_biases import logged_to_wandb
@@ -130,6 +130,7 @@ def _prepare(config: ExperimentConfig, workdir: Path) -> tuple[_Start, TrainStat
     processes.by_first(partial(check_workdir, workdir))
     config = checked(config)
     mesh = make_mesh(config)
+    check_heads(config)
     config.data.source.prepare()
     datasets = load_datasets(config)
     data = processes.by_first(partial(check_data, workdir, datasets))

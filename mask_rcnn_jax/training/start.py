@@ -3,19 +3,37 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import differences
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.files import is_folder
-from mask_rcnn_jax.models import Variables, init
+from mask_rcnn_jax.models import Variables, detect, init
 from mask_rcnn_jax.places import latest_step
 from mask_rcnn_jax.pretrained import ByName, contradictions, conventions, load_weights, match, transplant
 from mask_rcnn_jax.sharding import everywhere
+from mask_rcnn_jax.structures import PaddedDetections, Proposals
 from mask_rcnn_jax.training.checkpoint import Metadata, restore_for_inference
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.step import TrainState, init_state, replicate
+
+
+def check_heads(config: ExperimentConfig) -> None:
+    """Raise UserError where what further heads lay into detections has no row, place or name of its own.
+
+    Nothing is computed, the shapes tell; else the first evaluation would, after hours.
+    """
+    if not config.model.heads:
+        return
+
+    def found() -> PaddedDetections:
+        given = Proposals(jnp.zeros((2, 8, 4)), jnp.zeros((2, 8)), jnp.zeros((2, 8), bool))
+        images, sizes = jnp.zeros((2, *config.data.canvas, 3), jnp.uint8), jnp.ones((2, 2), jnp.int32)
+        return detect(config.model, init(config.model, jax.random.key(0)), images, sizes, proposals=given)
+
+    jax.eval_shape(found)
 
 
 def first_state(config: ExperimentConfig, workdir: Path, mesh: Mesh, names: Metadata) -> tuple[TrainState, list[str]]:

@@ -1,5 +1,6 @@
 """`mask-rcnn`: its commands, its start without jax, and the configurations that it finds by name."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -84,3 +85,27 @@ def test_a_config_builds_on_another() -> None:
         "eval_every",
         "checkpoint_every",
     }
+
+
+FOLDERS = [ROOT / "docs", ROOT / "examples", ROOT / "configs"]
+DOCUMENTS = [ROOT / "README.md", *(path for folder in FOLDERS for path in folder.iterdir())]
+
+
+def documented() -> list[tuple[str, str]]:
+    """Every command that a document or a file's docstring shows: its name, and what follows."""
+    texts = [path.read_text().replace("\\\n", " ") for path in DOCUMENTS if path.suffix in (".md", ".py")]
+    shown = re.compile(r"^ {4,}mask-rcnn ([a-z-]+) (.*)$", re.MULTILINE)
+    return sorted({found for text in texts for found in shown.findall(text)})
+
+
+@pytest.mark.parametrize(("command", "rest"), documented())
+def test_commands_in_documents_have_options_that_there_are(command: str, rest: str, capsys) -> None:
+    def told(*arguments: str) -> str:
+        with pytest.raises(SystemExit):
+            main([*arguments, "--help"])
+        return capsys.readouterr().out
+
+    text, first = told(command), rest.split()[0]
+    if re.search(rf"\{{[^}}]*\b{re.escape(first)}\b", text):  # a command of the command's own
+        text = told(command, first)
+    assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= set(re.findall(r"--[a-z-]+", text)) | {"--plugin"}

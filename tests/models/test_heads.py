@@ -140,9 +140,12 @@ def test_heads_are_stored_with_their_settings():
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["heads[0].feature=p9"], r"foreground\.feature has p9, but the backbone makes res3"),
-        (["heads=ForegroundConfig,ForegroundConfig"], r"heads: 'foreground' is no name of a head, or that of another"),
-        (["heads=MaskHeadConfig"], r"heads: 'mask_head' is no name of a head, or that of another part"),
+        (["heads[0].feature=p9"], r"heads\[0\]\.feature has p9, but the backbone makes res3"),
+        (
+            ["heads=ForegroundConfig,ForegroundConfig"],
+            r"heads: ForegroundConfig and ForegroundConfig are both named foreground",
+        ),
+        (["heads=MaskHeadConfig"], r"heads: the name of MaskHeadConfig, mask_head, is that of another part"),
         (["remat=neighbour"], r"remat: expected some of backbone, rpn, .*, foreground, not neighbour"),
         (["heads[1].feature=res3"], r"no key heads\[1\]\.feature: heads is \[.*\], expected tuple\["),
         (["heads[0].width=3"], r"no key heads\[0\]\.width"),
