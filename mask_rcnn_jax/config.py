@@ -84,7 +84,7 @@ def differences(a: object, b: object) -> list[str]:
 
 def _plain(value: object) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if "__dataclass_params__" not in vars(type(value)):  # its own settings are no fields
+        if ranges.forgotten(type(value)):
             raise UserError(f"{type(value).__name__} is no dataclass of its own; put @dataclass(frozen=True) above it")
         names = [field.name for field in dataclasses.fields(value) if field.init]
         if _TYPE in names:

@@ -22,7 +22,8 @@ def require(extra: str, purpose: object) -> None:
     """Import an extra's packages. Raises UserError that begins with the `purpose` where one cannot be imported."""
     for package in EXTRAS[extra]:
         try:
-            importlib.import_module(package)
+            if importlib.import_module(package).__file__ is None:
+                raise ImportError(f"a folder {package} is in its place")
         except ImportError as error:
             install = f"pip install 'mask-rcnn-jax[{extra}]'"
             raise UserError(f"{purpose} needs the package {package} ({error}); run: {install}") from None

@@ -6,12 +6,13 @@ Ranges are checked where configurations are loaded, see `config`, and by `check`
 """
 
 import dataclasses
+import inspect
 import reprlib
 import types
 import typing
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from mask_rcnn_jax.errors import UserError
 
@@ -124,6 +125,14 @@ def with_incidentals_of(config: Config, other: object) -> Config:
         incidental = Incidental() in getattr(hint, "__metadata__", ())
         values[name] = others if incidental else with_incidentals_of(mine, others)
     return dataclasses.replace(config, **values)
+
+
+def forgotten(cls: type) -> list[str]:
+    """Return the settings that a class has in its annotations and not among its fields, being no dataclass itself."""
+    if "__dataclass_params__" in vars(cls):
+        return []
+    kinds = inspect.get_annotations(cls).items()
+    return [name for name, kind in kinds if typing.get_origin(kind) is not ClassVar and kind is not ClassVar]
 
 
 def shown(value: Any) -> str:

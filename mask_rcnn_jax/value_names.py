@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from mask_rcnn_jax.errors import UserError
 
+CELLS = "_cells"  # ends the name of the number of cells of a map, in exported models
 TAKEN = frozenset(
     # Detections, and the inputs and outputs of exported models.
     {"boxes", "scores", "classes", "masks", "keypoints", "valid", "images", "sizes"}
@@ -17,7 +18,7 @@ TAKEN = frozenset(
 
 def is_free(name: object) -> bool:
     """Tell whether a head may call a value so: an identifier that nothing else has."""
-    return isinstance(name, str) and name.isidentifier() and name not in TAKEN
+    return isinstance(name, str) and name.isidentifier() and name not in TAKEN and not name.endswith(CELLS)
 
 
 def check_value_names(names: Iterable[str]) -> None:
@@ -29,6 +30,6 @@ def check_value_names(names: Iterable[str]) -> None:
     for name in names:
         if not name.isidentifier():
             raise UserError(f"a head calls a value {name!r}; name it by letters, digits and underscores alone")
-        if name in TAKEN or name in seen:
+        if not is_free(name) or name in seen:
             raise UserError(f"a head calls a value '{name}', which is the name of another; give it one of its own")
         seen.add(name)

@@ -21,6 +21,17 @@ def test_a_missing_package_is_named_with_its_extra(extra: str, monkeypatch) -> N
         require(extra, "a thing")
 
 
+def test_a_folder_of_a_packages_name_is_no_package(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "wandb").mkdir()  # as Weights & Biases leaves one beside its runs
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(
+        UserError, match=r"needs the package wandb \(a folder wandb is in its place\); run: pip install"
+    ):
+        require("wandb", "a thing")
+    sys.modules.pop("wandb", None)
+
+
 @pytest.mark.parametrize(
     ("option", "extra"), [("--format=geojson", "outlines"), ("--tile=64", "tiles")], ids=["geojson", "tile"]
 )

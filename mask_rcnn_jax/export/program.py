@@ -15,12 +15,11 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.resize import Preprocessing, largest_exact_side, preprocess
-from mask_rcnn_jax.export.runtime import CELLS
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, detect
 from mask_rcnn_jax.models.pooler import Pool, pool
 from mask_rcnn_jax.ops import paste_masks
 from mask_rcnn_jax.structures import PaddedDetections
-from mask_rcnn_jax.value_names import check_value_names
+from mask_rcnn_jax.value_names import CELLS, check_value_names
 
 Program = Callable[[Variables, UInt8[Array, "B H W 3"], Int[Array, "B 2"]], dict[str, Array]]
 
@@ -88,7 +87,7 @@ def program(config: MaskRCNNConfig, settings: ExportSettings, pool: Pool = pool)
 
 def _own_values(found: PaddedDetections, sizes: Int[Array, "B 2"], padded_size: tuple[int, int]) -> dict[str, Array]:
     """Name what heads of others found, and of each map the number of cells that an image of `sizes` touches."""
-    check_value_names([*found.extras, *found.maps, *(f"{name}{CELLS}" for name in found.maps)])
+    check_value_names([*found.extras, *found.maps])
     values = found.extras | found.maps
     # A model's bfloat16 is nothing to most programs that read the file.
     values = {name: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x for name, x in values.items()}

@@ -23,7 +23,8 @@ import numpy as np
 FORMAT = "mask-rcnn-jax stablehlo 1"
 PLATFORMS = ("cpu", "cuda", "tpu")
 METADATA_KEY = "mask_rcnn_jax"  # of an ONNX file's properties
-CELLS = "_cells"  # ends the name of the output that says how much of a map is the image's
+# Ends the name of the output that says how much of a map is the image's: `value_names.CELLS`, which is not imported.
+CELLS = "_cells"
 
 Arrays = dict[str, np.ndarray]
 

@@ -29,6 +29,7 @@ from mask_rcnn_jax.inference.detections import Detections, as_detections
 from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
 from mask_rcnn_jax.inference.predictor import OnError, canvases, resized_for, whole_multiple
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, networks, rcnn
+from mask_rcnn_jax.models.checks import check_found
 from mask_rcnn_jax.models.context import Features
 from mask_rcnn_jax.models.head import Head
 from mask_rcnn_jax.ops import nms
@@ -163,9 +164,11 @@ def _scaled(data: DataConfig, scale: float, divisor: int) -> DataConfig:
 
 
 def _mirrored_keypoints(model: Model, config: AugmentationConfig) -> tuple[int, ...]:
-    if model.config.keypoint_head is None or not config.flip:
+    heads = model.config.all_heads.values()
+    if not config.flip or all(head.needs != "keypoints" for head in heads):
         return ()
-    count = model.config.keypoint_head.num_keypoints
+    own = model.config.keypoint_head
+    count = len(model.keypoint_names) if own is None else own.num_keypoints
     places = config.mirrored_keypoints
     if places is None and model.keypoint_names:
         places = tuple(mirrored(model.keypoint_names, model.data.keypoint_flips).tolist())
@@ -251,7 +254,13 @@ def _finish(
 ) -> PaddedDetections:
     """Lay the means of what heads say at `count` sizes, of which `total` is the sum, into what was found."""
     for name, head in networks(config, variables).heads.items():
-        found = head.add(found, jax.tree.map(lambda x: x / count, total[name]))
+        mean = jax.tree.map(lambda x: x / count, total[name])
+        found = check_found(name, head, found, head.add(found, mean))
+    if found.maps:
+        raise UserError(
+            f"maps ({', '.join(found.maps)}) are not averaged over versions of an image; predict without test-time"
+            " augmentation"
+        )
     return found
 
 

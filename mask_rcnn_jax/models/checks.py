@@ -44,18 +44,24 @@ def check_features(config: BackboneConfig, made: Any, padded_size: tuple[int, in
     return made
 
 
-def check_terms(name: str, head: nnx.Module, terms: Any) -> Terms:
-    """Return what a head has learnt from a batch. Raises UserError where these are not losses and measures."""
+def check_terms(name: str, head: nnx.Module, before: Terms, terms: Any) -> Terms:
+    """Return what a head has learnt from a batch. Raises UserError where these are not losses and measures, or have
+    the names of those `before`.
+    """
     said = f"{type(head).__name__}.losses, of the head {name},"
     if not isinstance(terms, dict) or not all(isinstance(term, Mean) for term in terms.values()):
         raise UserError(f"{said} returns something else than a dict of models.Mean; see masked_mean of models.losses")
     if nnx.state(head, nnx.Param) and not any(term.startswith("loss/") for term in terms):
         raise UserError(f"{said} returns no loss: begin the name of what is to be minimised with loss/")
+    if twice := sorted(before.keys() & terms.keys()):
+        raise UserError(f"{said} returns {', '.join(twice)}, which others return already; name its own by the head")
     return terms
 
 
-def check_found(name: str, head: nnx.Module, found: Any) -> PaddedDetections:
-    """Return what a head has laid its answer into. Raises UserError where values have no name or row of their own."""
+def check_found(name: str, head: nnx.Module, before: PaddedDetections, found: Any) -> PaddedDetections:
+    """Return what a head has laid its answer into. Raises UserError where values have no name or row of their own, or
+    what was there `before` is there no more.
+    """
     said = f"{type(head).__name__}.add, of the head {name},"
     if not isinstance(found, PaddedDetections):
         raise UserError(f"{said} returns {type(found).__name__}; return the detections with the answer in them")
@@ -63,6 +69,9 @@ def check_found(name: str, head: nnx.Module, found: Any) -> PaddedDetections:
         check_value_names([*found.extras, *found.maps])
     except UserError as error:
         raise UserError(f"{said} returns what cannot be told apart: {error}") from None
+    for earlier, later in ((before.extras, found.extras), (before.maps, found.maps)):
+        if lost := [key for key, value in earlier.items() if later.get(key) is not value]:
+            raise UserError(f"{said} replaces {', '.join(lost)} of another head; add to what is there, by other names")
     for key, value in found.extras.items():
         if value.shape[:2] != found.valid.shape:
             raise UserError(f"{said} gives extras['{key}'] the shape {value.shape}, not {[*found.valid.shape, '...']}")

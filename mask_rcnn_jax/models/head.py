@@ -35,7 +35,8 @@ class Head(nnx.Module, abc.ABC):
     def answer(self, context: Context, found: PaddedDetections) -> Any:
         """Compute what the network says of each instance, arrays [B, D, ...], or of each image, [B, ...].
 
-        With test-time augmentation the answers to several versions of an image are averaged before `add`.
+        `found` is what the box heads found: boxes, scores, classes and `valid`, without what other heads add. With
+        test-time augmentation the answers to several versions of an image are averaged before `add`.
         """
 
     @abc.abstractmethod

@@ -273,7 +273,11 @@ def train_points(config: PointRendConfig, keys: Keys, coarse: Float[Array, "B R 
 
     def of_image(key: Key[Array, ""] | None, coarse: Float[Array, "R S S"]) -> Float[Array, "R P 2"]:
         shape = coarse.shape[0], num, 2
-        drawn = jnp.broadcast_to(point_ops.spread_points(num), shape) if key is None else jax.random.uniform(key, shape)
+        drawn = (
+            jnp.broadcast_to(point_ops.spread_points(num), shape)
+            if key is None
+            else jax.random.uniform(key, shape, coarse.dtype)
+        )
         logits = point_ops.sample_coarse(coarse[:, None], drawn)[..., 0]
         num_uncertain = int(config.importance * config.train_points)
         return point_ops.important_points(drawn, logits, config.train_points, num_uncertain)

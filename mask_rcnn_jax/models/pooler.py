@@ -18,7 +18,7 @@ from mask_rcnn_jax.ops.roi_pool import multilevel_roi_pool
 from mask_rcnn_jax.ranges import AboveZero, Items, Range
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RoIPoolerConfig(abc.ABC):
     """Settings of a pooler: those that all have, and from which level a RoI is pooled."""
 
@@ -38,7 +38,7 @@ class RoIPoolerConfig(abc.ABC):
         """Pool each RoI (pixels of the padded image) from its level; padded RoIs, all zeros, give finite features."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PoolerConfig(RoIPoolerConfig):
     """RoIAlign (Mask R-CNN)."""
 
@@ -65,7 +65,7 @@ class PoolerConfig(RoIPoolerConfig):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RoIPoolConfig(RoIPoolerConfig):
     """RoIPool (Fast R-CNN)."""
 

@@ -45,14 +45,15 @@ def loss_terms(
     refined = replace(foreground, boxes=predicted[:, : config.box_head.foreground_slots])
 
     def pool_foreground(pooler: RoIPoolerConfig, boxes: Float[Array, "B R 4"]) -> Float[Array, "B R _ _ _"]:
-        if config.res5_on_rois and boxes is foreground.boxes:  # heads share what res5 made of the box head's RoIs
+        if config.res5_on_rois and boxes is foreground.boxes and pooler == config.box_head.pooler:
+            # Heads share what res5 made of the box head's RoIs.
             return box_features[:, : config.box_head.foreground_slots]
         return context.pool(pooler, boxes)
 
     for name, head in model.heads.items():
         trained = refined if config.all_heads[name].on_predicted_boxes else foreground
         of_head = head.losses(replace(context, pool=pool_foreground), trained, truth, own_keys(keys, name))
-        terms |= check_terms(name, head, of_head)
+        terms |= check_terms(name, head, terms, of_head)
     buffers = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
     terms = {name: replace(term, total=observe(name, term.total)) for name, term in terms.items()}
     return jax.tree.map(jnp.sum, terms), buffers
@@ -78,9 +79,9 @@ def detect(
 
 def detect_from_features(config: MaskRCNNConfig, model: MaskRCNN, context: Context) -> PaddedDetections:
     """`detect` after the backbone."""
-    found = find_boxes(config, model, context)
+    found = boxes = find_boxes(config, model, context)
     for name, head in model.heads.items():
-        found = check_found(name, head, head.add(found, head.answer(context, found)))
+        found = check_found(name, head, found, head.add(found, head.answer(context, boxes)))
     return found
 
 

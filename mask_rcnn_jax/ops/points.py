@@ -54,6 +54,7 @@ def _sample_bwd(residuals: tuple[Array, Array, Array], gradient: Array) -> tuple
     taps = _taps(maps.shape[:3], at, points)
     cpu, elsewhere = (partial(form, maps.shape) for form in (_spread_in_turn, _spread_sorted))
     of_maps = jax.lax.platform_dependent(taps, gradient, cpu=cpu, default=elsewhere)
+    of_maps = of_maps.astype(maps.dtype)  # points may be wider
     return of_maps, None, jnp.zeros_like(points)
 
 

@@ -56,7 +56,8 @@ def infer(tensors: Mapping[str, np.ndarray], source: Source) -> MaskRCNNConfig:
     """
     found, _ = translate(tensors, TABLES[source])
     shapes = {path: tensor.tensor.shape for path, tensor in found.items()}
-    config = _of_shapes(shapes, trained_norm=any(name.endswith("num_batches_tracked") for name in tensors))
+    trained_norm = any(name.endswith("num_batches_tracked") for name in tensors)
+    config = _of_shapes(shapes, trained_norm=trained_norm, may_lack_rpn=source == "detectron2")
     if source == "torchvision":
         return models.torchvision(config, frozen_norm_epsilon=0.0)
     return _with_pixels(config, tensors)
@@ -101,7 +102,7 @@ def describe(config: MaskRCNNConfig) -> str:
     return f"{name} {neck}, {resnet.norm.kind.replace('_', ' ')}{present}, {classes}"
 
 
-def _of_shapes(shapes: Shapes, *, trained_norm: bool) -> MaskRCNNConfig:
+def _of_shapes(shapes: Shapes, *, trained_norm: bool, may_lack_rpn: bool) -> MaskRCNNConfig:
     """The architecture with Detectron2's conventions."""
     has_pyramid = "backbone/lateral2/conv/kernel" in shapes
     classes = _shape(shapes, _CLASSES)[0] - 1
@@ -116,7 +117,7 @@ def _of_shapes(shapes: Shapes, *, trained_norm: bool) -> MaskRCNNConfig:
     else:
         config = architectures.dc5(resnet, classes)
     config = _with_heads(config, shapes, norm)
-    if not any(path.startswith("rpn/") for path in shapes):
+    if may_lack_rpn and not any(path.startswith("rpn/") for path in shapes):
         return replace(config, rpn=GivenProposalsConfig())
     assert isinstance(config.rpn, RPNConfig)
     anchors = len(config.rpn.sizes[0]) * len(config.rpn.ratios)

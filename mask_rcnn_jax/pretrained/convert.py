@@ -1,7 +1,7 @@
 """Puts the tensors of a file in the places of a model's variables, or says all that does not fit."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import MaskRCNNConfig, Variables, abstract
+from mask_rcnn_jax.models import MaskRCNNConfig, PointRendConfig, Variables, abstract
 from mask_rcnn_jax.pretrained import detectron2, resnet, torchvision
 from mask_rcnn_jax.pretrained.rows import BY_NUMBER, ByName, listed, reads_classes
 from mask_rcnn_jax.pretrained.table import Found, Table, translate
@@ -24,6 +24,7 @@ _PREDICTORS = re.compile(
     r"(box_head|cascade/stage\d)/(class_logits|box_deltas)/\w+|mask_head/(point_head/)?predictor_\w+"
     r"|mask_head/coarse_head/prediction/\w+|mask_head/point_head/fc\d/kernel|keypoint_head/deconv/\w+"
 )
+Side = Callable[[str], int]  # of a grid of features, by the path of the layer that has it flattened
 _ALWAYS_THERE = ("backbone", "res5", "box_head", "cascade")  # the rest is proposals and heads, which models differ in
 
 
@@ -114,7 +115,7 @@ def load_resnet(tensors: Mapping[str, np.ndarray], variables: Variables) -> tupl
     missing = [path for path in wanted if path not in found and path.endswith(("conv/kernel", "norm/bias"))]
     partial = [path for path in wanted if path not in found and _beside(path, "scale") in found]
     kept = {path for path in expected if path not in partial}
-    loaded = _fit(found, unknown, expected, 1, kept)
+    loaded = _fit(found, unknown, expected, lambda path: 1, kept)
     return _with(variables, _as_before(loaded, expected)), Report(len(loaded), tuple(missing))
 
 
@@ -148,7 +149,7 @@ def _taken(
     for path in found.keys() & expected.keys():
         if config.box_head.class_agnostic and "/box_deltas/" in path:
             continue  # one class and no class have as many
-        array = found[path].turned(_side(config)) if _PREDICTORS.fullmatch(path) else None
+        array = found[path].turned(_side(config)(path)) if _PREDICTORS.fullmatch(path) else None
         if array is not None and (values := by_name.take(path, array, np.asarray(expected[path]))) is not None:
             taken[path] = Found(found[path].name, values)
     return taken
@@ -158,7 +159,7 @@ def _fit(
     found: Mapping[str, Found],
     unknown: Sequence[str],
     expected: Mapping[str, Any],
-    side: int,
+    side: Side,
     kept: Iterable[str] = (),
 ) -> dict[str, np.ndarray]:
     """The tensors by path, turned and of the expected shapes; only `kept` paths may be missing."""
@@ -168,7 +169,7 @@ def _fit(
     for path, tensor in found.items():
         if path not in expected:
             continue
-        array, shape = tensor.turned(side), tuple(expected[path].shape)
+        array, shape = tensor.turned(side(path)), tuple(expected[path].shape)
         if array is None or array.shape != shape:
             turned = tensor.tensor.shape if array is None else array.shape
             misshapen.append(f"{tensor.name}, as {path}, is {turned} and should be {shape}")
@@ -191,8 +192,15 @@ def _fit(
 # --- Paths ------------------------------------------------------------------------------------------------------------
 
 
-def _side(config: MaskRCNNConfig) -> int:
-    return config.box_head.pooler.output_size
+def _side(config: MaskRCNNConfig) -> Side:
+    """The side of the features that the first layer after flattening has, by its path."""
+
+    def of(path: str) -> int:
+        if path.startswith("mask_head/coarse_head/") and isinstance(config.mask_head, PointRendConfig):
+            return config.mask_head.pooled_size // 2
+        return config.box_head.pooler.output_size
+
+    return of
 
 
 def _of_head(path: str) -> str | None:

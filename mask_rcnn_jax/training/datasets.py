@@ -13,11 +13,17 @@ from mask_rcnn_jax.data import (
 from mask_rcnn_jax.data.keypoint_flips import describe_flips, mirrored
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import keypoint_sigmas
+from mask_rcnn_jax.models import GivenProposalsConfig
 from mask_rcnn_jax.training.config import ExperimentConfig
 
 
 def load_datasets(config: ExperimentConfig) -> dict[str, CocoDataset]:
     """The two splits, checked against each other, the model, and the image files."""
+    if isinstance(config.model.rpn, GivenProposalsConfig):
+        raise UserError(
+            "model.rpn is GivenProposalsConfig, and no source of data has proposals; train such a model in Python, by"
+            " models.loss_terms of batches that hold them, or set model.rpn to RPNConfig"
+        )
     source = config.data.source
     train_set, val_set = source.load(source.train_split), source.load(source.val_split)
     if (train_set.categories, train_set.class_names) != (val_set.categories, val_set.class_names):

@@ -13,7 +13,7 @@ from mask_rcnn_jax.data import CocoConfig, DataConfig
 from mask_rcnn_jax.data.entries import check_category, check_object, list_of, parse_json
 from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import MaskRCNNConfig, init
+from mask_rcnn_jax.models import GivenProposalsConfig, MaskRCNNConfig, init
 from mask_rcnn_jax.places import FOLDER, checkpoints_in
 from mask_rcnn_jax.pretrained import (
     ByName,
@@ -162,6 +162,8 @@ def _told(
     first, *more = report.lines()
     shown = ", ".join(named.names[:4]) + (", ..." if len(named.names) > 4 else "")
     commands = f"mask-rcnn eval --workdir {out}, and for mask-rcnn train --config {out} --workdir ANOTHER"
+    if isinstance(config.model.rpn, GivenProposalsConfig):
+        commands = "models.detect in Python, which is given the proposals; the commands have none"
     return [
         f"{path}: {first}",
         *more,

@@ -14,11 +14,12 @@ from mask_rcnn_jax.cli.outputs import FORMATS
 from mask_rcnn_jax.cli.videos import _COLUMNS, ImageSequence, predict_clip
 from mask_rcnn_jax.data.inputs import InputImage
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.export import runtime
 from mask_rcnn_jax.inference import Detections
 from mask_rcnn_jax.inference.outputs import COLUMNS, to_geojson
 from mask_rcnn_jax.inference.stitching import stitch
 from mask_rcnn_jax.output_folder import OutputFolder
-from mask_rcnn_jax.value_names import TAKEN, check_value_names
+from mask_rcnn_jax.value_names import CELLS, TAKEN, check_value_names, is_free
 from tests.inference.test_detections import HEIGHT, NAMES, WIDTH, some
 
 DEPTH = np.array([0.1, np.nan, np.inf, 2.0], np.float32)
@@ -106,6 +107,8 @@ def test_all_names_of_ours_are_taken() -> None:
     of_ours = {field.name for field in fields(Detections)} - {"height", "width", "rles", "class_names", "path"}
     assert of_ours - {"extras", "maps"} <= TAKEN
     check_value_names(["depth", "depth_1"])
+    assert CELLS == runtime.CELLS
+    assert not is_free(f"depth{CELLS}")
 
 
 @pytest.mark.filterwarnings("ignore:OpenCV.*is not installed")

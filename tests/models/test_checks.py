@@ -10,7 +10,7 @@ from flax import nnx
 
 from mask_rcnn_jax.config import to_json
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import BackboneConfig, Feature, FPNConfig, Head, HeadConfig, detect, init, loss_terms
+from mask_rcnn_jax.models import BackboneConfig, Feature, FPNConfig, Head, HeadConfig, Mean, detect, init, loss_terms
 from mask_rcnn_jax.ranges import Channels, Positive
 from mask_rcnn_jax.training.start import check_heads
 from tests.tiny import smallest_model, tiny_batch, tiny_experiment
@@ -100,7 +100,12 @@ class Odd(Head):
 
     def losses(self, context, rois, truth, keys):
         total = jnp.sum(rois.valid * self.scale[...], axis=1)
-        return {"odd": total} if self.mistake == "no mean" else {}
+        match self.mistake:
+            case "no mean":
+                return {"odd": total}
+            case "of the boxes":
+                return {"loss/box": Mean(total, jnp.ones_like(total))}
+        return {}
 
     def answer(self, context, found):
         return found.scores * self.scale[...]
@@ -137,7 +142,11 @@ def test_what_a_head_adds_is_checked_before_the_first_step(mistake, message, tmp
 
 @pytest.mark.parametrize(
     ("mistake", "message"),
-    [("no mean", r"Odd\.losses, of the head odd, returns something else than"), ("", r"returns no loss: begin")],
+    [
+        ("no mean", r"Odd\.losses, of the head odd, returns something else than"),
+        ("", r"returns no loss: begin"),
+        ("of the boxes", r"Odd\.losses, of the head odd, returns loss/box, which others return already"),
+    ],
 )
 def test_what_a_head_learns_is_checked(mistake, message):
     config = replace(smallest_model(), heads=(OddConfig(mistake=mistake),))
@@ -146,12 +155,16 @@ def test_what_a_head_learns_is_checked(mistake, message):
         jax.eval_shape(lambda key: loss_terms(config, init(config, key), batch, None)[0], jax.random.key(0))
 
 
-def test_a_class_that_is_no_dataclass_of_its_own_is_refused():
+def test_settings_that_are_no_fields_are_refused():
     class Careless(OddConfig):
         width: int = 3
 
+    class Sober(OddConfig):
+        name: ClassVar[str] = "sober"
+
     with pytest.raises(UserError, match=r"Careless is no dataclass of its own; put @dataclass\(frozen=True\) above it"):
         to_json(replace(smallest_model(), heads=(Careless(),)))
+    assert to_json(replace(smallest_model(), heads=(Sober(),)))["heads"][0]["type"] == "Sober"
 
 
 @dataclass(frozen=True)
@@ -175,3 +188,14 @@ class NeedyConfig(OddConfig):
 def test_heads_are_checked_when_they_are_configured(heads, message):
     with pytest.raises(ValueError, match=message):
         replace(smallest_model(), heads=heads)
+
+
+@dataclass(frozen=True)
+class TwinConfig(OddConfig):
+    name: ClassVar[str] = "twin"
+
+
+def test_heads_do_not_replace_what_others_add(tmp_path):
+    config = tiny_experiment(tmp_path, model=replace(smallest_model(), heads=(OddConfig(), TwinConfig())))
+    with pytest.raises(UserError, match=r"Odd\.add, of the head twin, replaces odd of another head"):
+        check_heads(config)
