@@ -50,11 +50,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the folders whose files take long, so that workers that are given files finish together."""
-    dearest = [Path(__file__).parent / name for name in ("conformance", "training", "models", "cli", "faults")]
+    """Begins with the folders and files that take long, so that workers that are given files finish together."""
+    first = ("conformance", "test_examples.py", "training", "models", "cli", "faults")
+    dearest = [Path(__file__).parent / name for name in first]
 
     def rank(item: pytest.Item) -> int:
-        return next((i for i, folder in enumerate(dearest) if folder in item.path.parents), len(dearest))
+        places = (item.path, *item.path.parents)
+        return next((i for i, place in enumerate(dearest) if place in places), len(dearest))
 
     items.sort(key=rank)
 
