@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,7 +41,8 @@ def _config(name: str) -> MaskRCNNConfig:
     if name == "fpn":
         return replace(tiny, keypoint_head=KEYPOINT_HEAD)
     if name == "roi_pool":
-        box, mask = (RoIPoolConfig(side, ("p2", "p3"), canonical_size=32.0, canonical_level=3) for side in (7, 14))
+        places: Any = {"features": ("p2", "p3"), "canonical_size": 32.0, "canonical_level": 3}
+        box, mask = (RoIPoolConfig(output_size=side, **places) for side in (7, 14))
         return replace(
             tiny, box_head=replace(tiny.box_head, pooler=box), mask_head=replace(tiny.mask_head, pooler=mask)
         )
