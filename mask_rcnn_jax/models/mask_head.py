@@ -53,7 +53,25 @@ class MaskHeadConfig(MaskBranchConfig):
         return MaskHead(self, inputs.of_rois(self.pooler)[0], inputs.num_classes, rngs=rngs)
 
 
-class MaskHead(Head):
+class MaskBranch(Head):
+    """A head whose answers are the probabilities of masks inside their boxes."""
+
+    def add(self, found: PaddedDetections, answer: Float[Array, "B D M M"]) -> PaddedDetections:
+        return replace(found, masks=answer)
+
+    def unmirrored(self, answer: Float[Array, "B D M M"], keypoints: tuple[int, ...]) -> Float[Array, "B D M M"]:
+        return answer[..., ::-1]
+
+
+def predictor_of_class(
+    kernel: Float[Array, "C K"], bias: Float[Array, " K"], classes: Int[Array, " R"]
+) -> tuple[Float[Array, "R C"], Float[Array, " R"]]:
+    """Return the weights and the bias of each RoI's class; zeros for a class that there is not, such as background."""
+    of_class = jax.nn.one_hot(classes, kernel.shape[1], dtype=kernel.dtype)
+    return jnp.matmul(of_class, kernel.T, precision=EXACT), jnp.matmul(of_class, bias, precision=EXACT)
+
+
+class MaskHead(MaskBranch):
     """Convolutions and a deconvolution, then the mask of one class a RoI.
 
     The predictor has K channels; only the channel of the class at hand is computed, as a product with its weights.
@@ -88,8 +106,7 @@ class MaskHead(Head):
             x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x, valid))
         x = jax.nn.relu(self.deconv(x))
         kernel, bias = self.predictor_kernel[...].astype(x.dtype), self.predictor_bias[...].astype(x.dtype)
-        of_class = jax.nn.one_hot(classes, kernel.shape[1], dtype=x.dtype)
-        kernel, bias = (jnp.matmul(of_class, values, precision=EXACT) for values in (kernel.T, bias))
+        kernel, bias = predictor_of_class(kernel, bias, classes)
         logits = jnp.einsum("rhwc,rc->rhw", x, kernel) + bias[:, None, None]
         return at_least_float32(logits)
 
@@ -103,12 +120,6 @@ class MaskHead(Head):
         """Return the probabilities of masks inside their boxes, zeros in padded rows."""
         masks = jax.nn.sigmoid(self(context.pool(self.config.pooler, found.boxes), found.classes, found.valid))
         return jnp.where(found.valid[..., None, None], masks, 0.0)
-
-    def add(self, found: PaddedDetections, answer: Float[Array, "B D M M"]) -> PaddedDetections:
-        return replace(found, masks=answer)
-
-    def unmirrored(self, answer: Float[Array, "B D M M"], keypoints: tuple[int, ...]) -> Float[Array, "B D M M"]:
-        return answer[..., ::-1]
 
 
 @jax.named_scope("mask_losses")

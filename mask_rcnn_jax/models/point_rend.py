@@ -8,7 +8,7 @@ the pooled grid, `P` points, `M` side of a mask, `K` classes, `C` channels.
 """
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import jax
@@ -17,11 +17,16 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms
-from mask_rcnn_jax.models.head import Head
 from mask_rcnn_jax.models.initialisers import msra_init, normal_init, xavier_init
 from mask_rcnn_jax.models.layers import Conv, call, over_rois
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy
-from mask_rcnn_jax.models.mask_head import MaskBranchConfig, MaskHeadConfig, mask_losses
+from mask_rcnn_jax.models.mask_head import (
+    MaskBranch,
+    MaskBranchConfig,
+    MaskHeadConfig,
+    mask_losses,
+    predictor_of_class,
+)
 from mask_rcnn_jax.ops import points as point_ops
 from mask_rcnn_jax.ops.conv import Window
 from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
@@ -143,12 +148,11 @@ class PointHead(nnx.Module):
             x = jax.nn.relu(getattr(self, f"fc{i + 1}")(jnp.concatenate([x, coarse], axis=-1)))
         x = jnp.concatenate([x, coarse], axis=-1)
         kernel, bias = self.predictor_kernel[...].astype(x.dtype), self.predictor_bias[...].astype(x.dtype)
-        of_class = jax.nn.one_hot(classes, kernel.shape[1], dtype=x.dtype)
-        kernel, bias = (jnp.matmul(of_class, values, precision=EXACT) for values in (kernel.T, bias))
+        kernel, bias = predictor_of_class(kernel, bias, classes)
         return at_least_float32(jnp.einsum("npc,nc->np", x, kernel) + bias[:, None])
 
 
-class PointRendHead(Head):
+class PointRendHead(MaskBranch):
     """The coarse head and the point head."""
 
     def __init__(self, config: PointRendConfig, in_channels: int, num_classes: int, *, rngs: nnx.Rngs):
@@ -249,12 +253,6 @@ class PointRendHead(Head):
     ) -> Float[Array, "N P"]:
         fine = self._fine(context, boxes, images, points)
         return self.point_head.logits(fine, point_ops.sample_coarse(coarse, points), classes)
-
-    def add(self, found: PaddedDetections, answer: Float[Array, "B D M M"]) -> PaddedDetections:
-        return replace(found, masks=answer)
-
-    def unmirrored(self, answer: Float[Array, "B D M M"], keypoints: tuple[int, ...]) -> Float[Array, "B D M M"]:
-        return answer[..., ::-1]
 
 
 def _of_class(coarse: Float[Array, "N K S S"], classes: Int[Array, " N"]) -> Float[Array, "N S S"]:
