@@ -23,7 +23,7 @@ from benchmarks.models import Pair, pair, require
 from benchmarks.scores import score_sides
 from benchmarks.side_by_side import Row, Sides
 from mask_rcnn_jax import models, ops
-from mask_rcnn_jax.inference import ImageDetections, encode_masks
+from mask_rcnn_jax.inference import encode_masks
 from mask_rcnn_jax.models import box_head, rcnn, rpn
 from mask_rcnn_jax.models.pooler import PoolerConfig, pool
 from mask_rcnn_jax.structures import GroundTruth, Proposals
@@ -278,16 +278,14 @@ def sample_rois(quick: bool) -> Sides:
 def paste(quick: bool) -> Sides:
     """From 100 masks of 28x28 in their boxes to RLEs of the image."""
     given = made(quick)
-    found, (height, width) = given.detected, given.models.size
-    masks, scores, labels = (found[name].numpy() for name in ("masks", "scores", "labels"))
-    detections = ImageDetections(0, height, width, found["boxes"].numpy(), scores, labels - 1, masks[:, 0])
+    found, size = given.detected, given.models.size
 
     def theirs() -> list[Any]:
-        pasted = paste_masks_in_image(found["masks"], found["boxes"], (height, width))
+        pasted = paste_masks_in_image(found["masks"], found["boxes"], size)
         bitmaps = (pasted[:, 0] > 0.5).numpy()
         return [coco_mask.encode(np.array(bitmap[:, :, np.newaxis], np.uint8, order="F"))[0] for bitmap in bitmaps]
 
-    ours = functools.partial(encode_masks, detections, "torchvision")
+    ours = functools.partial(encode_masks, found["boxes"].numpy(), found["masks"][:, 0].numpy(), size, "torchvision")
     bitmaps = [np.stack([coco_mask.decode(rle) for rle in rles]) for rles in (ours(), theirs())]
     require([mean_mask_row("torchvision", "paste", masks_iou(*bitmaps))])
     return Sides(ours, {"contiguous": without_gradient(theirs)})

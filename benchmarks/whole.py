@@ -17,7 +17,7 @@ from torch import nn
 
 from benchmarks.models import Pair, Size, pair, require
 from benchmarks.side_by_side import Row, Sides
-from mask_rcnn_jax.inference import ImageDetections, encode_masks, predict
+from mask_rcnn_jax.inference import Detections, predict
 from tests.conformance import reference, stages
 from tests.conformance.rows import Boxes, box_rows, masks_iou, match_boxes, mean_mask_row
 
@@ -27,8 +27,8 @@ def sides(version: str, size: Size, quick: bool) -> Sides:
     check(models, exact=not quick)
     (tensor,) = reference.tensors([models.image])
 
-    def ours() -> list:
-        return encode_masks(detect(models), "torchvision")
+    def ours() -> tuple | None:
+        return detect(models).rles
 
     def theirs(model: nn.Module) -> list:
         with torch.inference_mode():
@@ -37,8 +37,8 @@ def sides(version: str, size: Size, quick: bool) -> Sides:
     return Sides(ours, {form: functools.partial(theirs, model) for form, model in models.formats.items()})
 
 
-def detect(models: Pair) -> ImageDetections:
-    (found,) = predict(models.config, models.variables, [batch(models.image)])
+def detect(models: Pair) -> Detections:
+    ((_, found),) = predict(models.config, models.variables, [batch(models.image)])
     return found
 
 
@@ -68,7 +68,9 @@ def check(models: Pair, exact: bool = True) -> None:
     found = detect(models)
     ours, expected = Boxes(found.boxes, found.scores, found.classes), stages.reference_boxes(reference_found)
     rows, columns = match_boxes(ours, expected)
-    iou = masks_iou(stages.pasted(found, "torchvision")[rows], reference_found["masks"].numpy()[columns, 0] > 0.5)
+    masks = found.masks
+    assert masks is not None
+    iou = masks_iou(masks[rows], reference_found["masks"].numpy()[columns, 0] > 0.5)
     (of_format,) = reference.trace(models.formats["channels last"], [models.image]).detections
     rounding = box_rows("torchvision", "rounding", [(stages.reference_boxes(of_format), expected)])
     found_rows = box_rows("torchvision", "whole", [(ours, expected)])

@@ -21,9 +21,7 @@ from pycocotools.cocoeval import COCOeval, Params
 from mask_rcnn_jax.data import CocoDataset, Record, to_rle
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.matching import SparseCOCOeval
-from mask_rcnn_jax.inference import ImageDetections, as_detections
 from mask_rcnn_jax.inference.detections import coco_box, coco_keypoints
-from mask_rcnn_jax.ops import PasteConvention
 from mask_rcnn_jax.ranges import AboveZero, Incidental, Items, Positive, check
 from mask_rcnn_jax.rle import area_of
 
@@ -44,13 +42,6 @@ class EvaluationConfig:
         check(self)
         if list(self.max_detections) != sorted({*self.max_detections}):
             raise ValueError(f"max_detections must be ascending, not {self.max_detections}")
-
-
-def coco_results(
-    detections: ImageDetections, categories: Sequence[int], convention: PasteConvention = "detectron2"
-) -> list[Result]:
-    """Detections of one image as entries of a COCO results file; `categories` are the ids of the classes 0..K-1."""
-    return as_detections(detections, (), convention).to_coco(detections.image_id, categories)
 
 
 def score_coco(

@@ -1,6 +1,6 @@
 """Evaluates a model on a dataset: what training does now and then, and `mask-rcnn eval` once."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from mask_rcnn_jax.data import CocoDataset, DataConfig, eval_batches, leave_out
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.coco import EvaluationConfig
 from mask_rcnn_jax.evaluation.score import gather_results, score_kinds
-from mask_rcnn_jax.inference import ImageDetections, predict
+from mask_rcnn_jax.inference import predict
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
 
 
@@ -60,8 +60,8 @@ def evaluate_model(
         multiple=devices,
     )
     try:
-        predictions = _renumbered(predict(model, variables, batches), class_of)
-        results, kinds = gather_results(dataset, predictions, model.paste)
+        predictions = predict(model, variables, batches, class_names=dataset.class_names, class_of=class_of)
+        results, kinds = gather_results(dataset, predictions)
     finally:
         batches.close()
     readable, left_out = _without_broken(dataset, broken)
@@ -94,13 +94,6 @@ def _same_by_name(class_names: Sequence[str], dataset: CocoDataset) -> np.ndarra
             f" {_named(class_names)}, without {_named(lacking)}; evaluate on annotations with the model's categories"
         )
     return np.array([dataset.class_names.index(name) if name in dataset.class_names else -1 for name in class_names])
-
-
-def _renumbered(predictions: Iterable[ImageDetections], class_of: np.ndarray) -> Iterator[ImageDetections]:
-    """Detections with the classes that `class_of` gives them, without those that have none."""
-    for found in predictions:
-        classes = class_of[found.classes].astype(np.int32)
-        yield replace(found, classes=classes).take(classes >= 0)
 
 
 def _named(names: Sequence[str]) -> str:

@@ -7,41 +7,37 @@ from mask_rcnn_jax import processes
 from mask_rcnn_jax.data import CocoDataset
 from mask_rcnn_jax.data.entries import shown
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.evaluation.coco import EvaluationConfig, Kind, Result, coco_results, score_coco
+from mask_rcnn_jax.evaluation.coco import EvaluationConfig, Kind, Result, score_coco
 from mask_rcnn_jax.evaluation.lvis import score_lvis
-from mask_rcnn_jax.inference import ImageDetections
+from mask_rcnn_jax.inference import Detections
 from mask_rcnn_jax.inference.foreign import check_result
-from mask_rcnn_jax.ops import PasteConvention
 from mask_rcnn_jax.rle import checked_rle
 
 
 def evaluate(
-    dataset: CocoDataset,
-    predictions: Iterable[ImageDetections],
-    config: EvaluationConfig,
-    convention: PasteConvention = "detectron2",
+    dataset: CocoDataset, predictions: Iterable[tuple[int, Detections]], config: EvaluationConfig
 ) -> tuple[dict[str, float], list[Result]]:
     """The metrics of `predictions` on the whole dataset, and the detections as COCO results.
 
-    Predictions are consumed one by one; several processes give those of different images, and all get the same. Masks
-    and keypoints are evaluated where all predictions have them, and only where the dataset has them too. Raises
-    `UserError` where the number of keypoints differs, or lacks sigmas.
+    Predictions are pairs of an image's id and what was found in it, and are consumed one by one; several processes give
+    those of different images, and all get the same. Masks and keypoints are evaluated where all predictions have them,
+    and only where the dataset has them too. Raises `UserError` where the number of keypoints differs, or lacks sigmas.
     """
-    results, kinds = gather_results(dataset, predictions, convention)
+    results, kinds = gather_results(dataset, predictions)
     return score_kinds(dataset, results, kinds, config), results
 
 
 def gather_results(
-    dataset: CocoDataset, predictions: Iterable[ImageDetections], convention: PasteConvention = "detectron2"
+    dataset: CocoDataset, predictions: Iterable[tuple[int, Detections]]
 ) -> tuple[list[Result], list[Kind]]:
     """Consume predictions one by one and return those of all processes as COCO results, and what they can be scored
     by: masks and keypoints where all predictions and the dataset have them.
     """
     results, has_masks, has_keypoints = [], not dataset.boxes_only, bool(dataset.keypoint_names)
-    for prediction in predictions:
-        results += coco_results(prediction, dataset.categories, convention)
-        has_masks = has_masks and prediction.masks is not None
-        has_keypoints = has_keypoints and prediction.keypoints is not None
+    for image_id, found in predictions:
+        results += found.to_coco(image_id, dataset.categories)
+        has_masks = has_masks and found.rles is not None
+        has_keypoints = has_keypoints and found.keypoints is not None
     parts = processes.gather((results, has_masks, has_keypoints))
     kinds: list[Kind] = ["bbox"]
     if all(part[1] for part in parts):

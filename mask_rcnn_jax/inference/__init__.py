@@ -1,9 +1,9 @@
 """From batches of images to the instances found in each, in pixels of the original image."""
 
-from mask_rcnn_jax.inference.batched import DetectFn, ImageDetections, predict
+from mask_rcnn_jax.inference.batched import DetectFn, predict
 from mask_rcnn_jax.inference.checkpoint import Model, load_model
 from mask_rcnn_jax.inference.compile_cache import use_compile_cache
-from mask_rcnn_jax.inference.detections import Detections, as_detections
+from mask_rcnn_jax.inference.detections import Detections
 from mask_rcnn_jax.inference.images import ImageLike
 from mask_rcnn_jax.inference.masks import encode_masks
 from mask_rcnn_jax.inference.predictor import Predictor
@@ -11,11 +11,9 @@ from mask_rcnn_jax.inference.predictor import Predictor
 __all__ = [
     "DetectFn",
     "Detections",
-    "ImageDetections",
     "ImageLike",
     "Model",
     "Predictor",
-    "as_detections",
     "encode_masks",
     "load_model",
     "predict",

@@ -25,7 +25,7 @@ from mask_rcnn_jax.data.transforms import mirror
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.batched import by_image
 from mask_rcnn_jax.inference.checkpoint import Model
-from mask_rcnn_jax.inference.detections import Detections, as_detections
+from mask_rcnn_jax.inference.detections import Detections
 from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
 from mask_rcnn_jax.inference.predictor import OnError, canvases, resized_for, whole_multiple
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, networks, rcnn
@@ -138,9 +138,9 @@ class AugmentedPredictor:
             "image_sizes": common[None],
             "original_sizes": np.array([[picture.height, picture.width]], np.int32),
         }
-        single = next(by_image(found, batch))
-        whole = as_detections(single, self._model.class_names, config.paste, path)
-        return whole.take(whole.scores > self._threshold)
+        names = self._model.class_names
+        ((_, whole),) = by_image(found, batch, config.paste, class_names=names, min_score=self._threshold)
+        return replace(whole, path=path)
 
     def _version(self, picture: Image.Image, data: DataConfig) -> _Version:
         canvas, pixels = resized_for(picture, data, canvases(data, self._model.canvas_divisor))

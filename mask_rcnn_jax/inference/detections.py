@@ -14,11 +14,8 @@ from mask_rcnn_jax.data import to_rle
 from mask_rcnn_jax.data.entries import shown
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.extras import require
-from mask_rcnn_jax.inference.batched import ImageDetections
 from mask_rcnn_jax.inference.extra_values import as_numbers, extras_of, json_value
 from mask_rcnn_jax.inference.foreign import check_result
-from mask_rcnn_jax.inference.masks import encode_masks
-from mask_rcnn_jax.ops import PasteConvention
 from mask_rcnn_jax.rle import RLE, as_text, decode_bitmap, encode_bitmap
 from mask_rcnn_jax.value_names import check_value_names, is_free
 
@@ -204,28 +201,6 @@ class Detections:
             extras={name: array for name, array in values.items() if array is not None and len(array) == count},
         )
         return detections.take(np.argsort(-detections.scores, kind="stable"))
-
-
-def as_detections(
-    found: ImageDetections,
-    class_names: tuple[str, ...],
-    convention: PasteConvention = "detectron2",
-    path: str | None = None,
-) -> Detections:
-    """The model's detections with their masks pasted at the original resolution."""
-    return Detections(
-        height=found.height,
-        width=found.width,
-        boxes=found.boxes,
-        scores=found.scores,
-        classes=found.classes,
-        class_names=class_names,
-        rles=None if found.masks is None else tuple(encode_masks(found, convention)),
-        keypoints=found.keypoints,
-        path=path,
-        extras=found.extras,
-        maps=found.maps,
-    )
 
 
 def coco_box(box: Sequence[float]) -> list[float]:

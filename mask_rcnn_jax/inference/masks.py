@@ -1,4 +1,4 @@
-"""Masks of detections as run-length encodings of the whole image.
+"""Masks of instances as run-length encodings of the whole image.
 
 Only a window around each box is ever made: pasting and encoding take time in proportion to the instances' areas, not to
 the image's. Windows are pasted on canvases of few sizes, so that few programs are compiled.
@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mask_rcnn_jax.inference.batched import ImageDetections
 from mask_rcnn_jax.ops import PasteConvention, paste_masks
 from mask_rcnn_jax.rle import RLE, as_text, encode_window
 
@@ -23,17 +22,20 @@ _CHUNK_MASKS = 64
 _paste = jax.jit(paste_masks, static_argnums=(2, 3))
 
 
-def encode_masks(detections: ImageDetections, convention: PasteConvention = "detectron2") -> list[RLE]:
-    """The RLE of each mask, as text, pasted at the original resolution.
+def encode_masks(
+    boxes: Float[np.ndarray, "n 4"],
+    masks: Float[np.ndarray, "n M M"],
+    size: tuple[int, int],
+    convention: PasteConvention = "detectron2",
+) -> list[RLE]:
+    """The RLE of each mask, as text, pasted into its box in an image of `size` (height, width).
 
-    `convention` is that of `ops.paste_masks`. Raises ValueError for detections without masks.
+    `boxes` (x1, y1, x2, y2) are in that image's pixels, `masks` probabilities inside them; `convention` is that of
+    `ops.paste_masks`.
     """
-    if detections.masks is None:
-        raise ValueError("detections of a model without masks have none to encode")
-    size = (detections.height, detections.width)
-    windows = _windows(detections.boxes, size, detections.masks.shape[-1], convention)
+    windows = _windows(boxes, size, masks.shape[-1], convention)
     encoded: list[RLE] = [{} for _ in windows]
-    for index, columns in _pasted_columns(detections.boxes, detections.masks, windows, convention):
+    for index, columns in _pasted_columns(boxes, masks, windows, convention):
         x1, y1, x2, y2 = (int(side) for side in windows[index])
         encoded[index] = as_text(encode_window(columns[: x2 - x1, : y2 - y1], x1, y1, size))
     return encoded

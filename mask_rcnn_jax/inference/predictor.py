@@ -7,7 +7,7 @@ own, its transpose for portrait images, and longer ones where an image asks for 
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +21,9 @@ from PIL import Image
 from mask_rcnn_jax.data import DataConfig, resized_size
 from mask_rcnn_jax.data.transforms import resize_picture
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.inference.batched import ImageDetections, predict
+from mask_rcnn_jax.inference.batched import predict
 from mask_rcnn_jax.inference.checkpoint import Model, load_model
-from mask_rcnn_jax.inference.detections import Detections, as_detections
+from mask_rcnn_jax.inference.detections import Detections
 from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
 from mask_rcnn_jax.ranges import Range
 
@@ -139,8 +139,8 @@ class Predictor:
         done: dict[int, Detections] = {}
         due = 0
         batches = self._batches(self._prepared(images, on_error), paths, self._batch_size(images))
-        for found in predict(self._config, self._model.variables, batches):
-            done[found.image_id] = self._finished(found, paths.pop(found.image_id))
+        for index, found in self._detect(batches):
+            done[index] = replace(found, path=paths.pop(index))
             while due in done:
                 yield done.pop(due)
                 due += 1
@@ -156,17 +156,17 @@ class Predictor:
         """The instances in each prepared image. Threads may call it at once; nothing waits for another call."""
         paths: dict[int, str | None] = {}
         batches = self._batches(images, paths, self._batch_size(images))
-        found = {one.image_id: one for one in predict(self._config, self._model.variables, batches)}
-        return [self._finished(found[index], path) for index, path in paths.items()]
+        found = dict(self._detect(batches))
+        return [replace(found[index], path=path) for index, path in paths.items()]
 
     def _batch_size(self, images: Iterable[object]) -> int:
         """Return the number for a call, which keeps it: programs of other sizes may differ in their last bits."""
         count = len(images) if isinstance(images, Sized) else math.inf
         return next((size for size in self._batch_sizes if size >= count), self._batch_sizes[-1])
 
-    def _finished(self, found: ImageDetections, path: str | None) -> Detections:
-        above = found.take(found.scores > self._threshold)
-        return as_detections(above, self._model.class_names, self._config.paste, path)
+    def _detect(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[tuple[int, Detections]]:
+        names = self._model.class_names
+        return predict(self._config, self._model.variables, batches, class_names=names, min_score=self._threshold)
 
     def _prepared(self, images: Iterable[ImageLike], on_error: OnError | None) -> Iterator[Prepared]:
         """Images resized, a few ahead, in threads: Pillow works outside the interpreter's lock."""

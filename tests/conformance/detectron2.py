@@ -13,7 +13,7 @@ from flax import nnx
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax import models
-from mask_rcnn_jax.inference import ImageDetections, encode_masks
+from mask_rcnn_jax.inference import encode_masks
 from mask_rcnn_jax.models import (
     FPNConfig,
     MaskRCNNConfig,
@@ -204,16 +204,8 @@ def _mask_iou(golden: Golden, image: int) -> np.ndarray:
         logits = _apply(golden.model.mask_head, x, jnp.asarray(classes[None]), jnp.ones((1, len(classes)), bool))
         masks = jax.nn.sigmoid(logits[0])
     height, width = (int(side) for side in golden[f"original_size_{image}"])
-    found = ImageDetections(
-        image,
-        height,
-        width,
-        golden[f"det_boxes_{image}"],
-        golden[f"det_scores_{image}"],
-        classes,
-        np.asarray(masks),
-    )
-    return rle_iou(encode_masks(found), golden.json["masks"][image])
+    ours = encode_masks(golden[f"det_boxes_{image}"], np.asarray(masks), (height, width))
+    return rle_iou(ours, golden.json["masks"][image])
 
 
 def _keypoint_rows(golden: Golden, stage: str, ours: jax.Array, expected: np.ndarray) -> Iterator[Row]:

@@ -5,7 +5,6 @@ Shape letters: `B` images, `P` proposals or detections of an image, padded to as
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,12 @@ from torchvision.models.detection import rpn as rpn_module
 from torchvision.ops import box_iou, nms
 
 from mask_rcnn_jax import data, models, ops
-from mask_rcnn_jax.inference import ImageDetections, encode_masks, predict
+from mask_rcnn_jax.inference import encode_masks, predict
 from mask_rcnn_jax.models import box_head, rcnn, rpn
 from mask_rcnn_jax.models.pooler import PoolerConfig, pool
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.structures import Proposals
+from tests import probabilities
 from tests.conformance.rows import (
     Boxes,
     Row,
@@ -153,10 +153,7 @@ def paste_rows(case: Case) -> list[Row]:
         reference = final["masks"][:, 0].numpy() > 0.5
         size = (record.height, record.width)
         plain.append(masks_iou(np.asarray(_paste(jnp.asarray(masks), jnp.asarray(boxes), size, convention)), reference))
-        found = ImageDetections(
-            record.image_id, *size, boxes, final["scores"].numpy(), final["labels"].numpy().astype(np.int32), masks
-        )
-        encoded.append(masks_iou(pasted(found, convention), reference))
+        encoded.append(masks_iou(pasted(boxes, masks, size, convention), reference))
     return [
         *mask_rows(case.name, "pasting, bitmaps", np.concatenate(plain)),
         *mask_rows(case.name, "pasting, RLE", np.concatenate(encoded)),
@@ -202,19 +199,19 @@ def end_to_end_rows(case: Case) -> list[Row]:
     that; for the smallest IoU both programs' masks are pasted into the reference's boxes, which are compared above.
     """
     pairs, own, same, keypoints = [], [], [], []
-    predictions = predict(case.config, case.variables, [eval_batch(case)])
-    for found, reference in zip(predictions, case.trace.detections, strict=True):
+    predictions = predict(case.config, case.variables, [eval_batch(case)], probabilities.detect)
+    for (_, found), reference in zip(predictions, case.trace.detections, strict=True):
         ours, expected = Boxes(found.boxes, found.scores, found.classes), reference_boxes(reference)
         pairs.append((ours, expected))
         rows, columns = match_boxes(ours, expected)
         if found.keypoints is not None:
             points = (reference[name].numpy()[columns] for name in ("keypoints", "keypoints_scores"))
             keypoints.append((found.keypoints[rows], *points))
-        if found.masks is not None:
+        if (masks := found.masks) is not None:
             bitmaps = reference["masks"][:, 0].numpy()[columns] > 0.5
-            own.append(masks_iou(pasted(found, "torchvision")[rows], bitmaps))
-            moved = replace(found, boxes=expected.boxes[columns], masks=found.masks[rows])
-            same.append(masks_iou(pasted(moved, "torchvision"), bitmaps))
+            own.append(masks_iou(masks[rows], bitmaps))
+            raw, size = found.extras[probabilities.NAME][rows], (found.height, found.width)
+            same.append(masks_iou(pasted(expected.boxes[columns], raw, size, "torchvision"), bitmaps))
     rows = box_rows(case.name, "end to end", pairs)
     if keypoints:
         rows += keypoint_rows(case.name, "end to end", *map(np.concatenate, zip(*keypoints, strict=True)), 5e-4)
@@ -304,9 +301,9 @@ def reference_boxes(detections: dict[str, torch.Tensor]) -> Boxes:
     return Boxes(boxes, scores, labels - 1)
 
 
-def pasted(found: ImageDetections, convention: str) -> np.ndarray:
-    """Bitmaps of detections at the original size, by way of the encoding that evaluation uses."""
-    rles = encode_masks(found, convention)
+def pasted(boxes: np.ndarray, masks: np.ndarray, size: tuple[int, int], convention: str) -> np.ndarray:
+    """Bitmaps of masks at the original size, by way of the encoding that evaluation uses."""
+    rles = encode_masks(boxes, masks, size, convention)
     return np.stack([coco_mask.decode(rle) for rle in rles]).astype(bool)
 
 

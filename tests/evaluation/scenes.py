@@ -1,11 +1,13 @@
 """Datasets of rectangles, and detections that find them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mask_rcnn_jax.data import CocoDataset, Record
-from mask_rcnn_jax.inference import ImageDetections
+from mask_rcnn_jax.inference import Detections, encode_masks
+from mask_rcnn_jax.rle import RLE
 
 SIDE = 256
 
@@ -34,19 +36,30 @@ def dataset_of(
 
 def detections_in(
     record: Record, boxes: np.ndarray | list | None = None, scores: list[float] | None = None, masks: bool = True
-) -> ImageDetections:
-    """`boxes` or else the record's own, with full masks, of the classes of the record's first boxes."""
+) -> tuple[int, Detections]:
+    """The image's id, and `boxes` or else the record's own, with full masks, of the classes of its first boxes."""
     found = record.boxes if boxes is None else np.array(boxes, np.float32).reshape(-1, 4)
     count = len(found)
-    return ImageDetections(
-        image_id=record.image_id,
+    return record.image_id, Detections(
         height=record.height,
         width=record.width,
         boxes=found,
         scores=np.array(scores or np.linspace(0.9, 0.5, count), np.float32),
         classes=np.resize(record.classes, count).astype(np.int32) if len(record.classes) else np.zeros(count, np.int32),
-        masks=np.ones((count, 28, 28), np.float32) if masks else None,
+        class_names=(),
+        rles=full_masks(found, (record.height, record.width)) if masks else None,
     )
+
+
+def full_masks(boxes: np.ndarray, size: tuple[int, int]) -> tuple[RLE, ...]:
+    """Masks that fill the boxes, as a model's are pasted into an image of `size` (height, width)."""
+    return tuple(encode_masks(boxes, np.ones((len(boxes), 28, 28), np.float32), size))
+
+
+def results_of(dataset: CocoDataset, prediction: tuple[int, Detections]) -> list[dict[str, Any]]:
+    """What is found in an image, as COCO results of the dataset's categories."""
+    image_id, found = prediction
+    return found.to_coco(image_id, dataset.categories)
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> list[list[float]]:

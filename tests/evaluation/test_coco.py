@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 
 from mask_rcnn_jax.data import CocoConfig, CocoDataset, load_coco
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.evaluation import EvaluationConfig, coco_results, evaluate, score_results
-from mask_rcnn_jax.inference import ImageDetections
-from tests.evaluation.scenes import SIDE, dataset_of, detections_in, random_boxes
+from mask_rcnn_jax.evaluation import EvaluationConfig, evaluate, score_results
+from mask_rcnn_jax.inference import Detections
+from tests.evaluation.scenes import SIDE, dataset_of, detections_in, random_boxes, results_of
 
 CONFIG = EvaluationConfig()
 # The order in which COCOeval prints its summary.
@@ -65,7 +66,8 @@ def test_golden_values_through_detections(val2014, shared) -> None:
         boxes[:, 2:] += boxes[:, :2]
         classes = np.array([val2014.categories.index(r["category_id"]) for r in mine], np.int32)
         scores = np.array([r["score"] for r in mine], np.float32)
-        predictions.append(ImageDetections(record.image_id, record.height, record.width, boxes, scores, classes, None))
+        found = Detections(record.height, record.width, boxes, scores, classes, val2014.class_names, None)
+        predictions.append((record.image_id, found))
     metrics, _ = evaluate(val2014, predictions, CONFIG)
     assert not any(name.startswith("segm/") for name in metrics)
     for name, value in golden(shared, "bbox").items():
@@ -137,9 +139,9 @@ def test_ap_counts_detections_up_to_the_last_of_max_detections() -> None:
 
 def test_masks_decide_which_detections_are_small() -> None:
     dataset = dataset_of([[[0, 0, 20, 20]]])
-    right = coco_results(detections_in(dataset.records[0], scores=[0.5]), dataset.categories)
+    right = results_of(dataset, detections_in(dataset.records[0], scores=[0.5]))
     # A better scored mistake, whose mask is small in a box that is large.
-    wrong = coco_results(detections_in(dataset.records[0], [[100, 100, 120, 120]], [0.9]), dataset.categories)
+    wrong = results_of(dataset, detections_in(dataset.records[0], [[100, 100, 120, 120]], [0.9]))
     wrong[0]["bbox"] = [100, 100, 120, 120]
     assert score_results(dataset, right + wrong, "segm", CONFIG)["segm/APs"] == pytest.approx(0.5)
     assert score_results(dataset, right + wrong, "bbox", CONFIG)["bbox/APs"] == pytest.approx(1)
@@ -160,7 +162,7 @@ def test_masks_decide_which_detections_are_small() -> None:
 )
 def test_foreign_results_that_cannot_be_evaluated_are_named(kind, changes, message) -> None:
     dataset = dataset_of([[[0, 0, 20, 20]]])
-    (result,) = coco_results(detections_in(dataset.records[0], scores=[0.5]), dataset.categories)
+    (result,) = results_of(dataset, detections_in(dataset.records[0], scores=[0.5]))
     with pytest.raises(UserError, match=rf"results\[1\] .*{message}"):
         score_results(dataset, [result, result | changes], kind, CONFIG)
 
@@ -190,10 +192,8 @@ def test_order_of_predictions_changes_nothing() -> None:
     dataset = dataset_of([random_boxes(rng, 5) for _ in range(4)])
     predictions = [detections_in(r, r.boxes + rng.normal(0, 2, (5, 4))) for r in dataset.records]
     predictions = [
-        ImageDetections(
-            p.image_id, p.height, p.width, p.boxes, np.sort(rng.random(5).astype(np.float32))[::-1], p.classes, p.masks
-        )
-        for p in predictions
+        (image_id, replace(found, scores=np.sort(rng.random(5).astype(np.float32))[::-1]))
+        for image_id, found in predictions
     ]
     forward, _ = evaluate(dataset, predictions, CONFIG)
     backward, _ = evaluate(dataset, predictions[::-1], CONFIG)

@@ -14,9 +14,9 @@ from pycocotools.cocoeval import COCOeval
 
 from mask_rcnn_jax.data import CocoConfig, CocoDataset, Record, load_coco
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.evaluation import EvaluationConfig, coco_results, evaluate, format_table, score_results
-from mask_rcnn_jax.inference import ImageDetections
-from tests.evaluation.scenes import dataset_of, detections_in
+from mask_rcnn_jax.evaluation import EvaluationConfig, evaluate, format_table, score_results
+from mask_rcnn_jax.inference import Detections
+from tests.evaluation.scenes import dataset_of, detections_in, results_of
 
 CONFIG = EvaluationConfig()
 # The order in which COCOeval prints its summary.
@@ -37,16 +37,16 @@ def of_pycocotools(annotation_file: Path, results: list[dict]) -> dict[str, floa
     return {f"keypoints/{name}": float(value) for name, value in zip(SUMMARY, evaluator.stats, strict=True)}
 
 
-def found_in(record: Record, keypoints: np.ndarray, scores: np.ndarray) -> ImageDetections:
+def found_in(record: Record, keypoints: np.ndarray, scores: np.ndarray) -> tuple[int, Detections]:
     low, high = keypoints[..., :2].min(axis=1), keypoints[..., :2].max(axis=1)
     boxes, classes = np.concatenate([low, high], axis=1).astype(np.float32), np.zeros(len(keypoints), np.int32)
     size = record.height, record.width
-    return ImageDetections(
-        record.image_id, *size, boxes, scores.astype(np.float32), classes, None, keypoints.astype(np.float32)
+    return record.image_id, Detections(
+        *size, boxes, scores.astype(np.float32), classes, (), None, keypoints.astype(np.float32)
     )
 
 
-def truth_as_detections(dataset: CocoDataset) -> list[ImageDetections]:
+def truth_as_detections(dataset: CocoDataset) -> list[tuple[int, Detections]]:
     found = []
     for record in dataset.records:
         assert record.keypoints is not None
@@ -180,13 +180,13 @@ def test_keypoints_are_evaluated_where_both_have_them() -> None:
     metrics, results = evaluate(plain, [found_in(plain.records[0], np.ones((1, 5, 3)), np.ones(1))], CONFIG)
     assert not any(name.startswith("keypoints/") for name in metrics)
     assert results[0]["keypoints"] == [0.5, 0.5, 1] * 5
-    assert "keypoints" not in coco_results(detections_in(plain.records[0]), plain.categories)[0]
+    assert "keypoints" not in results_of(plain, detections_in(plain.records[0]))[0]
 
 
 def test_nothing_detected() -> None:
     dataset = scene([[[20, 20, 2], [70, 70, 2]]])
-    nothing = found_in(dataset.records[0], np.ones((1, 2, 3)), np.ones(1))
-    nothing = replace(nothing, **{k: getattr(nothing, k)[:0] for k in ("boxes", "scores", "classes", "keypoints")})
+    image_id, found = found_in(dataset.records[0], np.ones((1, 2, 3)), np.ones(1))
+    nothing = image_id, found.take(np.zeros(0, int))
     metrics, _ = evaluate(dataset, [nothing], EvaluationConfig(keypoint_sigmas=(0.05, 0.05)))
     assert metrics["keypoints/AP"] == metrics["keypoints/AR"] == 0
 

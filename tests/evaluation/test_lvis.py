@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data import LvisConfig, to_rle
 from mask_rcnn_jax.evaluation import EvaluationConfig, evaluate, score_results
-from mask_rcnn_jax.inference import ImageDetections
+from mask_rcnn_jax.inference import Detections
+from tests.evaluation.scenes import full_masks
 
 CONFIG = EvaluationConfig()
 
@@ -170,14 +171,15 @@ def scene(tmp_path, boxes_only=False):
 def detections(*found):
     """Detections of image 5 as (class, score); a class that is not annotated has a box elsewhere."""
     boxes = [[2, 2, 10, 10] if right else [0, 0, 16, 4] for _, _, right in found]
-    return ImageDetections(
-        image_id=5,
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    return 5, Detections(
         height=12,
         width=16,
-        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        boxes=boxes,
         scores=np.array([score for _, score, _ in found], np.float32),
         classes=np.array([k for k, _, _ in found], np.int32),
-        masks=np.ones((len(found), 28, 28), np.float32),
+        class_names=(),
+        rles=full_masks(boxes, (12, 16)),
     )
 
 

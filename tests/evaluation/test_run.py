@@ -1,9 +1,12 @@
 """`evaluate_model` without a model: what is detected comes from a stub."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +14,9 @@ from PIL import Image
 from mask_rcnn_jax.data import CocoDataset, DataConfig
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import EvaluationConfig, EvaluationResult, evaluate_model, run
+from mask_rcnn_jax.inference import predict
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
+from mask_rcnn_jax.structures import PaddedDetections
 from tests.evaluation.scenes import SIDE, dataset_of, detections_in
 
 DATA = DataConfig(short_side=(32,), short_side_eval=32, max_side=32, canvas=(32, 32), broken_images="skip")
@@ -31,7 +36,7 @@ def evaluated(dataset: CocoDataset, monkeypatch, data: DataConfig = DATA) -> Eva
     """Of a model that finds everything."""
     by_id = {record.image_id: record for record in dataset.records}
 
-    def perfect(model: object, variables: object, batches: Iterable[Mapping[str, np.ndarray]]):
+    def perfect(model: object, variables: object, batches: Iterable[Mapping[str, np.ndarray]], **_: object):
         for batch in batches:
             for image_id in batch["image_ids"][batch["valid"]].tolist():
                 yield detections_in(by_id[image_id])
@@ -59,12 +64,18 @@ def test_broken_images_count_neither_for_the_model_nor_against_it(dataset, monke
 
 def test_results_have_what_heads_of_others_say(dataset, monkeypatch) -> None:
     """Of the classes that the dataset has."""
-    plain = detections_in(dataset.records[0], [[0, 0, 9, 9], [5, 5, 50, 50], [0, 0, 99, 99]])
-    found = replace(plain, classes=np.array([1, 0, 1], np.int32), extras={"depth": np.array([1, np.nan, np.inf])})
-    monkeypatch.setattr(run, "predict", lambda *_: iter([found]))
+
+    def three(config: object, variables: object, images: jax.Array, image_sizes: jax.Array) -> PaddedDetections:
+        boxes, scores = jnp.array([[0.0, 0, 9, 9], [5, 5, 30, 30], [0, 0, 32, 32]]), jnp.array([0.75, 0.5, 0.25])
+        extras = {"depth": jnp.array([1, jnp.nan, jnp.inf])}
+        of_image = PaddedDetections(boxes, scores, jnp.array([1, 0, 1]), None, jnp.ones(3, bool), extras=extras)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(images), *x.shape)), of_image)
+
+    monkeypatch.setattr(run, "predict", functools.partial(predict, detect=three))
     names = [*dataset.class_names, "other"]
     result = evaluate_model(MaskRCNNConfig(num_classes=2), DATA, EvaluationConfig(), Variables({}, {}), dataset, names)
-    assert [(r["score"], r["depth"]) for r in result.results] == [(found.scores[1], None)]
+    found = [(r["image_id"], r["category_id"], r["score"], r["depth"]) for r in result.results]
+    assert found == [(record.image_id, dataset.categories[0], 0.5, None) for record in dataset.records]
 
 
 def test_nothing_but_broken_images_is_an_error(dataset, monkeypatch) -> None:

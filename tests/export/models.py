@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data import transforms
 from mask_rcnn_jax.export.program import Exportable, ExportSettings
 from mask_rcnn_jax.export.resize import Preprocessing
-from mask_rcnn_jax.inference import ImageDetections, encode_masks, predict
+from mask_rcnn_jax.inference import Detections, predict
 from mask_rcnn_jax.models import (
     KeypointHeadConfig,
     MaskRCNNConfig,
@@ -22,6 +23,7 @@ from mask_rcnn_jax.models import (
     init,
     torchvision,
 )
+from tests import probabilities
 from tests.tiny import tiny_model, tiny_pooler
 
 CLASS_NAMES = ("square", "disc", "star")
@@ -82,9 +84,10 @@ def pictures() -> list[np.ndarray]:
     return [image.repeat(8, 0).repeat(8, 1)[:h, :w] for image, (h, w) in zip(coarse, sizes, strict=True)]
 
 
-def ordinary(model: Exportable, images: Sequence[np.ndarray]) -> list[ImageDetections]:
+def ordinary(model: Exportable, images: Sequence[np.ndarray]) -> list[Detections]:
     """The detections of evaluation: images that are resized outside the program."""
-    return list(predict(model.config, model.variables, _batches(model, images)))
+    found = predict(model.config, model.variables, _batches(model, images), probabilities.detect)
+    return [detections for _, detections in found]
 
 
 def _batches(model: Exportable, images: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
@@ -106,23 +109,19 @@ def _batches(model: Exportable, images: Sequence[np.ndarray]) -> Iterator[dict[s
         }
 
 
-def assert_same(
-    found: Mapping[str, np.ndarray], expected: ImageDetections, model: MaskRCNNConfig, pasted: bool = False
-) -> None:
+def assert_same(found: Mapping[str, np.ndarray], expected: Detections, pasted: bool = False) -> None:
     """Within the bounds of the conformance tests."""
     assert len(expected.boxes) > 0
     np.testing.assert_array_equal(found["classes"], expected.classes)
     np.testing.assert_allclose(found["scores"], expected.scores, atol=5e-4)
     np.testing.assert_allclose(found["boxes"], expected.boxes, atol=0.05)
-    assert ("masks" in found) == (expected.masks is not None)
+    assert ("masks" in found) == (expected.rles is not None)
     assert ("keypoints" in found) == (expected.keypoints is not None)
     if expected.keypoints is not None:
         np.testing.assert_allclose(found["keypoints"], expected.keypoints, atol=0.05)
-    if expected.masks is not None and not pasted:
-        np.testing.assert_allclose(found["masks"], expected.masks, atol=2e-4)
-    if pasted and model.mask_head is not None:
-        from pycocotools import mask as coco_mask
-
-        bitmaps = np.stack([coco_mask.decode(rle) for rle in encode_masks(expected, model.mask_head.paste)])
+    if expected.rles is not None and not pasted:
+        np.testing.assert_allclose(found["masks"], expected.extras[probabilities.NAME], atol=2e-4)
+    if expected.rles is not None and pasted:
+        bitmaps = np.stack([coco_mask.decode(rle) for rle in expected.rles])
         assert found["masks"].shape == bitmaps.shape
         assert np.mean(found["masks"] != bitmaps) < 1e-4

@@ -72,20 +72,20 @@ def test_stablehlo_runs_without_the_package_and_finds_the_same(stablehlo, expect
     arrays = np.load(tmp_path / "found.npz")
     for number, one in enumerate(expected):
         mine = {key.split("_", 1)[1]: arrays[key] for key in arrays.files if key.startswith(f"{number}_")}
-        assert_same(mine, one, exportable("fpn").config)
+        assert_same(mine, one)
 
 
 def test_onnx_finds_the_same(expected, tmp_path):
     model = onnx_model("fpn", tmp_path)
     assert (model.class_names, model.input_size, model.batch) == (CLASS_NAMES, INPUT, 2)
     for found, one in zip(model.detect(pictures()), expected, strict=True):
-        assert_same(found, one, exportable("fpn").config)
+        assert_same(found, one)
 
 
 def test_onnx_with_torchvisions_conventions_and_pasted_masks(tmp_path):
     model, source = onnx_model("torchvision", tmp_path, paste_masks=True), exportable("torchvision")
     for found, one in zip(model.detect(pictures()), ordinary(source, pictures()), strict=True):
-        assert_same(found, one, source.config, pasted=True)
+        assert_same(found, one, pasted=True)
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_other_members_of_the_family(name, tmp_path):
     expected = ordinary(source, pictures())
     for model in (load(tmp_path / "model.stablehlo"), onnx_model(name, tmp_path)):
         for found, one in zip(model.detect(pictures()), expected, strict=True):
-            assert_same(found, one, source.config)
+            assert_same(found, one)
 
 
 @pytest.mark.parametrize("platforms", [("cpu",), ("cuda",), PLATFORMS])

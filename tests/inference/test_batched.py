@@ -1,13 +1,15 @@
 """The predictor around a detector that finds what the images say, so that the answers are known."""
 
-from dataclasses import fields, replace
+import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mask_rcnn_jax.inference import ImageDetections, predict
+from mask_rcnn_jax.inference import DetectFn, Detections, batched, predict
+from mask_rcnn_jax.inference.masks import encode_masks
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
 from mask_rcnn_jax.structures import PaddedDetections
 
@@ -45,22 +47,34 @@ def batch_of(counts: list[int], valid: list[bool] | None = None, first_id: int =
     }
 
 
+def found_in(batch: dict[str, np.ndarray], detect: DetectFn = corner_detector) -> list[Detections]:
+    return [found for _, found in predict(CONFIG, VARIABLES, [batch], detect)]
+
+
 def test_boxes_come_back_in_original_pixels_without_padding() -> None:
-    found = list(predict(CONFIG, VARIABLES, [batch_of([2, 0, 1])], corner_detector))
-    assert [d.image_id for d in found] == [0, 1, 2]
+    ids, found = zip(*predict(CONFIG, VARIABLES, [batch_of([2, 0, 1])], corner_detector), strict=True)
+    assert ids == (0, 1, 2)
     assert [len(d.boxes) for d in found] == [2, 0, 1]
     np.testing.assert_allclose(found[0].boxes, [[25, 16.5, 50, 33]] * 2, rtol=1e-6)
     np.testing.assert_allclose(found[0].scores, [0.50, 0.49], rtol=1e-6)
     np.testing.assert_array_equal(found[0].classes, [0, 1])
     assert (found[0].height, found[0].width) == (33, 50)
-    assert found[0].masks is not None
-    assert found[0].masks.shape == (2, 4, 4)
+
+
+def test_masks_are_pasted_into_the_original_image() -> None:
+    masks = found_in(batch_of([2, 0]))[0].masks
+    assert masks is not None
+    assert masks.shape == (2, 33, 50)
+    # The lower right quarter, of which interpolation towards the zeros outside rounds the corners off.
+    assert not masks[:, :16].any()
+    assert not masks[:, :, :25].any()
+    assert masks[:, 18:31, 28:47].all()
 
 
 def test_padded_rows_are_left_out_and_batches_stay_in_order() -> None:
     batches = [batch_of([1, 2]), batch_of([3, 1], [True, False], first_id=2)]
     found = list(predict(CONFIG, VARIABLES, batches, corner_detector))
-    assert [(d.image_id, len(d.boxes)) for d in found] == [(0, 1), (1, 2), (2, 3)]
+    assert [(image_id, len(d.boxes)) for image_id, d in found] == [(0, 1), (1, 2), (2, 3)]
 
 
 def test_no_batches() -> None:
@@ -72,9 +86,9 @@ def test_sharing_a_batch_among_devices_changes_nothing() -> None:
     if devices == 1:
         pytest.skip("needs several devices")
     counts = [i % 4 for i in range(2 * devices)]
-    shared = list(predict(CONFIG, VARIABLES, [batch_of(counts)], corner_detector))
+    shared = found_in(batch_of(counts))
     # A batch of one more row cannot be shared equally: one device takes it.
-    alone = list(predict(CONFIG, VARIABLES, [batch_of([*counts, 0])], corner_detector))
+    alone = found_in(batch_of([*counts, 0]))
     for a, b in zip(shared, alone[:-1], strict=True):
         np.testing.assert_array_equal(a.boxes, b.boxes)
         np.testing.assert_array_equal(a.scores, b.scores)
@@ -87,14 +101,14 @@ def test_keypoints_come_back_in_original_pixels_with_their_scores() -> None:
         outside = corner + jnp.array([40.0, 0.0, 0.0])  # boxes are clipped to the image, keypoints are not
         return replace(found, keypoints=jnp.concatenate([corner, outside], axis=-2))
 
-    found = list(predict(CONFIG, VARIABLES, [batch_of([2, 0])], at_the_corner_of_the_box))
+    found = found_in(batch_of([2, 0]), at_the_corner_of_the_box)
     assert found[0].keypoints is not None
     assert found[1].keypoints is not None
     np.testing.assert_allclose(found[0].keypoints[:, 0, :2], found[0].boxes[:, :2], rtol=1e-6)
     np.testing.assert_allclose(found[0].keypoints[:, 1, 0], found[0].boxes[:, 0] + 40 * 2.5, rtol=1e-6)
     np.testing.assert_allclose(found[0].keypoints[..., 2], found[0].scores[:, None].repeat(2, axis=1), rtol=1e-6)
     assert found[1].keypoints.shape == (0, 2, 3)
-    assert next(predict(CONFIG, VARIABLES, [batch_of([1])], corner_detector)).keypoints is None
+    assert found_in(batch_of([1]))[0].keypoints is None
 
 
 def test_a_model_without_masks() -> None:
@@ -102,7 +116,7 @@ def test_a_model_without_masks() -> None:
         found = corner_detector(*arguments)
         return PaddedDetections(found.boxes, found.scores, found.classes, None, found.valid)
 
-    assert next(predict(CONFIG, VARIABLES, [batch_of([2])], boxes_only)).masks is None
+    assert found_in(batch_of([2]), boxes_only)[0].masks is None
 
 
 def with_extras_and_maps(*arguments) -> PaddedDetections:
@@ -121,7 +135,7 @@ def test_extras_lose_their_padding_and_maps_the_cells_that_the_image_does_not_to
     count = jax.device_count()
     batch = batch_of([2, 0] + [1] * (count - 2) if count > 1 else [2, 0])
     batch["image_sizes"][1] = 8, 32  # whole cells high, and as wide as the batch
-    found = list(predict(CONFIG, VARIABLES, [batch], with_extras_and_maps))
+    found = found_in(batch, with_extras_and_maps)
     np.testing.assert_array_equal(found[0].extras["rank"], [50, 49])
     np.testing.assert_array_equal(found[0].extras["code"], [[50, -50], [49, -49]])
     assert (found[0].extras["rank"].dtype, found[0].extras["code"].dtype) == (np.int32, np.float32)
@@ -132,13 +146,34 @@ def test_extras_lose_their_padding_and_maps_the_cells_that_the_image_does_not_to
     np.testing.assert_array_equal(found[0].maps["fine"][-1, -1], [9, 19])
 
 
-@pytest.mark.parametrize("which", [np.array([2, 0]), np.array([True, False, True]), np.zeros(0, int)])
-def test_take_forgets_no_field(which) -> None:
-    of_image = {"image_id": 1, "height": 2, "width": 3, "maps": {"m": np.zeros((4, 5))}}
-    rows = {name: np.arange(3.0) for name in ("boxes", "scores", "classes", "masks", "keypoints")}
-    found = ImageDetections(**of_image, **rows, extras={"a": np.arange(3.0)})
-    assert {field.name for field in fields(found)} == {*of_image, *rows, "extras"}, "say what take does with it"
-    taken = found.take(which)
-    for values in (*(getattr(taken, name) for name in rows), taken.extras["a"]):
-        np.testing.assert_array_equal(values, np.arange(3.0)[which])
-    assert all(getattr(taken, name) is value for name, value in of_image.items())
+def test_what_is_left_out_is_not_pasted(monkeypatch) -> None:
+    pasted = []
+
+    def encode(boxes, *arguments):
+        pasted.append(len(boxes))
+        return encode_masks(boxes, *arguments)
+
+    monkeypatch.setattr(batched, "encode_masks", encode)
+    run = functools.partial(predict, CONFIG, VARIABLES, detect=corner_detector)
+    ((_, everything),) = run([batch_of([3])])
+    names = "third", "first"
+    ((_, of_classes),) = run([batch_of([3])], class_names=names, class_of=np.array([1, -1, 0]))
+    ((_, above),) = run([batch_of([3])], min_score=float(everything.scores[1]))
+    ((_, best),) = run([batch_of([3])], class_of=np.array([1, -1, 0]), min_score=float(everything.scores[1]))
+    assert pasted == [3, 2, 1, 1]
+    assert of_classes.names == ["first", "third"]
+    assert everything.rles is not None
+    assert of_classes.rles == everything.rles[::2]
+    np.testing.assert_array_equal(of_classes.scores, everything.scores[[0, 2]])
+    np.testing.assert_array_equal(above.scores, everything.scores[:1])
+    np.testing.assert_array_equal(best.scores, everything.scores[:1])
+
+
+def test_detections_keep_no_batch_alive() -> None:
+    def with_everything(*arguments):
+        found = with_extras_and_maps(*arguments)
+        return replace(found, keypoints=found.boxes[..., None, :3])
+
+    (found,) = found_in(batch_of([3]), with_everything)
+    arrays = [found.boxes, found.scores, found.classes, found.keypoints, *found.extras.values(), *found.maps.values()]
+    assert [array.base for array in arrays] == [None] * len(arrays)

@@ -5,16 +5,15 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.inference import ImageDetections, encode_masks
-from mask_rcnn_jax.ops import paste_masks
+from mask_rcnn_jax.inference import encode_masks
+from mask_rcnn_jax.ops import PasteConvention, paste_masks
+from mask_rcnn_jax.rle import RLE
 
 HEIGHT, WIDTH = 90, 150
 
 
-def detections_of(boxes: list[list[float]], masks: np.ndarray | None, height=HEIGHT, width=WIDTH) -> ImageDetections:
-    count = len(boxes)
-    array = np.array(boxes, np.float32).reshape(-1, 4)
-    return ImageDetections(1, height, width, array, np.ones(count, np.float32), np.zeros(count, np.int32), masks)
+def encoded(boxes: list[list[float]], masks: np.ndarray, *convention: PasteConvention) -> list[RLE]:
+    return encode_masks(np.array(boxes, np.float32).reshape(-1, 4), masks, (HEIGHT, WIDTH), *convention)
 
 
 def smooth_masks(count: int, side: int, seed: int = 0) -> np.ndarray:
@@ -39,10 +38,10 @@ def test_equals_pasting_on_the_whole_image(convention) -> None:
     ]
     masks = smooth_masks(len(boxes), 14)
     masks[-4:] = 1  # full height: runs that go on from column to column
-    encoded = encode_masks(detections_of(boxes, masks), convention)
+    rles = encoded(boxes, masks, convention)
     pasted = np.asarray(paste_masks(jnp.array(masks), jnp.array(boxes), (HEIGHT, WIDTH), convention))
     assert pasted.any(axis=(1, 2)).sum() > 40
-    for rle, bitmap in zip(encoded, pasted, strict=True):
+    for rle, bitmap in zip(rles, pasted, strict=True):
         assert rle["size"] == [HEIGHT, WIDTH]
         # The window shifts coordinates, which rounds probabilities that are .5 up to the last bit differently.
         assert (coco_mask.decode(rle) != bitmap).sum() <= 2
@@ -50,18 +49,16 @@ def test_equals_pasting_on_the_whole_image(convention) -> None:
 
 def test_encodes_as_pycocotools_does() -> None:
     boxes = [[0, 0, WIDTH, HEIGHT], [3, -HEIGHT, 9, 2 * HEIGHT], [0, 7, 1, 8], [100, 80, WIDTH, HEIGHT], [4, 4, 4, 9]]
-    for rle in encode_masks(detections_of(boxes, np.ones((len(boxes), 4, 4), np.float32))):
+    for rle in encoded(boxes, np.ones((len(boxes), 4, 4), np.float32)):
         assert rle["counts"] == coco_mask.encode(coco_mask.decode(rle))["counts"].decode()
 
 
 def test_order_of_detections_is_kept_across_canvas_sizes() -> None:
     boxes = [[0.0, 0, 140, 80], [1.0, 1, 4, 4], [0.0, 0, 100, 30], [8.0, 8, 12, 12]]
-    areas = coco_mask.area(encode_masks(detections_of(boxes, np.ones((4, 28, 28), np.float32))))
+    areas = coco_mask.area(encoded(boxes, np.ones((4, 28, 28), np.float32)))
     # Interpolation towards the zeros outside rounds the corners off.
     np.testing.assert_allclose(areas, [140 * 80, 9, 3000, 16], rtol=0.01)
 
 
-def test_no_detections_and_no_masks() -> None:
-    assert encode_masks(detections_of([], np.zeros((0, 28, 28), np.float32))) == []
-    with pytest.raises(ValueError, match="without masks"):
-        encode_masks(detections_of([], None))
+def test_no_detections() -> None:
+    assert encoded([], np.zeros((0, 28, 28), np.float32)) == []
