@@ -20,7 +20,7 @@ def abstract_batch(config: ExperimentConfig, size: tuple[int, int]) -> Batch:
 
     slots, grid = config.data.max_instances, config.data.mask_crop
     boxes, numbers = of(jnp.float32, slots, 4), of(jnp.int32, slots)
-    truth = GroundTruth(boxes, numbers, of(jnp.uint8, slots, grid, grid), boxes, of(jnp.bool_, slots))
+    truth = GroundTruth(boxes, numbers, of(jnp.uint8, slots, grid, grid), of(jnp.bool_, slots))
     return Batch(of(jnp.uint8, *size, 3), of(jnp.int32, 2), truth, of(jnp.int32))
 
 
@@ -32,7 +32,6 @@ def random_batch(config: ExperimentConfig, size: tuple[int, int]) -> Batch:
     truth = replace(
         batch.ground_truth,
         boxes=boxes,
-        mask_regions=boxes,
         masks=jnp.full_like(batch.ground_truth.masks, 255),
         valid=batch.ground_truth.valid.at[:, :8].set(True),
     )

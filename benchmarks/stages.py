@@ -203,7 +203,6 @@ def truth_of(given: Made) -> tuple[GroundTruth, dict[str, torch.Tensor]]:
         boxes=jnp.pad(jnp.asarray(boxes.numpy()), ((0, padding), (0, 0))),
         classes=jnp.pad(jnp.asarray(labels.numpy().astype(np.int32) - 1), (0, padding)),
         masks=jnp.zeros((_SLOTS, 1, 1), jnp.uint8),
-        mask_regions=jnp.zeros((_SLOTS, 4)),
         valid=jnp.arange(_SLOTS) < len(boxes),
     )
     return truth, {"boxes": boxes, "labels": labels, "masks": torch.zeros(len(boxes), 1, 1)}

@@ -96,7 +96,6 @@ def draw(models: Pair, foreground: int) -> Inputs:
         boxes=np.zeros((2, data.max_instances, 4), np.float32),
         classes=np.zeros((2, data.max_instances), np.int32),
         masks=np.zeros((2, data.max_instances, data.mask_crop, data.mask_crop), np.uint8),
-        mask_regions=np.zeros((2, data.max_instances, 4), np.float32),
         valid=np.zeros((2, data.max_instances), bool),
     )
     targets = []
@@ -104,7 +103,7 @@ def draw(models: Pair, foreground: int) -> Inputs:
         boxes = chosen(proposals, models.config.box_head.foreground_iou, foreground - _OBJECTS)
         outlines = [[ellipse((box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2)] for box in boxes]
         classes = np.random.default_rng(row).integers(0, NUM_CLASSES, _OBJECTS)
-        truth.boxes[row, :_OBJECTS] = truth.mask_regions[row, :_OBJECTS] = boxes
+        truth.boxes[row, :_OBJECTS] = boxes
         truth.classes[row, :_OBJECTS], truth.valid[row, :_OBJECTS] = classes, True
         truth.masks[row, :_OBJECTS] = [
             coverage(outline, box, data.mask_crop) for outline, box in zip(outlines, boxes, strict=True)

@@ -18,6 +18,7 @@ from torch import nn
 from benchmarks.models import Pair, Size, pair, require
 from benchmarks.side_by_side import Row, Sides
 from mask_rcnn_jax.inference import Detections, predict
+from mask_rcnn_jax.structures import EvalBatch
 from tests.conformance import reference, stages
 from tests.conformance.rows import Boxes, box_rows, masks_iou, match_boxes, mean_mask_row
 
@@ -42,16 +43,10 @@ def detect(models: Pair) -> Detections:
     return found
 
 
-def batch(image: np.ndarray) -> dict[str, np.ndarray]:
+def batch(image: np.ndarray) -> EvalBatch:
     """One image as `inference.predict` takes it."""
     sizes = np.array([image.shape[:2]], np.int32)
-    return {
-        "images": image[None],
-        "image_sizes": sizes,
-        "original_sizes": sizes,
-        "image_ids": np.zeros(1, int),
-        "valid": np.ones(1, bool),
-    }
+    return EvalBatch(image[None], sizes, sizes, np.zeros(1, int), np.ones(1, bool))
 
 
 def check(models: Pair, exact: bool = True) -> None:

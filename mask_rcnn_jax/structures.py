@@ -4,15 +4,18 @@ Shape letters: `B` images, `H W` padded height and width, `G` ground-truth slots
 `P` proposals, `R` sampled RoIs, `D` detection slots, `M` side of a predicted mask, `J` keypoints of an instance,
 `h w` sides of a map.
 
-Padding rows hold finite zeros and are marked by `valid`; no coordinate or score ever encodes invalidity.
+Padding rows hold finite zeros and are marked by `valid`; no coordinate or score ever encodes invalidity. What the
+loader yields holds NumPy arrays, in a program they are jax's.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped, UInt8
+
+T = TypeVar("T")
 
 
 @jax.tree_util.register_dataclass
@@ -20,17 +23,22 @@ from jaxtyping import Array, Bool, Float, Int, Num, Shaped, UInt8
 class GroundTruth:
     """Annotated instances of one image, or of a batch with a leading axis.
 
-    `masks[g]` is the instance's coverage (0..255) on a grid of equal cells over the rectangle `mask_regions[g]`, which
-    shares the boxes' coordinates. A full bitmap is the case `mask_regions[g] = (0, 0, W, H)`.
+    `masks[g]` is the instance's coverage (0..255) on a grid of equal cells over the rectangle `regions[g]`: its box, or
+    that of `mask_regions`, in the boxes' coordinates. A full bitmap is the case (0, 0, W, H).
     """
 
     boxes: Float[Array, "*B G 4"]  # (x1, y1, x2, y2), resized pixels
     classes: Int[Array, "*B G"]  # 0..K-1
     masks: UInt8[Array, "*B G Ch Cw"]
-    mask_regions: Float[Array, "*B G 4"]
     valid: Bool[Array, "*B G"]
     # (x, y, visibility): resized pixels, pixel index + 0.5; visibility 0 not annotated, 1 hidden, 2 visible
     keypoints: Float[Array, "*B G J 3"] | None = None
+    mask_regions: Float[Array, "*B G 4"] | None = None  # None: the boxes
+
+    @property
+    def regions(self) -> Float[Array, "*B G 4"]:
+        """The rectangles over which the grids of `masks` lie."""
+        return self.boxes if self.mask_regions is None else self.mask_regions
 
 
 @jax.tree_util.register_dataclass
@@ -44,18 +52,28 @@ class Batch:
     example_index: Int[Array, " B"]  # position in the run's stream of examples; seeds the sampling
     proposals: "Proposals | None" = None  # for a model that is given them
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Any]) -> "Batch":
-        """Names the NumPy arrays that `mask_rcnn_jax.data` yields, ready to be placed on devices."""
-        truth = GroundTruth(
-            boxes=arrays["gt_boxes"],
-            classes=arrays["gt_classes"],
-            masks=arrays["gt_masks"],
-            mask_regions=arrays["gt_mask_regions"],
-            valid=arrays["gt_valid"],
-            keypoints=arrays.get("gt_keypoints"),
-        )
-        return cls(arrays["images"], arrays["image_sizes"], truth, arrays["example_index"])
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainBatch:
+    """A batch as the loader yields it: what the step takes, and what the host is told of it."""
+
+    inputs: Batch
+    image_ids: Int[np.ndarray, " B"]
+    dropped_instances: Int[np.ndarray, " B"]  # left out because there were more than slots
+    replaced_images: Int[np.ndarray, " B"]  # that could not be read before this one
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EvalBatch:
+    """Images to detect in, as the loader yields them; padding rows are zero images with `valid` False."""
+
+    images: Num[np.ndarray, "B H W 3"]  # as `Batch.images`
+    image_sizes: Int[np.ndarray, "B 2"]  # (height, width) before padding
+    original_sizes: Int[np.ndarray, "B 2"]  # (height, width) before resizing
+    image_ids: Int[np.ndarray, " B"]
+    valid: Bool[np.ndarray, " B"]
 
 
 @jax.tree_util.register_dataclass
@@ -95,3 +113,8 @@ class PaddedDetections:
     # all of it with its padding [*B, h, w, ...].
     extras: dict[str, Shaped[Array, "..."]] = field(default_factory=dict)
     maps: dict[str, Shaped[Array, "..."]] = field(default_factory=dict)
+
+
+def copied(tree: T) -> T:
+    """Copy every array of a structure into memory of its own, as NumPy's."""
+    return jax.tree.map(np.array, tree)

@@ -86,7 +86,7 @@ def tiny_batch(size: int = 2, *, slots: int = 4, side: int = 64, seed: int = 0) 
             boxes[row, slot] = x1, y1, x1 + width, y1 + height
             valid[row, slot] = True
     masks = np.where(valid[..., None, None], np.uint8(255), np.uint8(0)) * np.ones((16, 16), np.uint8)
-    truth = GroundTruth(boxes, classes, masks, boxes, valid)
+    truth = GroundTruth(boxes, classes, masks, valid)
     return Batch(images, np.full((size, 2), side, np.int32), truth, np.arange(size, dtype=np.int32))
 
 
@@ -98,10 +98,7 @@ def with_more_slots(batch: Batch, extra: int) -> Batch:
 
     truth = batch.ground_truth
     return replace(
-        batch,
-        ground_truth=GroundTruth(
-            pad(truth.boxes), pad(truth.classes), pad(truth.masks), pad(truth.mask_regions), pad(truth.valid)
-        ),
+        batch, ground_truth=GroundTruth(pad(truth.boxes), pad(truth.classes), pad(truth.masks), pad(truth.valid))
     )
 
 

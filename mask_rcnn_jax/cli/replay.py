@@ -36,7 +36,7 @@ def _replay(file: Path, checkpoint: str | None) -> int:
     variables, origin = kept.variables, "the parameters that it started from"
     if variables is None or checkpoint is not None:
         variables, origin = _stored(workdir, config, checkpoint)
-    print(f"step {kept.step} with {origin}; images {', '.join(map(str, kept.batch['image_ids'].tolist()))}")
+    print(f"step {kept.step} with {origin}; images {', '.join(map(str, kept.batch.image_ids.tolist()))}")
     found = diagnose(config, variables, kept.batch, kept.step)
     print(f"not finite first: {found}")
     return int(not found.startswith(NOTHING))

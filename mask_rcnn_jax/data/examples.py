@@ -1,16 +1,14 @@
-"""One example: a record read, augmented and cut to arrays, without padding.
+"""One sample to train on: a record read and augmented.
 
-`n` instances remain after cropping and selection; `C` is the side of a mask grid, `J` the keypoints of an instance.
-Random choices are drawn in a fixed order from the generator handed in, so an example depends on that generator's seed
+Random choices are drawn in a fixed order from the generator handed in, so a sample depends on that generator's seed
 alone.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from jaxtyping import Float, Int, Num, UInt8
+from jaxtyping import Num
 from PIL import Image
 
 from mask_rcnn_jax.data import augment, transforms
@@ -22,18 +20,6 @@ from mask_rcnn_jax.data.verify import size_mismatch
 from mask_rcnn_jax.errors import UserError
 
 Step = Callable[[Sample, np.random.Generator], Sample]
-
-
-@dataclass(frozen=True)
-class Example:
-    """An augmented image with its instances, in pixels of that image."""
-
-    image: Num[np.ndarray, "H W 3"]
-    boxes: Float[np.ndarray, "n 4"]
-    classes: Int[np.ndarray, " n"]
-    masks: UInt8[np.ndarray, "n C C"]  # coverage (0..255) of the cells of a grid over each box
-    keypoints: Float[np.ndarray, "n J 3"]  # (x, y, visibility), zeros where not annotated; J is 0 without keypoints
-    dropped: int  # instances left out because there are more than `max_instances`
 
 
 def read_picture(record: Record, config: DataConfig) -> Image.Image:
@@ -50,13 +36,13 @@ def read_resized(record: Record, short_side: int, config: DataConfig) -> Num[np.
     return transforms.resize_picture(read_picture(record, config), size, config.resize)
 
 
-def training_example(
+def training_sample(
     record: Record,
     config: DataConfig,
     rng: np.random.Generator,
     keypoint_names: Sequence[str] = (),
     donors: Sequence[Record] = (),
-) -> Example:
+) -> Sample:
     """Reads and augments one record. Crowds are left out.
 
     `keypoint_names` are those of the record's dataset: they tell which change places in a mirror. `donors` are the
@@ -75,10 +61,7 @@ def training_example(
     sample = _read(record, config, rng)
     for step in steps:
         sample = step(sample, rng)
-    masks = np.zeros((len(sample.masks), config.mask_crop, config.mask_crop), np.uint8)
-    for row, mask in enumerate(sample.masks):
-        masks[row] = mask.grid(config.mask_crop)
-    return Example(sample.image, sample.boxes, sample.classes, masks, sample.keypoints, sample.dropped)
+    return sample
 
 
 def _read(record: Record, config: DataConfig, rng: np.random.Generator) -> Sample:

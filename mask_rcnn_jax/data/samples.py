@@ -1,4 +1,4 @@
-"""An image with its instances while it is augmented.
+"""An image with its instances, as it is augmented and trained on.
 
 `H W` are the sides of the sample's image, `n` its instances, `J` the keypoints of one, `C` the side of a mask grid.
 """
@@ -79,3 +79,10 @@ class Sample:
             masks=tuple(self.masks[row] for row in rows),
             keypoints=self.keypoints[rows],
         )
+
+    def grids(self, size: int) -> UInt8[np.ndarray, "n {size} {size}"]:
+        """Coverage (0..255) of the cells of a grid over each box."""
+        grids = np.zeros((len(self.masks), size, size), np.uint8)
+        for row, mask in enumerate(self.masks):
+            grids[row] = mask.grid(size)
+        return grids

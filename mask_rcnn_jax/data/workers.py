@@ -13,16 +13,15 @@ import weakref
 from collections.abc import Iterable, Iterator
 from multiprocessing import connection, resource_tracker, util
 from queue import Empty, SimpleQueue
-from typing import Any
-
-import numpy as np
+from typing import Any, Generic, TypeVar
 
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.structures import copied
 
-Arrays = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
-class BatchIterator(Iterator[Arrays]):
+class BatchIterator(Iterator[T], Generic[T]):
     """Batches in order, loaded ahead. `close()`, which the end of the data calls too, stops the loading.
 
     An exception of the loading is raised in place of the batch and ends the data. After Ctrl-C in `next` the batch that
@@ -32,14 +31,14 @@ class BatchIterator(Iterator[Arrays]):
     def __init__(self, dataset: Iterable[Any], from_workers: bool):
         # Queues of C code: an interrupt leaves them whole.
         self._requests: SimpleQueue[Any] = SimpleQueue()
-        self._answers: SimpleQueue[Arrays | BaseException | None] = SimpleQueue()
+        self._answers: SimpleQueue[T | BaseException | None] = SimpleQueue()
         # The end of an iterator that nobody closed is a request as well, made without a destructor of Python's.
         owner = weakref.ref(self, self._requests.put)
         arguments = (dataset, from_workers, self._requests, self._answers, owner)
         self._thread = threading.Thread(target=_load, args=arguments, name="batches", daemon=True)
         self._thread.start()
 
-    def __next__(self) -> Arrays:
+    def __next__(self) -> T:
         self._requests.put(_NEXT)
         answer = self._answered()
         if answer is None:
@@ -50,7 +49,7 @@ class BatchIterator(Iterator[Arrays]):
             raise answer
         return answer
 
-    def _answered(self) -> Arrays | BaseException | None:
+    def _answered(self) -> T | BaseException | None:
         while True:
             try:
                 # Not for ever: a signal that comes right before the waiting does not end it.
@@ -75,8 +74,8 @@ def _load(
     dataset: Iterable[Any],
     from_workers: bool,
     requests: SimpleQueue[Any],
-    answers: SimpleQueue[Arrays | BaseException | None],
-    owner: weakref.ref[BatchIterator],
+    answers: SimpleQueue[Any],
+    owner: weakref.ref[Any],
 ) -> None:
     """Answer each request with a batch or an exception, and with None from the end on.
 
@@ -99,7 +98,7 @@ def _serve(
     dataset: Iterable[Any],
     from_workers: bool,
     requests: SimpleQueue[Any],
-    answers: SimpleQueue[Arrays | BaseException | None],
+    answers: SimpleQueue[Any],
 ) -> None:
     iterator: Any = None
     try:
@@ -128,9 +127,9 @@ def _block_interrupts() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
-def _owned(batch: Arrays, from_workers: bool) -> Arrays:
+def _owned(batch: T, from_workers: bool) -> T:
     """Copy a batch out of the memory shared with a worker, which can then be released."""
-    return {key: np.array(value) for key, value in batch.items()} if from_workers else batch
+    return copied(batch) if from_workers else batch
 
 
 def _explained(error: BaseException) -> BaseException:

@@ -34,7 +34,7 @@ from mask_rcnn_jax.models.context import Features
 from mask_rcnn_jax.models.head import Head
 from mask_rcnn_jax.ops import nms
 from mask_rcnn_jax.ranges import Items, NotNegative, Range, check
-from mask_rcnn_jax.structures import PaddedDetections
+from mask_rcnn_jax.structures import EvalBatch, PaddedDetections
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,9 @@ class AugmentedPredictor:
         said = (_describe(config, variables, mirror, view, found, common) for view in views)
         total = functools.reduce(functools.partial(jax.tree.map, jnp.add), said)
         found = _finish(config, variables, len(views), found, total)
-        batch = {
-            "valid": np.ones(1, bool),
-            "image_ids": np.zeros(1, np.int64),
-            "image_sizes": common[None],
-            "original_sizes": np.array([[picture.height, picture.width]], np.int32),
-        }
+        original_size = np.array([picture.height, picture.width], np.int32)
+        of_size = np.broadcast_to(np.uint8(0), (1, *size, 3))
+        batch = EvalBatch(of_size, common[None], original_size[None], np.zeros(1, np.int64), np.ones(1, bool))
         names = self._model.class_names
         ((_, whole),) = by_image(found, batch, config.paste, class_names=names, min_score=self._threshold)
         return replace(whole, path=path)

@@ -4,7 +4,7 @@ Shape letters: `B` images, `H W` padded height and width, `K` classes of the mod
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from mask_rcnn_jax.inference.masks import encode_masks
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
 from mask_rcnn_jax.ops import PasteConvention
 from mask_rcnn_jax.sharding import EVERYWHERE, ROWS, by_rows, data_mesh, everywhere
-from mask_rcnn_jax.structures import PaddedDetections
+from mask_rcnn_jax.structures import EvalBatch, PaddedDetections
 
 DetectFn = Callable[[MaskRCNNConfig, Variables, Num[Array, "B H W 3"], Int[Array, "B 2"]], PaddedDetections]
 
@@ -26,7 +26,7 @@ DetectFn = Callable[[MaskRCNNConfig, Variables, Num[Array, "B H W 3"], Int[Array
 def predict(
     config: MaskRCNNConfig,
     variables: Variables,
-    batches: Iterable[Mapping[str, np.ndarray]],
+    batches: Iterable[EvalBatch],
     detect: DetectFn = models.detect,
     *,
     class_names: tuple[str, ...] = (),
@@ -35,9 +35,8 @@ def predict(
 ) -> Iterator[tuple[int, Detections]]:
     """The id of each image of `batches` and what is found in it, in their order, as `by_image` says.
 
-    `batches` have the keys of `data.eval_batches`: images [B, H, W, 3], image_sizes and original_sizes [B, 2] (height,
-    width), image_ids and valid [B]. A batch is shared by the process's devices where they divide it, else one of them
-    takes it. `detect` is compiled once for each shape of images.
+    A batch is shared by the process's devices where they divide it, else one of them takes it. `detect` is compiled
+    once for each shape of images.
     """
     take_apart = functools.partial(
         by_image, convention=config.paste, class_names=class_names, min_score=min_score, class_of=class_of
@@ -47,10 +46,10 @@ def predict(
     placed: dict[Mesh, Variables] = {}
     pending = None
     for batch in batches:
-        mesh = _mesh(len(batch["images"]))
+        mesh = _mesh(len(batch.images))
         if mesh not in placed:
             placed[mesh] = jax.device_put(variables, everywhere(mesh))
-        inputs = jax.device_put((batch["images"], batch["image_sizes"]), by_rows(mesh))
+        inputs = jax.device_put((batch.images, batch.image_sizes), by_rows(mesh))
         detections = _compiled(detect, config, mesh)(placed[mesh], *inputs)
         # The devices work on this batch while the host takes the last one apart.
         if pending is not None:
@@ -73,7 +72,7 @@ def _compiled(detect: DetectFn, config: MaskRCNNConfig, mesh: Mesh) -> Callable[
 
 def by_image(
     detections: PaddedDetections,
-    batch: Mapping[str, np.ndarray],
+    batch: EvalBatch,
     convention: PasteConvention,
     *,
     class_names: tuple[str, ...] = (),
@@ -87,18 +86,18 @@ def by_image(
     the number that `Detections` give each of the model's classes, -1 for those whose instances are left out, and
     `class_names` are names by that number. Nothing that is left out is pasted.
 
-    See `predict` for the keys of `batch`; of `images` only the shape is looked at, where there are maps.
+    Of the batch's `images` only the shape is looked at.
     """
     found: PaddedDetections = jax.device_get(detections)
-    for row in np.flatnonzero(batch["valid"]):
+    for row in np.flatnonzero(batch.valid):
         kept, scores, classes = found.valid[row], np.asarray(found.scores[row], np.float32), found.classes[row]
         if min_score is not None:
             kept = kept & (scores > min_score)
         if class_of is not None:
             classes = class_of[classes]
             kept = kept & (classes >= 0)
-        height, width = (int(side) for side in batch["original_sizes"][row])
-        size = batch["image_sizes"][row]
+        height, width = (int(side) for side in batch.original_sizes[row])
+        size = batch.image_sizes[row]
         resized_height, resized_width = size
         scale = np.array([width / resized_width, height / resized_height] * 2, np.float32)
         limit = np.array([width, height] * 2, np.float32)
@@ -110,7 +109,7 @@ def by_image(
         if found.keypoints is not None:
             keypoints = np.asarray(found.keypoints[row][kept], np.float32) * np.append(scale[:2], np.float32(1))
         yield (
-            int(batch["image_ids"][row]),
+            int(batch.image_ids[row]),
             Detections(
                 height=height,
                 width=width,
@@ -122,7 +121,7 @@ def by_image(
                 keypoints=keypoints,
                 extras={name: _as_float32(np.asarray(values[row])[kept]) for name, values in found.extras.items()},
                 maps={
-                    name: _as_float32(_without_padding(np.asarray(values[row]), size, batch["images"].shape[1:3]))
+                    name: _as_float32(_without_padding(np.asarray(values[row]), size, batch.images.shape[1:3]))
                     for name, values in found.maps.items()
                 },
             ),

@@ -7,7 +7,7 @@ own, its transpose for portrait images, and longer ones where an image asks for 
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from mask_rcnn_jax.inference.checkpoint import Model, load_model
 from mask_rcnn_jax.inference.detections import Detections
 from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
 from mask_rcnn_jax.ranges import Range
+from mask_rcnn_jax.structures import EvalBatch
 
 OnError = Callable[[ImageLike, UserError], None]
 
@@ -164,7 +165,7 @@ class Predictor:
         count = len(images) if isinstance(images, Sized) else math.inf
         return next((size for size in self._batch_sizes if size >= count), self._batch_sizes[-1])
 
-    def _detect(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[tuple[int, Detections]]:
+    def _detect(self, batches: Iterable[EvalBatch]) -> Iterator[tuple[int, Detections]]:
         names = self._model.class_names
         return predict(self._config, self._model.variables, batches, class_names=names, min_score=self._threshold)
 
@@ -184,9 +185,7 @@ class Predictor:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _batches(
-        self, images: Iterable[Prepared], paths: dict[int, str | None], size: int
-    ) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(self, images: Iterable[Prepared], paths: dict[int, str | None], size: int) -> Iterator[EvalBatch]:
         """Batches of `size` images of one canvas, as `predict` takes them; `image_ids` number the images from 0.
 
         One that is alone on its canvas is run when `_PATIENCE` batches could have been filled since.
@@ -202,21 +201,21 @@ class Predictor:
         for canvas, members in waiting.items():
             yield self._batch(canvas, members, size)
 
-    def _batch(self, canvas: Canvas, members: Sequence[tuple[int, Prepared]], size: int) -> dict[str, np.ndarray]:
+    def _batch(self, canvas: Canvas, members: Sequence[tuple[int, Prepared]], size: int) -> EvalBatch:
         self._shapes.add((size, *canvas))
-        batch = {
-            "images": np.zeros((size, *canvas, 3), members[0][1].pixels.dtype),
-            "image_sizes": np.zeros((size, 2), np.int32),
-            "original_sizes": np.zeros((size, 2), np.int32),
-            "image_ids": np.zeros(size, np.int64),
-            "valid": np.arange(size) < len(members),
-        }
+        batch = EvalBatch(
+            images=np.zeros((size, *canvas, 3), members[0][1].pixels.dtype),
+            image_sizes=np.zeros((size, 2), np.int32),
+            original_sizes=np.zeros((size, 2), np.int32),
+            image_ids=np.zeros(size, np.int64),
+            valid=np.arange(size) < len(members),
+        )
         for row, (index, image) in enumerate(members):
             height, width = image.pixels.shape[:2]
-            batch["images"][row, :height, :width] = image.pixels
-            batch["image_sizes"][row] = height, width
-            batch["original_sizes"][row] = image.original_size
-            batch["image_ids"][row] = index
+            batch.images[row, :height, :width] = image.pixels
+            batch.image_sizes[row] = height, width
+            batch.original_sizes[row] = image.original_size
+            batch.image_ids[row] = index
         return batch
 
 

@@ -135,7 +135,7 @@ def mask_losses(
     side = mask_logits.shape[-1]
     targets = mask_targets(
         truth.masks,
-        truth.mask_regions,
+        truth.regions,
         rois,
         gt_index,
         size=side,

@@ -289,7 +289,7 @@ def point_losses(
 ) -> dict[str, Mean]:
     """Binary cross-entropy of one image's foreground at the points, to the coverage of the mask there."""
     in_image = point_ops.place_in_boxes(points, rois.boxes)
-    labels = point_ops.mask_labels(truth.masks, truth.mask_regions, in_image, rois.gt_index)
+    labels = point_ops.mask_labels(truth.masks, truth.regions, in_image, rois.gt_index)
     counted = at_least_float32(jnp.broadcast_to(rois.foreground[:, None], logits.shape))
     losses = binary_cross_entropy(logits, labels)
     correct = (logits > 0) == (labels >= 0.5)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, loss_terms
 from mask_rcnn_jax.sharding import DATA_AXIS, EVERYWHERE, ROWS, by_rows, data_mesh, everywhere
-from mask_rcnn_jax.structures import Batch
+from mask_rcnn_jax.structures import Batch, TrainBatch
 from mask_rcnn_jax.training.config import ExperimentConfig
 
 NOTHING = "nothing when the step is repeated"
@@ -28,14 +28,14 @@ _BACKWARDS = ("mask_head", "keypoint_head", "cascade", "box_head", "res5", "rpn"
 _FORWARDS = ("stem", "bottom_up", "res", "conv", "fc", "deconv", "lateral", "output")
 
 
-def diagnose(config: ExperimentConfig, variables: Variables, batch: Mapping[str, np.ndarray], step: int) -> str:
+def diagnose(config: ExperimentConfig, variables: Variables, batch: TrainBatch, step: int) -> str:
     """Repeats a step, counted from 1, and names the first tensor that is not finite: an input, a parameter, what a
     stage made, a loss; or the stage and the parameter nearest to the loss whose gradient is not.
 
     `batch` holds this process's rows. With several processes the statistics of a batch norm and the counts that divide
     losses are those of these rows alone.
     """
-    rows, parts = len(batch["images"]), config.accumulation_steps
+    rows, parts = len(batch.inputs.images), config.accumulation_steps
     devices = math.gcd(jax.local_device_count(), rows // parts)
     mesh = data_mesh(jax.local_devices()[:devices])
     variables = jax.device_put(jax.device_get(variables), everywhere(mesh))
@@ -44,11 +44,11 @@ def diagnose(config: ExperimentConfig, variables: Variables, batch: Mapping[str,
     largest: dict[str, float] = {}
     for part in range(parts):
         chosen = order[:, part].reshape(-1)
-        share = jax.tree.map(lambda x, chosen=chosen: x[chosen], Batch.from_arrays(batch))
+        share = jax.tree.map(lambda x, chosen=chosen: x[chosen], batch.inputs)
         key = jax.random.fold_in(jax.random.key(config.seed), step - 1)
         inputs = (variables, jax.device_put(share, by_rows(mesh)), jax.device_put(key, everywhere(mesh)))
         flags, gradients = _program(config.model, mesh)(*inputs)
-        images = batch["image_ids"][chosen].tolist()
+        images = batch.image_ids[chosen].tolist()
         if found := _first_bad(variables, flags, gradients, images):
             return found
         largest |= {name: max(value, largest.get(name, 0.0)) for name, value in gradients.items()}

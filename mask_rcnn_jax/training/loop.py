@@ -17,7 +17,6 @@ from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.inference.checkpoint import Metadata, deciding, score
 from mask_rcnn_jax.models import Variables
 from mask_rcnn_jax.python_files import classes_from_outside
-from mask_rcnn_jax.structures import Batch
 from mask_rcnn_jax.training.checkpoint import Checkpoints
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.datasets import describe, describe_keypoints, load_datasets
@@ -77,9 +76,8 @@ def train(
             config.data,
             config.batch_size,
             config.seed,
-            start_step,
-            config.steps,
-            *processes.index_and_count(),
+            range(start_step, config.steps),
+            processes.index_and_count(),
         )
         stack.enter_context(closing(batches))
         traced = profiled(make_train_step(config, start.mesh), profile, start_step, config.steps, workdir, writer)
@@ -88,7 +86,7 @@ def train(
         for step in range(start_step + 1, config.steps + 1):
             batch = window.next(batches)
             watch.keep(step, batch)
-            state, measures = step_fn(state, shard(Batch.from_arrays(batch), start.mesh))
+            state, measures = step_fn(state, shard(batch.inputs, start.mesh))
             evaluates = _evaluates(config, step)
             stops = stop_requests.reached(step)
             saves = evaluates or stops or step % config.checkpoint_every == 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from mask_rcnn_jax.structures import TrainBatch
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.metrics import Writer
 from mask_rcnn_jax.training.profiling import Stopwatch, memory_in_use
@@ -45,11 +46,11 @@ class Window:
             yield
         self._since += time.monotonic() - began
 
-    def next(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def next(self, batches: Iterator[TrainBatch]) -> TrainBatch:
         """The next batch, and the time it took to come."""
         with self.stopwatch.of("data_wait"):
             batch = next(batches)
-        self._counts = np.array([batch["dropped_instances"].sum(), batch["replaced_images"].sum()])
+        self._counts = np.array([batch.dropped_instances.sum(), batch.replaced_images.sum()])
         return batch
 
     def add(self, step: int, measures: Mapping[str, jax.Array]) -> StepValues | None:

@@ -12,6 +12,7 @@ from PIL import Image
 from mask_rcnn_jax.data import CocoDataset, DataConfig, train_batches
 from mask_rcnn_jax.data.image_files import opened_image
 from mask_rcnn_jax.output_folder import OutputFolder
+from mask_rcnn_jax.structures import Batch, TrainBatch
 from mask_rcnn_jax.visualize.draw import Instances, draw_instances
 
 _THUMBNAIL = 320  # pixels, longest side on the contact sheet
@@ -32,14 +33,13 @@ def write_augmented(
     earlier = set(directory.glob("[0-9]*_*.png"))
     outputs.check([sheet, index, *earlier])
     paths, captions = [], []
-    batches = train_batches(dataset, replace(config, num_workers=0), 1, seed, 0, count)
+    batches = train_batches(dataset, replace(config, num_workers=0), 1, seed, range(count))
     for step, batch in enumerate(batches):
-        example = {key: values[0] for key, values in batch.items()}
-        path = directory / f"{step:04}_{example['image_ids']}.png"
+        path = directory / f"{step:04}_{batch.image_ids[0]}.png"
         with outputs.replacing(path) as part:
-            Image.fromarray(_draw(example, dataset)).save(part, "PNG")
+            Image.fromarray(_draw(batch.inputs, dataset)).save(part, "PNG")
         paths.append(path)
-        captions.append(_caption(example))
+        captions.append(_caption(batch))
     with outputs.replacing(sheet) as part:
         _contact_sheet(paths).save(part, "PNG")
     with outputs.replacing(index) as part:
@@ -48,22 +48,23 @@ def write_augmented(
     return [index, sheet, *paths]
 
 
-def _draw(example: dict[str, np.ndarray], dataset: CocoDataset) -> UInt8[np.ndarray, "H W 3"]:
-    height, width = example["image_sizes"].tolist()
-    image = np.clip(example["images"][:height, :width] + 0.5, 0, 255).astype(np.uint8)
-    valid = example["gt_valid"]
-    boxes = example["gt_boxes"][valid]
-    masks = [_paste(grid, box, height, width) for grid, box in zip(example["gt_masks"][valid], boxes, strict=True)]
-    keypoints = example["gt_keypoints"][valid] if "gt_keypoints" in example else None
+def _draw(batch: Batch, dataset: CocoDataset) -> UInt8[np.ndarray, "H W 3"]:
+    """The first image of a batch with its instances."""
+    height, width = batch.image_sizes[0].tolist()
+    image = np.clip(np.asarray(batch.images[0, :height, :width]) + 0.5, 0, 255).astype(np.uint8)
+    truth = batch.ground_truth
+    valid = truth.valid[0]
+    boxes = np.asarray(truth.boxes[0, valid])
+    masks = [_paste(grid, box, height, width) for grid, box in zip(truth.masks[0, valid], boxes, strict=True)]
     return draw_instances(
         image,
         Instances(
             boxes,
-            example["gt_classes"][valid],
+            np.asarray(truth.classes[0, valid]),
             masks,
             None,
             dataset.class_names,
-            keypoints=keypoints,
+            keypoints=None if truth.keypoints is None else np.asarray(truth.keypoints[0, valid]),
             skeleton=dataset.skeleton,
         ),
     )
@@ -80,13 +81,14 @@ def _paste(
     return weights[0] @ (grid / 255) @ weights[1].T >= 0.5
 
 
-def _caption(example: dict[str, np.ndarray]) -> str:
-    height, width = example["image_sizes"].tolist()
-    lines = [f"image {example['image_ids']}", f"{width} x {height}", f"{example['gt_valid'].sum()} instances"]
-    if example["dropped_instances"]:
-        lines.append(f"{example['dropped_instances']} for which there were no slots")
-    if example["replaced_images"]:
-        lines.append(f"in place of {example['replaced_images']} that could not be read")
+def _caption(batch: TrainBatch) -> str:
+    height, width = batch.inputs.image_sizes[0].tolist()
+    count = batch.inputs.ground_truth.valid[0].sum()
+    lines = [f"image {batch.image_ids[0]}", f"{width} x {height}", f"{count} instances"]
+    if batch.dropped_instances[0]:
+        lines.append(f"{batch.dropped_instances[0]} for which there were no slots")
+    if batch.replaced_images[0]:
+        lines.append(f"in place of {batch.replaced_images[0]} that could not be read")
     return ", ".join(lines)
 
 

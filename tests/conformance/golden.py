@@ -157,7 +157,7 @@ class Golden:
             if keypoints is not None:
                 keypoints[i, :count] = self[f"gt_keypoints_{i}"]
         regions = np.broadcast_to(np.array([0, 0, width, height], np.float32), boxes.shape)
-        truth = GroundTruth(boxes, classes, masks, regions, valid, keypoints)
+        truth = GroundTruth(boxes, classes, masks, valid, keypoints, regions)
         batch = Batch(self.images, self.sizes, truth, np.arange(2, dtype=np.int32), self.given)
         return jax.tree.map(jnp.asarray, batch)
 

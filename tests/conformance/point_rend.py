@@ -113,7 +113,7 @@ def _training_rows(golden: Golden) -> Iterator[Row]:
         predicted = _predicted(config, golden.variables, features, rois[i])
         of_boxes.append(float(np.max(np.abs(predicted - expected))))
         in_image = point_ops.place_in_boxes(jnp.asarray(points[i]), jnp.asarray(expected))
-        ours = point_ops.mask_labels(truth.masks[i], truth.mask_regions[i], in_image, rois[i].gt_index)
+        ours = point_ops.mask_labels(truth.masks[i], truth.regions[i], in_image, rois[i].gt_index)
         of_labels.append(relative(ours, labels[i]))
     yield Row(golden.name, "mask losses", "boxes", float(np.max(of_boxes)), 0.05, "px")
     yield Row(golden.name, "mask losses", "labels at points", float(np.max(of_labels)), _BOUND, "relative")

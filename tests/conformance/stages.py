@@ -20,7 +20,7 @@ from mask_rcnn_jax.inference import encode_masks, predict
 from mask_rcnn_jax.models import box_head, rcnn, rpn
 from mask_rcnn_jax.models.pooler import PoolerConfig, pool
 from mask_rcnn_jax.ops import boxes as box_ops
-from mask_rcnn_jax.structures import Proposals
+from mask_rcnn_jax.structures import EvalBatch, Proposals
 from tests import probabilities
 from tests.conformance.rows import (
     Boxes,
@@ -41,7 +41,7 @@ LEVELS = ("p2", "p3", "p4", "p5", "p6")
 def input_rows(case: Case) -> list[Row]:
     """Resizing, normalisation and padding of the original images."""
     batch = eval_batch(case)
-    ours = rcnn.normalize(case.config, jnp.asarray(batch["images"]), jnp.asarray(batch["image_sizes"]))
+    ours = rcnn.normalize(case.config, jnp.asarray(batch.images), jnp.asarray(batch.image_sizes))
     return [_tensor(case, "input", "resized, normalised and padded images", relative(ours, nhwc(_input(case).tensors)))]
 
 
@@ -258,7 +258,7 @@ def stages_of(source: Source) -> tuple[str, ...]:
     return source.stages or tuple(stage for stage in STAGES if stage not in absent)
 
 
-def eval_batch(case: Case) -> dict[str, np.ndarray]:
+def eval_batch(case: Case) -> EvalBatch:
     """The original images as `inference.predict` takes them: resized as torchvision does, on a canvas of its size."""
     source, sizes = case.source, [image.shape[:2] for image in case.images]
     targets = [data.resized_size(*size, source.short_side, source.max_side, "torchvision") for size in sizes]
@@ -266,13 +266,13 @@ def eval_batch(case: Case) -> dict[str, np.ndarray]:
     images = np.zeros((len(sizes), *canvas, 3), np.float32)
     for row, (image, size) in enumerate(zip(case.images, targets, strict=True)):
         images[row, : size[0], : size[1]] = data.resize(image, size, "torchvision")
-    return {
-        "images": images,
-        "image_sizes": np.array(targets, np.int32),
-        "original_sizes": np.array(sizes, np.int32),
-        "image_ids": np.array([record.image_id for record in case.records]),
-        "valid": np.ones(len(sizes), bool),
-    }
+    return EvalBatch(
+        images=images,
+        image_sizes=np.array(targets, np.int32),
+        original_sizes=np.array(sizes, np.int32),
+        image_ids=np.array([record.image_id for record in case.records]),
+        valid=np.ones(len(sizes), bool),
+    )
 
 
 def nhwc(tensor: torch.Tensor) -> np.ndarray:

@@ -245,7 +245,7 @@ def training_batch(config: MaskRCNNConfig, inputs: Inputs, slots: int | None = N
         beyond = [(0, 0), (0, height - inputs.sizes[row][0]), (0, width - inputs.sizes[row][1])]
         masks[row, :number] = np.pad(255 * instances["masks"].numpy(), beyond, mode="edge")
     regions = np.broadcast_to(np.array([0, 0, width, height], config.dtype), boxes.shape)
-    truth = GroundTruth(boxes, classes, masks, regions, valid, keypoints)
+    truth = GroundTruth(boxes, classes, masks, valid, keypoints, regions)
     return Batch(images.astype(config.dtype), np.array(inputs.sizes, np.int32), truth, np.arange(count, dtype=np.int32))
 
 

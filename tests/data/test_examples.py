@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mask_rcnn_jax.data import CocoConfig, DataConfig, load_coco
-from mask_rcnn_jax.data.examples import training_example
+from mask_rcnn_jax.data.examples import training_sample
 from mask_rcnn_jax.errors import UserError
 from tests.data.coco_files import annotation, write_dataset
 
@@ -39,7 +39,7 @@ def paste(example):
     """The union of the examples' masks, at the centres of the image's pixels."""
     height, width = example.image.shape[:2]
     canvas = np.zeros((height, width), bool)
-    for (x1, y1, x2, y2), mask in zip(example.boxes, example.masks, strict=True):
+    for (x1, y1, x2, y2), mask in zip(example.boxes, example.grids(56), strict=True):
         i = np.floor((np.arange(height) + 0.5 - y1) / (y2 - y1) * len(mask)).astype(int)
         j = np.floor((np.arange(width) + 0.5 - x1) / (x2 - x1) * len(mask)).astype(int)
         rows, columns = (i >= 0) & (i < len(mask)), (j >= 0) & (j < len(mask))
@@ -64,7 +64,7 @@ def test_masks_and_boxes_stay_on_their_pixels(tmp_path, name):
     record = bright_shapes(tmp_path)
     config = replace(PLAIN, **AUGMENTATIONS[name])
     for seed in range(8):
-        example = training_example(record, config, np.random.default_rng(seed))
+        example = training_sample(record, config, np.random.default_rng(seed))
         bright = example.image[..., 0] > 127
         pasted = paste(example)
         assert (bright & pasted).sum() / (bright | pasted).sum() > 0.9
@@ -85,29 +85,29 @@ def test_crops_are_small_enough_and_drop_what_they_lose(tmp_path):
     config = replace(PLAIN, crop=(30, 40))
     counts = set()
     for seed in range(20):
-        example = training_example(record, config, np.random.default_rng(seed))
+        example = training_sample(record, config, np.random.default_rng(seed))
         assert example.image.shape == (30, 40, 3)
         counts.add(len(example.boxes))
-        assert example.masks.any(axis=(1, 2)).all()
+        assert example.grids(56).any(axis=(1, 2)).all()
     assert counts == {0, 1, 2}  # none at times, for the middle of the L's box is empty
 
 
 def test_crops_of_portrait_images_are_transposed(tmp_path):
     record = bright_shapes(tmp_path, size=(100, 80))
-    example = training_example(record, replace(PLAIN, crop=(30, 50)), np.random.default_rng(0))
+    example = training_sample(record, replace(PLAIN, crop=(30, 50)), np.random.default_rng(0))
     assert example.image.shape == (50, 30, 3)
 
 
 def test_crowds_are_left_out(tmp_path):
     record = bright_shapes(tmp_path)
-    assert len(training_example(record, PLAIN, np.random.default_rng(0)).boxes) == 2
+    assert len(training_sample(record, PLAIN, np.random.default_rng(0)).boxes) == 2
     assert record.iscrowd.sum() == 1
 
 
 def test_a_random_subset_of_too_many_instances_is_kept_and_counted(tmp_path):
     record = bright_shapes(tmp_path)
     config = replace(PLAIN, max_instances=1)
-    examples = [training_example(record, config, np.random.default_rng(seed)) for seed in range(10)]
+    examples = [training_sample(record, config, np.random.default_rng(seed)) for seed in range(10)]
     assert {example.dropped for example in examples} == {1}
     assert {len(example.boxes) for example in examples} == {1}
     assert len({float(example.boxes[0, 0]) for example in examples}) == 2  # both get their turn
@@ -116,13 +116,13 @@ def test_a_random_subset_of_too_many_instances_is_kept_and_counted(tmp_path):
 def test_depends_on_the_generator_alone(tmp_path):
     record = bright_shapes(tmp_path)
     config = replace(PLAIN, **AUGMENTATIONS["all"])
-    first, second = (training_example(record, config, np.random.default_rng(3)) for _ in range(2))
+    first, second = (training_sample(record, config, np.random.default_rng(3)) for _ in range(2))
     np.testing.assert_array_equal(first.image, second.image)
-    np.testing.assert_array_equal(first.masks, second.masks)
+    np.testing.assert_array_equal(first.grids(56), second.grids(56))
 
 
 def test_an_image_of_another_size_is_named(tmp_path):
     record = bright_shapes(tmp_path)
     Image.new("RGB", (70, 60)).save(record.path)
     with pytest.raises(UserError, match=r"7\.png is 70 x 60 as displayed but annotated as 80 x 60"):
-        training_example(record, PLAIN, np.random.default_rng(0))
+        training_sample(record, PLAIN, np.random.default_rng(0))

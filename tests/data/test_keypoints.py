@@ -16,7 +16,7 @@ from mask_rcnn_jax.data import (
     trainable_records,
     transforms,
 )
-from mask_rcnn_jax.data.examples import training_example
+from mask_rcnn_jax.data.examples import training_sample
 from mask_rcnn_jax.data.keypoint_flips import mirrored
 from mask_rcnn_jax.errors import UserError
 from tests.data.coco_files import annotation, write_dataset
@@ -134,7 +134,7 @@ def test_keypoints_outside_the_image_are_not_trained_on(tmp_path):
     record = dataset.records[0]
     np.testing.assert_array_equal(record.keypoints[0, :, 2], [2, 1, 2])  # evaluation counts them
     config = DataConfig(short_side=(24,), max_side=32, canvas=(32, 32), flip=0.0)
-    example = training_example(record, config, np.random.default_rng(0), dataset.keypoint_names)
+    example = training_sample(record, config, np.random.default_rng(0), dataset.keypoint_names)
     np.testing.assert_allclose(example.keypoints[0], [[0, 0, 0], [31, 23, 1], [0, 0, 0]])
 
 
@@ -169,7 +169,7 @@ def test_keypoints_stay_on_their_pixels(dots, name):
     record, seen = dots.records[0], 0
     for seed in range(12):
         # Of names without sides none changes place: each keypoint keeps its colour.
-        example = training_example(record, config, np.random.default_rng(seed), ("nose", "a", "b"))
+        example = training_sample(record, config, np.random.default_rng(seed), ("nose", "a", "b"))
         height, width = example.image.shape[:2]
         for channel, (x, y, visibility) in enumerate(example.keypoints[0]):
             weight = example.image[..., channel].astype(float)
@@ -188,10 +188,10 @@ def test_keypoints_stay_on_their_pixels(dots, name):
 
 def test_a_flipped_example_has_the_other_eye(dots):
     config = DataConfig(short_side=(60,), canvas=(128, 128), flip=1.0)
-    example = training_example(dots.records[0], config, np.random.default_rng(0), dots.keypoint_names)
+    example = training_sample(dots.records[0], config, np.random.default_rng(0), dots.keypoint_names)
     np.testing.assert_allclose(example.keypoints[0], [[59.5, 15.5, 2], [14.5, 45.5, 2], [29.5, 20.5, 2]])
     named = replace(config, keypoint_flips=(("nose", "right_eye"),))
-    example = training_example(dots.records[0], named, np.random.default_rng(0), dots.keypoint_names)
+    example = training_sample(dots.records[0], named, np.random.default_rng(0), dots.keypoint_names)
     np.testing.assert_allclose(example.keypoints[0], [[14.5, 45.5, 2], [29.5, 20.5, 2], [59.5, 15.5, 2]])
 
 
@@ -203,7 +203,7 @@ def test_every_real_keypoint_is_where_the_image_was_scaled_to(shared):
     annotations = {entry["id"]: entry for entry in content["annotations"]}
     count = 0
     for record in dataset.records:
-        example = training_example(record, config, np.random.default_rng(0), dataset.keypoint_names)
+        example = training_sample(record, config, np.random.default_rng(0), dataset.keypoint_names)
         height, width = example.image.shape[:2]
         kept = record.annotation_ids[~record.iscrowd]
         assert len(example.keypoints) == len(kept)
@@ -220,14 +220,15 @@ def test_every_real_keypoint_is_where_the_image_was_scaled_to(shared):
 def test_batches_hold_keypoints_where_the_dataset_has_them(shared):
     source = CocoConfig(str(shared / "data" / "coco_person_kp"))
     dataset, config = load_coco(source, "val"), replace(PLAIN, source=source, max_instances=4, flip=0.5)
-    for batch in train_batches(dataset, config, 4, 0, 0, 3):
-        assert batch["gt_keypoints"].shape == (4, 4, 17, 3)
-        assert batch["gt_keypoints"].dtype == np.float32
-        assert not batch["gt_keypoints"][~batch["gt_valid"]].any()
-        assert batch["gt_keypoints"][batch["gt_valid"]][..., 2].any()
+    for batch in train_batches(dataset, config, 4, 0, range(3)):
+        truth = batch.inputs.ground_truth
+        assert truth.keypoints.shape == (4, 4, 17, 3)
+        assert truth.keypoints.dtype == np.float32
+        assert not truth.keypoints[~truth.valid].any()
+        assert truth.keypoints[truth.valid][..., 2].any()
     balloon = CocoConfig(str(shared / "data" / "balloon"))
     config = replace(config, source=balloon, max_side=256)
-    assert "gt_keypoints" not in next(train_batches(load_coco(balloon, "val"), config, 2, 0, 0, 1))
+    assert next(train_batches(load_coco(balloon, "val"), config, 2, 0, range(1))).inputs.ground_truth.keypoints is None
 
 
 def test_images_with_too_few_keypoints_are_left_out_and_counted(tmp_path):

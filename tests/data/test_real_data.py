@@ -4,6 +4,7 @@ import functools
 import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,7 +20,7 @@ from mask_rcnn_jax.data import (
     train_batches,
     trainable_records,
 )
-from mask_rcnn_jax.data.examples import Example, read_picture, training_example
+from mask_rcnn_jax.data.examples import read_picture, training_sample
 from tests.data.test_augment import Drawn, detectron2_geometry
 from tests.data.test_examples import paste
 
@@ -35,9 +36,8 @@ def load(shared, name, split="train"):
 
 
 def cut(sample, row):
-    """An example of one of the sample's instances."""
-    one = sample.select(np.array([row]))
-    return Example(one.image, one.boxes, one.classes, one.masks[0].grid(56)[None], one.keypoints, 0)
+    """The sample with one of its instances."""
+    return sample.select(np.array([row]))
 
 
 def iou(a, b):
@@ -82,8 +82,8 @@ def test_a_pixel_belongs_to_the_image_or_to_what_was_pasted(shared):
     records = trainable_records(load(shared, "coco_mini"), LSJ)
     config, shares = replace(LSJ, copy_paste=1.0, flip=0.5), []
     for seed in range(8):
-        alone = training_example(records[seed], replace(config, copy_paste=0.0), np.random.default_rng(seed))
-        both = training_example(records[seed], config, np.random.default_rng(seed), (), records)
+        alone = training_sample(records[seed], replace(config, copy_paste=0.0), np.random.default_rng(seed))
+        both = training_sample(records[seed], config, np.random.default_rng(seed), (), records)
         differs = (alone.image != both.image).any(axis=2)
         for row in range(len(both.boxes)):
             mask = paste(replace(both, boxes=both.boxes[row : row + 1], masks=both.masks[row : row + 1]))
@@ -100,8 +100,8 @@ def test_a_hundred_instances_cost_less_than_two_megabytes(shared, name):
     dataset = load(shared, name)
     for canvas in [(256, 256), (1344, 1344)]:
         config = replace(LSJ, canvas=canvas, max_instances=100)
-        batch = next(train_batches(dataset, config, 2, 0, 0, 1))
-        cost = sum(value.nbytes for key, value in batch.items() if key != "images") / 2
+        batch = next(train_batches(dataset, config, 2, 0, range(1)))
+        cost = (sum(array.nbytes for array in jax.tree.leaves(batch)) - batch.inputs.images.nbytes) / 2
         assert cost < 2e6
 
 
@@ -113,20 +113,20 @@ def test_the_most_crowded_image_gives_random_subsets_and_a_count(shared):
     dataset = load(shared, "nuclei")
     record = next(record for record in dataset.records if record.image_id == counts.argmax())
     config = DataConfig(CocoConfig(), short_side=(256,), canvas=(256, 352), max_side=352, flip=0.0, num_workers=0)
-    everything = training_example(record, replace(config, max_instances=400), np.random.default_rng(0))
+    everything = training_sample(record, replace(config, max_instances=400), np.random.default_rng(0))
     assert (len(everything.boxes), everything.dropped) == (375, 0)
     turns = np.zeros(375, int)
     for seed in range(30):
-        example = training_example(record, config, np.random.default_rng(seed))
+        example = training_sample(record, config, np.random.default_rng(seed))
         assert (len(example.boxes), example.dropped) == (100, 275)
         rows = (example.boxes[:, None] == everything.boxes[None]).all(axis=2).argmax(axis=1)
         assert len(set(rows.tolist())) == 100
-        np.testing.assert_array_equal(example.masks, everything.masks[rows])
+        np.testing.assert_array_equal(example.grids(56), everything.grids(56)[rows])
         turns[rows] += 1
     assert turns.min() >= 1  # a nucleus misses 30 draws with probability 1e-4
     assert turns.max() <= 20
 
     only = replace(dataset, records=[record])
-    batch = next(train_batches(only, config, 1, 0, 0, 1))
-    assert batch["gt_valid"].sum() == 100
-    assert batch["dropped_instances"].tolist() == [275]
+    batch = next(train_batches(only, config, 1, 0, range(1)))
+    assert batch.inputs.ground_truth.valid.sum() == 100
+    assert batch.dropped_instances.tolist() == [275]

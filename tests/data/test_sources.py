@@ -36,8 +36,8 @@ def test_boxes_without_masks_are_told_of_and_can_be_kept(tmp_path):
     for record in kept.records:
         np.testing.assert_array_equal(record.boxes, [[2, 2, 10, 10]])
         np.testing.assert_array_equal(record.segmentations[0], SQUARE)
-    batch = next(train_batches(kept, SMALL, 2, 0, 0, 1))
-    assert (batch["gt_masks"][:, 0] == 255).all()  # all of the box
+    batch = next(train_batches(kept, SMALL, 2, 0, range(1)))
+    assert (batch.inputs.ground_truth.masks[:, 0] == 255).all()  # all of the box
 
 
 def other_categories(*names):
@@ -60,8 +60,8 @@ def test_a_mixture_matches_classes_by_name(tmp_path):
     assert names == [["b"], ["a"], ["b"], ["a"]]
     assert [record.source for record in mixed.records] == [0, 0, 1, 1]
     # Of the second source only the first image has more than a crowd: it makes up three quarters.
-    batches = train_batches(mixed, SMALL, 4, 0, 0, 12)
-    shown = np.concatenate([batch["gt_classes"][:, 0] * 1000 + batch["image_ids"] for batch in batches])
+    batches = train_batches(mixed, SMALL, 4, 0, range(12))
+    shown = np.concatenate([batch.inputs.ground_truth.classes[:, 0] * 1000 + batch.image_ids for batch in batches])
     assert len(shown) == 48
     assert np.unique(shown).tolist() == [3, 1007]
 
@@ -107,7 +107,7 @@ def test_rare_classes_are_repeated(tmp_path):
     dataset = write_dataset(tmp_path, annotations, images=images).load("train")
     # In 1 of 16 images: sqrt(0.25 / (1 / 16)) = 2 of the 17 images of an epoch.
     config = DataConfig(CocoConfig(), (12,), 12, 64, (64, 64), repeat_threshold=0.25, num_workers=0)
-    ids = np.concatenate([batch["image_ids"] for batch in train_batches(dataset, config, 17, 0, 0, 6)])
+    ids = np.concatenate([batch.image_ids for batch in train_batches(dataset, config, 17, 0, range(6))])
     np.testing.assert_array_equal(np.bincount(ids), [12] + [6] * 15)
 
 
@@ -136,7 +136,7 @@ def test_lvis_finds_images_by_their_address(tmp_path):
     assert record.areas.tolist() == [60.5]
     assert (record.federated.absent.tolist(), record.federated.not_exhaustive.tolist()) == ([1], [])
     assert dataset.frequencies == ("r", "f")
-    assert next(train_batches(dataset, SMALL, 1, 0, 0, 1))["gt_valid"].sum() == 1
+    assert next(train_batches(dataset, SMALL, 1, 0, range(1))).inputs.ground_truth.valid.sum() == 1
 
     del content["images"][0]["neg_category_ids"]
     (tmp_path / "lvis_v1_val.json").write_text(json.dumps(content))
@@ -167,7 +167,7 @@ def test_a_folder_of_images(tmp_path):
     assert dataset.problems.total() == 1
     assert "spoilt.png" in dataset.describe_problems()[0]
     batches = list(eval_batches(dataset, SMALL, 2))
-    assert sum(batch["valid"].sum() for batch in batches) == 3
+    assert sum(batch.valid.sum() for batch in batches) == 3
 
     (single,) = image_folder(tmp_path / "a.JPG").records
     assert single.path == str(tmp_path / "a.JPG")

@@ -23,7 +23,7 @@ from mask_rcnn_jax.data import CocoConfig, DataConfig, load_coco, train_batches
 def command():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has none
     config = DataConfig(CocoConfig(sys.argv[1]), (96,), 96, 128, (96, 128), num_workers=1)
-    batches = train_batches(load_coco(config.source, "train"), config, 4, 0, 0, 100_000)
+    batches = train_batches(load_coco(config.source, "train"), config, 4, 0, range(100_000))
     next(batches)
     (worker,) = multiprocessing.active_children()
     maps = Path(f"/proc/{worker.pid}/maps")

@@ -1,13 +1,12 @@
 """`evaluate_model` without a model: what is detected comes from a stub."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,7 +15,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import EvaluationConfig, EvaluationResult, evaluate_model, run
 from mask_rcnn_jax.inference import predict
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
-from mask_rcnn_jax.structures import PaddedDetections
+from mask_rcnn_jax.structures import EvalBatch, PaddedDetections
 from tests.evaluation.scenes import SIDE, dataset_of, detections_in
 
 DATA = DataConfig(short_side=(32,), short_side_eval=32, max_side=32, canvas=(32, 32), broken_images="skip")
@@ -36,9 +35,9 @@ def evaluated(dataset: CocoDataset, monkeypatch, data: DataConfig = DATA) -> Eva
     """Of a model that finds everything."""
     by_id = {record.image_id: record for record in dataset.records}
 
-    def perfect(model: object, variables: object, batches: Iterable[Mapping[str, np.ndarray]], **_: object):
+    def perfect(model: object, variables: object, batches: Iterable[EvalBatch], **_: object):
         for batch in batches:
-            for image_id in batch["image_ids"][batch["valid"]].tolist():
+            for image_id in batch.image_ids[batch.valid].tolist():
                 yield detections_in(by_id[image_id])
 
     monkeypatch.setattr(run, "predict", perfect)

@@ -11,7 +11,7 @@ import pytest
 from mask_rcnn_jax.inference import DetectFn, Detections, batched, predict
 from mask_rcnn_jax.inference.masks import encode_masks
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
-from mask_rcnn_jax.structures import PaddedDetections
+from mask_rcnn_jax.structures import EvalBatch, PaddedDetections
 
 CONFIG, VARIABLES = MaskRCNNConfig(), Variables({"scale": np.float32(0.01)}, {})
 
@@ -33,18 +33,18 @@ def corner_detector(config, variables, images, image_sizes) -> PaddedDetections:
     )
 
 
-def batch_of(counts: list[int], valid: list[bool] | None = None, first_id: int = 0) -> dict[str, np.ndarray]:
+def batch_of(counts: list[int], valid: list[bool] | None = None, first_id: int = 0) -> EvalBatch:
     size = len(counts)
     images = np.zeros((size, 16, 32, 3), np.uint8)
     images[:, 0, 0, 0] = counts
     images[:, 0, 1, 0] = 50 + np.arange(size)
-    return {
-        "images": images,
-        "image_sizes": np.full((size, 2), [10, 20], np.int32),
-        "original_sizes": np.full((size, 2), [33, 50], np.int32),
-        "image_ids": np.arange(first_id, first_id + size, dtype=np.int64),
-        "valid": np.array(valid or [True] * size),
-    }
+    return EvalBatch(
+        images=images,
+        image_sizes=np.full((size, 2), [10, 20], np.int32),
+        original_sizes=np.full((size, 2), [33, 50], np.int32),
+        image_ids=np.arange(first_id, first_id + size, dtype=np.int64),
+        valid=np.array(valid or [True] * size),
+    )
 
 
 def found_in(batch: dict[str, np.ndarray], detect: DetectFn = corner_detector) -> list[Detections]:
@@ -134,7 +134,7 @@ def with_extras_and_maps(*arguments) -> PaddedDetections:
 def test_extras_lose_their_padding_and_maps_the_cells_that_the_image_does_not_touch() -> None:
     count = jax.device_count()
     batch = batch_of([2, 0] + [1] * (count - 2) if count > 1 else [2, 0])
-    batch["image_sizes"][1] = 8, 32  # whole cells high, and as wide as the batch
+    batch.image_sizes[1] = 8, 32  # whole cells high, and as wide as the batch
     found = found_in(batch, with_extras_and_maps)
     np.testing.assert_array_equal(found[0].extras["rank"], [50, 49])
     np.testing.assert_array_equal(found[0].extras["code"], [[50, -50], [49, -49]])

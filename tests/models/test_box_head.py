@@ -17,7 +17,7 @@ CONFIG = BoxHeadConfig(samples=8, max_detections=5)
 def ground_truth() -> GroundTruth:
     boxes = np.array([[0, 0, 20, 20], [30, 30, 60, 60], [0, 0, 0, 0]], np.float32)
     classes, valid = np.array([2, 0, 0], np.int32), np.array([True, True, False])
-    return jax.tree.map(jnp.asarray, GroundTruth(boxes, classes, np.full((3, 2, 2), 255, np.uint8), boxes, valid))
+    return jax.tree.map(jnp.asarray, GroundTruth(boxes, classes, np.full((3, 2, 2), 255, np.uint8), valid))
 
 
 def proposals_near_and_far() -> Proposals:

@@ -17,7 +17,7 @@ FIRST = BoxHeadConfig(class_agnostic=True)
 def truth_of(boxes) -> GroundTruth:
     count = len(boxes)
     boxes = jnp.asarray(boxes, jnp.float32)
-    return GroundTruth(boxes, jnp.arange(count), jnp.zeros((count, 1, 1), jnp.uint8), boxes, jnp.ones(count, bool))
+    return GroundTruth(boxes, jnp.arange(count), jnp.zeros((count, 1, 1), jnp.uint8), jnp.ones(count, bool))
 
 
 def test_stages_are_the_papers():

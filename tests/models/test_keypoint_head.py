@@ -70,7 +70,6 @@ def scenes(seed, rois=9, instances=3, joints=5, side=8):
         boxes=jnp.zeros((instances, 4)),
         classes=jnp.zeros(instances, jnp.int32),
         masks=jnp.zeros((instances, 2, 2), jnp.uint8),
-        mask_regions=jnp.zeros((instances, 4)),
         valid=jnp.ones(instances, bool),
         keypoints=jnp.array(keypoints, jnp.float32),
     )

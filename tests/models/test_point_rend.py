@@ -74,7 +74,7 @@ def scene() -> tuple[jax.Array, SampledRoIs, GroundTruth]:
     rois = SampledRoIs(boxes, jnp.zeros((2, 3), jnp.int32), classes, foreground, foreground)
     whole = jnp.array([[[0.0, 0, SIDE * STRIDE, SIDE * STRIDE]]] * 2)
     masks = jnp.array(255 * discs[:, None], jnp.uint8)
-    truth = GroundTruth(boxes[:, :1], jnp.array([[1], [2]]), masks, whole, jnp.ones((2, 1), bool))
+    truth = GroundTruth(boxes[:, :1], jnp.array([[1], [2]]), masks, jnp.ones((2, 1), bool), mask_regions=whole)
     return jnp.array(features, jnp.float32), rois, truth
 
 

@@ -19,7 +19,7 @@ def truth_of(boxes: list[list[float]], slots: int) -> GroundTruth:
     padded[: len(boxes)] = np.reshape(boxes, (-1, 4))
     valid = np.arange(slots) < len(boxes)
     masks = np.zeros((slots, 2, 2), np.uint8)
-    return jax.tree.map(jnp.asarray, GroundTruth(padded, np.zeros(slots, np.int32), masks, padded, valid))
+    return jax.tree.map(jnp.asarray, GroundTruth(padded, np.zeros(slots, np.int32), masks, valid))
 
 
 def grid_of_anchors(side: int = 8) -> jax.Array:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.cli.main import main
-from mask_rcnn_jax.data import pipeline
+from mask_rcnn_jax.data import loaders
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Mean, Variables, init
-from mask_rcnn_jax.structures import Batch
+from mask_rcnn_jax.structures import Batch, TrainBatch
 from mask_rcnn_jax.training import ExperimentConfig, diagnosis, train
 from mask_rcnn_jax.training.diagnosis import NOTHING, diagnose
 from mask_rcnn_jax.training.divergence import load_kept_step
@@ -29,20 +29,11 @@ def experiment(root: Path, **changes: Any) -> ExperimentConfig:
     return replace(config, data=replace(config.data, resize="torchvision"))
 
 
-def arrays(batch: Batch) -> dict[str, np.ndarray]:
+def loaded(batch: Batch) -> TrainBatch:
     """The batch as the data pipeline gives it; images have the ids 100, 101, ..."""
-    truth = batch.ground_truth
-    return {
-        "images": batch.images.astype(np.float32),
-        "image_sizes": batch.image_sizes,
-        "gt_boxes": truth.boxes,
-        "gt_classes": truth.classes,
-        "gt_masks": truth.masks,
-        "gt_mask_regions": truth.mask_regions,
-        "gt_valid": truth.valid,
-        "example_index": batch.example_index,
-        "image_ids": np.arange(len(batch.images)) + 100,
-    }
+    count = len(batch.images)
+    inputs = replace(batch, images=batch.images.astype(np.float32))
+    return TrainBatch(inputs, np.arange(count) + 100, np.zeros(count, np.int32), np.zeros(count, np.int32))
 
 
 def changed(variables: Variables, name: str, value: float) -> Variables:
@@ -64,8 +55,8 @@ def variables() -> Variables:
 
 
 @pytest.fixture(scope="module")
-def batch() -> dict[str, np.ndarray]:
-    return arrays(tiny_batch(8))
+def batch() -> TrainBatch:
+    return loaded(tiny_batch(8))
 
 
 def test_nothing_is_blamed_for_a_finite_step(variables, batch):
@@ -80,15 +71,20 @@ def test_runs_that_differ_in_more_than_the_model_share_the_program(variables, ba
 
 
 def test_an_image_is_blamed(variables, batch):
-    images = batch["images"].copy()
+    images = batch.inputs.images.copy()
     images[5, 10, 10, 1] = np.nan
-    assert diagnose(CONFIG, variables, batch | {"images": images}, 1) == "images of image 105"
+    assert (
+        diagnose(CONFIG, variables, replace(batch, inputs=replace(batch.inputs, images=images)), 1)
+        == "images of image 105"
+    )
 
 
 def test_a_box_is_blamed(variables, batch):
-    boxes = batch["gt_boxes"].copy()
+    boxes = batch.inputs.ground_truth.boxes.copy()
     boxes[2, 0, 3] = np.inf
-    assert diagnose(CONFIG, variables, batch | {"gt_boxes": boxes}, 1) == "ground-truth boxes of image 102"
+    truth = replace(batch.inputs.ground_truth, boxes=boxes)
+    batch = replace(batch, inputs=replace(batch.inputs, ground_truth=truth))
+    assert diagnose(CONFIG, variables, batch, 1) == "ground-truth boxes of image 102"
 
 
 @pytest.mark.parametrize("name", ["backbone/stem/conv/kernel", "mask_head/deconv/bias"])
@@ -125,15 +121,15 @@ def test_a_stage_is_blamed_that_overflows(variables, batch, name, stage):
 def test_a_run_passes_over_steps_says_so_stops_and_can_be_replayed(tmp_path, capsys, monkeypatch):
     """Row 3 of the batches of steps 2, 5 and 6 has a NaN; one such step may be skipped, two in a row may not."""
     config = experiment(tmp_path, steps=6, max_skipped_steps=1)
-    load = pipeline.TrainingBatches.__call__
+    load = loaders.TrainLoader.__call__
 
     def with_nan(self, step):
         batch = load(self, step)
         if step + 1 in (2, 5, 6):
-            batch["images"][3, 5, 5, 0] = np.nan
+            batch.inputs.images[3, 5, 5, 0] = np.nan
         return batch
 
-    monkeypatch.setattr(pipeline.TrainingBatches, "__call__", with_nan)
+    monkeypatch.setattr(loaders.TrainLoader, "__call__", with_nan)
     with pytest.raises(
         UserError, match=r"became infinite or NaN at step 6, first images of image \d+ \(images"
     ) as info:
@@ -150,12 +146,12 @@ def test_a_run_passes_over_steps_says_so_stops_and_can_be_replayed(tmp_path, cap
     assert [one.step for one in kept] == [2, 5, 6]
     assert [one.variables is None for one in kept] == [True, True, False]
     for one in kept:
-        assert np.isnan(one.batch["images"]).any(axis=(1, 2, 3)).tolist() == [row == 3 for row in range(8)]
+        assert np.isnan(one.batch.inputs.images).any(axis=(1, 2, 3)).tolist() == [row == 3 for row in range(8)]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["skipped_steps"]) for line in lines] == [(1, 0), (2, 1), (3, 0), (4, 0), (5, 1), (6, 1)]
     for one, file in zip(kept, files, strict=True):  # those without parameters take the last checkpoint's
         assert main(["replay", str(file)]) == 1
-        assert f"not finite first: images of image {one.batch['image_ids'][3]}\n" in capsys.readouterr().out
+        assert f"not finite first: images of image {one.batch.image_ids[3]}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -200,13 +196,13 @@ def empty(batch: Batch) -> Batch:
 def one_pixel(batch: Batch) -> Batch:
     boxes = batch.ground_truth.boxes
     boxes = np.where(batch.ground_truth.valid[..., None], np.concatenate([boxes[..., :2], boxes[..., :2] + 1], -1), 0)
-    return replace(batch, ground_truth=replace(batch.ground_truth, boxes=boxes, mask_regions=boxes))
+    return replace(batch, ground_truth=replace(batch.ground_truth, boxes=boxes))
 
 
 def no_area(batch: Batch) -> Batch:
     boxes = batch.ground_truth.boxes
     boxes = np.concatenate([boxes[..., :2], boxes[..., :2]], -1)
-    return replace(batch, ground_truth=replace(batch.ground_truth, boxes=boxes, mask_regions=boxes))
+    return replace(batch, ground_truth=replace(batch.ground_truth, boxes=boxes))
 
 
 def one_pixel_image(batch: Batch) -> Batch:
@@ -216,7 +212,7 @@ def one_pixel_image(batch: Batch) -> Batch:
 @pytest.mark.parametrize("change", [empty, one_pixel, no_area, one_pixel_image])
 def test_batches_with_little_in_them_are_finite(variables, change):
     """A batch of crowds alone is an empty one: the data pipeline leaves crowds out."""
-    assert diagnose(CONFIG, variables, arrays(change(tiny_batch(8))), 1).startswith(NOTHING)
+    assert diagnose(CONFIG, variables, loaded(change(tiny_batch(8))), 1).startswith(NOTHING)
 
 
 def test_a_gradient_is_blamed_that_alone_is_infinite(variables, batch, monkeypatch):

@@ -30,14 +30,14 @@ def test_pictures_of_examples(tmp_path) -> None:
     assert "for which there were no slots" in page
     assert np.asarray(Image.open(sheet)).shape == (2 * 320, 4 * 320, 3)
 
-    batches = list(train_batches(dataset, replace(config, copy_paste=1.0, num_workers=0), 1, 3, 0, 6))
+    batches = list(train_batches(dataset, replace(config, copy_paste=1.0, num_workers=0), 1, 3, range(6)))
     for path, batch in zip(pictures, batches, strict=True):
-        assert path.name.endswith(f"_{batch['image_ids'][0]}.png")
-        picture, image = np.asarray(Image.open(path)), batch["images"][0]
+        assert path.name.endswith(f"_{batch.image_ids[0]}.png")
+        picture, image = np.asarray(Image.open(path)), batch.inputs.images[0]
         assert picture.shape == image.shape
         changed = (picture != image).any(axis=2)
         seen = np.zeros(changed.shape, bool)
-        for box, mask in zip(batch["gt_boxes"][0], batch["gt_masks"][0], strict=True):
+        for box, mask in zip(batch.inputs.ground_truth.boxes[0], batch.inputs.ground_truth.masks[0], strict=True):
             x1, y1, x2, y2 = np.round(box).astype(int)
             seen[max(y1 - 25, 0) : y2 + 25, max(x1 - 5, 0) : x2 + 160] = True  # a label may stand beside
             inside = changed[y1:y2, x1:x2]
