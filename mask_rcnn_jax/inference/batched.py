@@ -90,7 +90,8 @@ def by_image(
     """
     found: PaddedDetections = jax.device_get(detections)
     for row in np.flatnonzero(batch.valid):
-        kept, scores, classes = found.valid[row], np.asarray(found.scores[row], np.float32), found.classes[row]
+        kept, scores = found.valid[row], np.asarray(found.scores[row], np.float32)
+        classes = np.where(kept, found.classes[row], 0)  # whatever stands in padding
         if min_score is not None:
             kept = kept & (scores > min_score)
         if class_of is not None:
