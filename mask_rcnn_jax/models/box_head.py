@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mask_rcnn_jax.models.context import Inputs
 from mask_rcnn_jax.models.initialisers import msra_init, normal_init, xavier_init
-from mask_rcnn_jax.models.layers import ConvNorm, over_rois
+from mask_rcnn_jax.models.layers import ConvNorm, Kernel, over_rois
 from mask_rcnn_jax.models.losses import Mean, counted, counted_by_iou, masked_mean, smooth_l1, softmax_cross_entropy
 from mask_rcnn_jax.models.norms import NormConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
@@ -79,7 +79,7 @@ class BoxHead(nnx.Module):
         self.num_convs, self.num_fcs = config.num_convs, config.num_fcs
         channels = in_channels
         for i in range(config.num_convs):
-            conv = ConvNorm(channels, config.conv_channels, 3, norm=config.norm, init=msra_init, rngs=rngs)
+            conv = ConvNorm(channels, config.conv_channels, Kernel(3), norm=config.norm, init=msra_init, rngs=rngs)
             setattr(self, f"conv{i + 1}", conv)
             channels = config.conv_channels
         features = channels * side**2 if config.num_fcs else channels

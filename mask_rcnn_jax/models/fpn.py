@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from mask_rcnn_jax.models.backbone import BackboneConfig, Feature, is_power_of_two
 from mask_rcnn_jax.models.checks import check_features, check_network
 from mask_rcnn_jax.models.initialisers import xavier_init
-from mask_rcnn_jax.models.layers import ConvNorm
+from mask_rcnn_jax.models.layers import ConvNorm, Kernel
 from mask_rcnn_jax.models.norms import NormConfig
 from mask_rcnn_jax.models.resnet import ResNetConfig
 from mask_rcnn_jax.ranges import Channels
@@ -67,8 +67,10 @@ class FPN(nnx.Module):
         self.levels, self.size_divisor = tuple(config.levels.items()), config.size_divisor
         for level, name in self.levels:
             channels = config.bottom_up.features[name].channels
-            lateral = ConvNorm(channels, config.channels, 1, norm=config.norm, init=xavier_init, rngs=rngs)
-            output = ConvNorm(config.channels, config.channels, 3, norm=config.norm, init=xavier_init, rngs=rngs)
+            lateral = ConvNorm(channels, config.channels, Kernel(1), norm=config.norm, init=xavier_init, rngs=rngs)
+            output = ConvNorm(
+                config.channels, config.channels, Kernel(3), norm=config.norm, init=xavier_init, rngs=rngs
+            )
             setattr(self, f"lateral{level}", lateral)
             setattr(self, f"output{level}", output)
 

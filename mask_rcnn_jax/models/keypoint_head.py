@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms
 from mask_rcnn_jax.models.head import Head, HeadConfig
-from mask_rcnn_jax.models.initialisers import msra_init, normal_init
-from mask_rcnn_jax.models.layers import ConvNorm, call
+from mask_rcnn_jax.models.initialisers import normal_init
+from mask_rcnn_jax.models.layers import ConvNorm, Kernel, call
 from mask_rcnn_jax.models.losses import Mean, masked_mean, softmax_cross_entropy
 from mask_rcnn_jax.models.norms import NormConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
@@ -51,7 +51,7 @@ class KeypointHead(Head):
         self.num_convs = config.num_convs
         channels = in_channels
         for i in range(config.num_convs):
-            conv = ConvNorm(channels, config.channels, 3, norm=NormConfig(kind="none"), init=msra_init, rngs=rngs)
+            conv = ConvNorm(channels, config.channels, Kernel(3), norm=NormConfig(kind="none"), rngs=rngs)
             setattr(self, f"conv{i + 1}", conv)
             channels = config.channels
         self.deconv = Deconv4x4(channels, config.num_keypoints, rngs=rngs)

@@ -5,6 +5,7 @@ Shape letters: `B` images or RoIs, `H W` height and width, `I O` channels in and
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -42,26 +43,37 @@ class Conv(nnx.Module):
         return x if self.bias is None else x + self.bias[...].astype(x.dtype)
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A square kernel and its movement over an image with Detectron2's padding, which is half of the kernel."""
+
+    side: int
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1  # of channels
+
+    @property
+    def window(self) -> Window:
+        return Window(self.stride, self.dilation * (self.side // 2), self.dilation)
+
+
 class ConvNorm(nnx.Module):
-    """A convolution with Detectron2's padding (`dilation * (kernel // 2)`), then a norm or a bias."""
+    """A convolution, then a norm or a bias."""
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel: int,
+        kernel: Kernel,
         *,
         norm: NormConfig,
         rngs: nnx.Rngs,
-        stride: int = 1,
-        groups: int = 1,
-        dilation: int = 1,
         init: nnx.Initializer = msra_init,
     ):
         self.conv = Conv(
-            (kernel, kernel, in_channels // groups, out_channels),
-            Window(stride, dilation * (kernel // 2), dilation),
-            groups,
+            (kernel.side, kernel.side, in_channels // kernel.groups, out_channels),
+            kernel.window,
+            kernel.groups,
             use_bias=norm.kind == "none",
             init=init,
             rngs=rngs,

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms
 from mask_rcnn_jax.models.head import Head, HeadConfig
 from mask_rcnn_jax.models.initialisers import msra_init, normal_init
-from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, call, over_rois
+from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, Kernel, call, over_rois
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy
 from mask_rcnn_jax.models.norms import NormConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
@@ -82,7 +82,7 @@ class MaskHead(MaskBranch):
         self.num_convs = config.num_convs
         channels = in_channels
         for i in range(config.num_convs):
-            conv = ConvNorm(channels, config.channels, 3, norm=config.norm, init=msra_init, rngs=rngs)
+            conv = ConvNorm(channels, config.channels, Kernel(3), norm=config.norm, init=msra_init, rngs=rngs)
             setattr(self, f"conv{i + 1}", conv)
             channels = config.channels
         self.deconv = Deconv2x2(channels, config.channels, rngs=rngs)

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mask_rcnn_jax.models.backbone import BackboneConfig, Feature, built_stages
-from mask_rcnn_jax.models.layers import ConvNorm, call, max_pool
+from mask_rcnn_jax.models.layers import ConvNorm, Kernel, call, max_pool
 from mask_rcnn_jax.models.norms import NormConfig, freeze
 from mask_rcnn_jax.ranges import Channels, Range
 
@@ -89,7 +89,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm: NormConfig
     """The projection of a block that changes the shape of its input; None where the input itself is added."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm, rngs=rngs)
+    return ConvNorm(in_channels, out_channels, Kernel(1, stride=stride), norm=norm, rngs=rngs)
 
 
 class BasicBlock(nnx.Module):
@@ -97,8 +97,8 @@ class BasicBlock(nnx.Module):
 
     def __init__(self, config: ResNetConfig, stage: str, in_channels: int, stride: int, *, rngs: nnx.Rngs):
         norm, out_channels = config.norm, config.stage_channels(stage)
-        self.conv1 = ConvNorm(in_channels, out_channels, 3, stride=stride, norm=norm, rngs=rngs)
-        self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm, rngs=rngs)
+        self.conv1 = ConvNorm(in_channels, out_channels, Kernel(3, stride=stride), norm=norm, rngs=rngs)
+        self.conv2 = ConvNorm(out_channels, out_channels, Kernel(3), norm=norm, rngs=rngs)
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm, rngs)
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
@@ -113,11 +113,10 @@ class BottleneckBlock(nnx.Module):
         norm, out_channels, middle = config.norm, config.stage_channels(stage), config.bottleneck_channels(stage)
         strides = (stride, 1) if config.stride_in_1x1 else (1, stride)
         dilation = config.res5_dilation if stage == "res5" else 1
-        self.conv1 = ConvNorm(in_channels, middle, 1, stride=strides[0], norm=norm, rngs=rngs)
-        self.conv2 = ConvNorm(
-            middle, middle, 3, stride=strides[1], groups=config.groups, dilation=dilation, norm=norm, rngs=rngs
-        )
-        self.conv3 = ConvNorm(middle, out_channels, 1, norm=norm, rngs=rngs)
+        self.conv1 = ConvNorm(in_channels, middle, Kernel(1, stride=strides[0]), norm=norm, rngs=rngs)
+        kernel = Kernel(3, strides[1], dilation, config.groups)
+        self.conv2 = ConvNorm(middle, middle, kernel, norm=norm, rngs=rngs)
+        self.conv3 = ConvNorm(middle, out_channels, Kernel(1), norm=norm, rngs=rngs)
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm, rngs)
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
@@ -151,7 +150,7 @@ class ResNet(nnx.Module):
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
         self.stages, self.out_features = config.stages, config.out_features
         in_channels = config.stem_width or config.width
-        self.stem = ConvNorm(3, in_channels, 7, stride=2, norm=config.norm, rngs=rngs)
+        self.stem = ConvNorm(3, in_channels, Kernel(7, stride=2), norm=config.norm, rngs=rngs)
         for name in config.stages:
             setattr(self, name, Stage(config, name, in_channels, rngs=rngs))
             in_channels = config.stage_channels(name)

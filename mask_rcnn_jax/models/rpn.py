@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms, priorities
 from mask_rcnn_jax.models.initialisers import normal_init
-from mask_rcnn_jax.models.layers import ConvNorm, call
+from mask_rcnn_jax.models.layers import ConvNorm, Kernel, call
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy, counted, counted_by_iou, masked_mean, smooth_l1
 from mask_rcnn_jax.models.norms import NormConfig
 from mask_rcnn_jax.models.proposals import Losses, ProposalsConfig, ProposalSource
@@ -84,11 +84,11 @@ class RPNHead(ProposalSource):
         init, bias_only = normal_init(0.01), NormConfig(kind="none")
         self.num_convs = config.num_convs
         for i in range(config.num_convs):
-            conv = ConvNorm(in_channels, in_channels, 3, norm=bias_only, init=init, rngs=rngs)
+            conv = ConvNorm(in_channels, in_channels, Kernel(3), norm=bias_only, init=init, rngs=rngs)
             setattr(self, f"conv{i + 1}", conv)
         anchors_a_cell = len(config.sizes[0]) * len(config.ratios)
-        self.objectness = ConvNorm(in_channels, anchors_a_cell, 1, norm=bias_only, init=init, rngs=rngs)
-        self.deltas = ConvNorm(in_channels, anchors_a_cell * 4, 1, norm=bias_only, init=init, rngs=rngs)
+        self.objectness = ConvNorm(in_channels, anchors_a_cell, Kernel(1), norm=bias_only, init=init, rngs=rngs)
+        self.deltas = ConvNorm(in_channels, anchors_a_cell * 4, Kernel(1), norm=bias_only, init=init, rngs=rngs)
 
     @jax.named_scope("rpn_head")
     def __call__(

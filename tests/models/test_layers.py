@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from mask_rcnn_jax.models import NormConfig
-from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, max_pool, over_rois
+from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, Kernel, max_pool, over_rois
 from mask_rcnn_jax.models.norms import BatchNorm, Frozen, FrozenBatchNorm, freeze
 from mask_rcnn_jax.sharding import DATA_AXIS, data_mesh
 
@@ -110,14 +110,14 @@ def test_deconv_places_each_input_cell_as_a_2x2_block():
 
 def test_padding_is_half_the_kernel_also_when_striding():
     # XLA's "SAME" would pad (0, 1) for stride 2 on an even side, and shift every feature by half a cell.
-    layer = ConvNorm(1, 1, 3, stride=2, norm=NormConfig(kind="none"), rngs=nnx.Rngs(0))
+    layer = ConvNorm(1, 1, Kernel(3, stride=2), norm=NormConfig(kind="none"), rngs=nnx.Rngs(0))
     layer.conv.kernel.set_value(jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0))
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(layer(x)[0, :, :, 0], [[0, 0], [0, 5]])
 
 
 def test_freeze_hides_parameters_from_training():
-    layer = ConvNorm(2, 3, 3, norm=NormConfig(kind="group_norm", groups=1), rngs=nnx.Rngs(0))
+    layer = ConvNorm(2, 3, Kernel(3), norm=NormConfig(kind="group_norm", groups=1), rngs=nnx.Rngs(0))
     before = layer(jnp.ones((1, 4, 4, 2)))
     freeze(layer)
     assert not jax.tree.leaves(nnx.state(layer, nnx.Param))
@@ -140,7 +140,7 @@ def test_a_frozen_batch_norm_goes_by_its_running_statistics_in_training():
 
 @pytest.mark.parametrize("kind", ["frozen_batch_norm", "batch_norm", "group_norm"])
 def test_norms_replace_the_bias(kind):
-    layer = ConvNorm(2, 32, 1, norm=NormConfig(kind=kind), rngs=nnx.Rngs(0))
+    layer = ConvNorm(2, 32, Kernel(1), norm=NormConfig(kind=kind), rngs=nnx.Rngs(0))
     assert layer.conv.bias is None
 
 
