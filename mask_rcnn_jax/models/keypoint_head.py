@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms
@@ -72,7 +72,7 @@ class KeypointHead(Head):
         heatmaps = call(self, context.pool(self.config.pooler, rois.boxes))
         heatmaps = context.observe("keypoint heatmaps", heatmaps)
         of_image = functools.partial(keypoint_losses, self.config)
-        return jax.vmap(of_image)(heatmaps, rois.boxes, rois.gt_index, rois.foreground, truth)
+        return jax.vmap(of_image)(heatmaps, rois, truth)
 
     def answer(self, context: Context, found: PaddedDetections) -> Float[Array, "B D J S S"]:
         """Return the heatmaps of keypoints inside their boxes, in logits."""
@@ -124,12 +124,7 @@ def _join_windows(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
 
 @jax.named_scope("keypoint_losses")
 def keypoint_losses(
-    config: KeypointHeadConfig,
-    keypoint_logits: Float[Array, "R J S S"],
-    rois: Float[Array, "R 4"],
-    gt_index: Int[Array, " R"],
-    foreground: Bool[Array, " R"],
-    truth: GroundTruth,
+    config: KeypointHeadConfig, keypoint_logits: Float[Array, "R J S S"], rois: SampledRoIs, truth: GroundTruth
 ) -> dict[str, Mean]:
     """Cross-entropy over the cells of one image's foreground RoIs, for each annotated keypoint inside its RoI.
 
@@ -143,9 +138,9 @@ def keypoint_losses(
             "instance; set it to the dataset's number, or keypoint_head to None."
         )
     num, keypoints, side, _ = keypoint_logits.shape
-    cells, valid = keypoint_targets(truth.keypoints, rois, gt_index, side)
+    cells, valid = keypoint_targets(truth.keypoints, rois.boxes, rois.gt_index, side)
     logits = at_least_float32(keypoint_logits).reshape(num, keypoints, side * side)
-    counted = valid & foreground[:, None]
+    counted = valid & rois.foreground[:, None]
     return {
         "loss/keypoint": masked_mean(softmax_cross_entropy(logits, cells), counted),
         "keypoint/accuracy": masked_mean(jnp.argmax(logits, axis=-1) == cells, counted),

@@ -114,7 +114,7 @@ class MaskHead(MaskBranch):
         logits = call(self, context.pool(self.config.pooler, rois.boxes), rois.classes, rois.foreground)
         logits = context.observe("mask logits", logits)
         of_image = functools.partial(mask_losses, self.config)
-        return jax.vmap(of_image)(logits, rois.boxes, rois.gt_index, rois.foreground, truth)
+        return jax.vmap(of_image)(logits, rois, truth)
 
     def answer(self, context: Context, found: PaddedDetections) -> Float[Array, "B D M M"]:
         """Return the probabilities of masks inside their boxes, zeros in padded rows."""
@@ -124,25 +124,20 @@ class MaskHead(MaskBranch):
 
 @jax.named_scope("mask_losses")
 def mask_losses(
-    config: MaskHeadConfig,
-    mask_logits: Float[Array, "R M M"],
-    rois: Float[Array, "R 4"],
-    gt_index: Int[Array, " R"],
-    foreground: Bool[Array, " R"],
-    truth: GroundTruth,
+    config: MaskHeadConfig, mask_logits: Float[Array, "R M M"], rois: SampledRoIs, truth: GroundTruth
 ) -> dict[str, Mean]:
     """Binary cross-entropy of one image's foreground masks, on the channel of the ground truth's class."""
     side = mask_logits.shape[-1]
     targets = mask_targets(
         truth.masks,
         truth.regions,
-        rois,
-        gt_index,
+        rois.boxes,
+        rois.gt_index,
         size=side,
         aligned=config.aligned_targets,
         soft=config.soft_targets,
     )
-    counted = at_least_float32(jnp.broadcast_to(foreground[:, None, None], mask_logits.shape))
+    counted = at_least_float32(jnp.broadcast_to(rois.foreground[:, None, None], mask_logits.shape))
     losses = binary_cross_entropy(mask_logits, targets)
     correct = (mask_logits > 0) == (targets >= 0.5)
     return {

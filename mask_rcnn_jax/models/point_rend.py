@@ -207,7 +207,7 @@ class PointRendHead(MaskBranch):
             logits = call(self.point_head, fine, coarse_at, rois.classes, rois.foreground)
         logits = context.observe("mask logits", logits)
         of_image = functools.partial(mask_losses, _COARSE_TARGETS)
-        terms = jax.vmap(of_image)(of_class, rois.boxes, rois.gt_index, rois.foreground, truth)
+        terms = jax.vmap(of_image)(of_class, rois, truth)
         return terms | jax.vmap(point_losses)(logits, points, rois, truth)
 
     @jax.named_scope("mask_head")

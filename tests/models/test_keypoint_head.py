@@ -16,7 +16,7 @@ from mask_rcnn_jax.models.pooler import pool
 from mask_rcnn_jax.ops import decode_keypoints
 from mask_rcnn_jax.ops.boxes import pairwise_iou
 from mask_rcnn_jax.pretrained import read_tensors
-from mask_rcnn_jax.structures import GroundTruth
+from mask_rcnn_jax.structures import GroundTruth, SampledRoIs
 
 SMALL = KeypointHeadConfig(num_keypoints=5, num_convs=2, channels=12)
 OUTPUT = [2, 3, 0, 1]  # torch's [in, out, y, x] to the deconvolution's kernel
@@ -60,7 +60,7 @@ def numpy_pairs(reference):
 
 
 def scenes(seed, rois=9, instances=3, joints=5, side=8):
-    """Logits, RoIs, matches, a foreground mask and ground truth of one image."""
+    """Logits, RoIs of which the last two are background, and ground truth of one image."""
     rng = np.random.default_rng(seed)
     boxes = np.sort(rng.uniform(0, 100, (rois, 2, 2)), axis=1).reshape(rois, 4)
     keypoints = np.concatenate(
@@ -73,13 +73,14 @@ def scenes(seed, rois=9, instances=3, joints=5, side=8):
         valid=jnp.ones(instances, bool),
         keypoints=jnp.array(keypoints, jnp.float32),
     )
-    return (
-        jnp.array(rng.normal(size=(rois, joints, side, side)), jnp.float32),
-        jnp.array(boxes, jnp.float32),
-        jnp.array(rng.integers(0, instances, rois)),
-        jnp.arange(rois) < rois - 2,
-        truth,
-    )
+    logits = jnp.array(rng.normal(size=(rois, joints, side, side)), jnp.float32)
+    gt_index = jnp.array(rng.integers(0, instances, rois))
+    return logits, sampled(jnp.array(boxes, jnp.float32), gt_index, jnp.arange(rois) < rois - 2), truth
+
+
+def sampled(boxes, gt_index, foreground):
+    """RoIs of a single class, 0."""
+    return SampledRoIs(boxes, gt_index, jnp.where(foreground, 0, 1), foreground, jnp.ones_like(foreground))
 
 
 def test_head_and_its_gradients_agree_with_torchvision(torchvision):
@@ -190,9 +191,10 @@ def test_loss_agrees_with_detectron2(golden, shared):
         gt_index = jnp.argmax(pairwise_iou(rois, boxes), axis=1)
         foreground = jnp.array(tensors[f"roi_classes_{image}"][:32] == 0)
         assert int(foreground.sum()) == expected["roi_fg"][image]
-        truth = dataclasses.replace(scenes(0)[4], keypoints=jnp.array(tensors[f"gt_keypoints_{image}"]))
+        truth = dataclasses.replace(scenes(0)[2], keypoints=jnp.array(tensors[f"gt_keypoints_{image}"]))
         logits = apply(pooled(tensors, image, rois))[0]
-        mean = keypoint_losses(KeypointHeadConfig(), logits, rois, gt_index, foreground, truth)["loss/keypoint"]
+        drawn = sampled(rois, gt_index, foreground)
+        mean = keypoint_losses(KeypointHeadConfig(), logits, drawn, truth)["loss/keypoint"]
         total, count = total + float(mean.total), count + float(mean.count)
     assert total / count == pytest.approx(expected["losses"]["loss_keypoint"], rel=1e-4)
 
@@ -211,15 +213,15 @@ def test_loss_and_its_gradient_agree_with_torchvision(torchvision):
         return sum(term.total for term in terms) / sum(term.count for term in terms)
 
     value, gradient = jax.value_and_grad(loss)([image[0] for image in images])
-    kept = [np.flatnonzero(foreground) for *_, foreground, _ in images]
+    kept = [np.flatnonzero(rois.foreground) for _, rois, _ in images]
     logits = [
         torch.tensor(np.array(image[0])[rows], requires_grad=True) for image, rows in zip(images, kept, strict=True)
     ]
     expected = keypointrcnn_loss(
         torch.cat(logits),
-        [torch.tensor(np.array(image[1])[rows]) for image, rows in zip(images, kept, strict=True)],
-        [torch.tensor(np.array(image[4].keypoints)) for image in images],
-        [torch.tensor(np.array(image[2])[rows]) for image, rows in zip(images, kept, strict=True)],
+        [torch.tensor(np.array(image[1].boxes)[rows]) for image, rows in zip(images, kept, strict=True)],
+        [torch.tensor(np.array(image[2].keypoints)) for image in images],
+        [torch.tensor(np.array(image[1].gt_index)[rows]) for image, rows in zip(images, kept, strict=True)],
     )
     expected.backward()
     assert float(value) == pytest.approx(expected.item(), rel=1e-6)
@@ -229,47 +231,50 @@ def test_loss_and_its_gradient_agree_with_torchvision(torchvision):
 
 
 def test_padding_changes_nothing_and_gives_no_nan():
-    logits, rois, gt_index, foreground, truth = scenes(3)
-    more = 4
-    padded_truth = jax.tree.map(lambda x: jnp.pad(x, [(0, 2)] + [(0, 0)] * (x.ndim - 1)), truth)
+    logits, rois, truth = scenes(3)
 
-    def loss(logits, rois):
-        padded = [jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)) for x in (logits, rois, gt_index, foreground)]
-        return keypoint_losses(SMALL, *padded, padded_truth)
+    def with_rows(tree, more):
+        return jax.tree.map(lambda x: jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)), tree)
 
-    plain, padded = keypoint_losses(SMALL, logits, rois, gt_index, foreground, truth), loss(logits, rois)
+    def loss(logits, boxes):
+        padded = with_rows((logits, dataclasses.replace(rois, boxes=boxes)), 4)
+        return keypoint_losses(SMALL, *padded, with_rows(truth, 2))
+
+    plain, padded = keypoint_losses(SMALL, logits, rois, truth), loss(logits, rois.boxes)
     assert plain.keys() == padded.keys()
     for name in plain:
         assert float(plain[name].count) > 0
         np.testing.assert_allclose(padded[name].value, plain[name].value, rtol=1e-6)
     gradients = jax.grad(lambda *args: loss(*args)["loss/keypoint"].value, argnums=(0, 1))
     # RoIs without area also where foreground says that they count.
-    for gradient in (*gradients(logits, rois), *gradients(logits, 0 * rois)):
+    for gradient in (*gradients(logits, rois.boxes), *gradients(logits, 0 * rois.boxes)):
         assert np.isfinite(gradient).all()
 
 
 def test_without_a_visible_keypoint_the_loss_is_zero():
-    logits, rois, gt_index, foreground, truth = scenes(4)
+    logits, rois, truth = scenes(4)
     hidden = dataclasses.replace(truth, keypoints=truth.keypoints.at[..., 2].set(0))
+    background = dataclasses.replace(rois, foreground=rois.foreground & False)
 
-    def loss(logits, foreground, truth):
-        return keypoint_losses(SMALL, logits, rois, gt_index, foreground, truth)["loss/keypoint"].value
+    def loss(logits, rois, truth):
+        return keypoint_losses(SMALL, logits, rois, truth)["loss/keypoint"].value
 
-    for case in ((foreground, hidden), (foreground & False, truth)):
+    for case in ((rois, hidden), (background, truth)):
         value, gradient = jax.value_and_grad(loss)(logits, *case)
         assert float(value) == 0
         assert not gradient.any()
 
 
 def test_untrained_and_perfect_logits():
-    _, rois, gt_index, foreground, truth = scenes(5)
-    flat = keypoint_losses(SMALL, jnp.zeros((9, 5, 8, 8)), rois, gt_index, foreground, truth)
+    _, rois, truth = scenes(5)
+    flat = keypoint_losses(SMALL, jnp.zeros((9, 5, 8, 8)), rois, truth)
     assert float(flat["loss/keypoint"].value) == pytest.approx(math.log(64), rel=1e-6)
-    start, end = rois[:, None, :2], rois[:, None, 2:]
-    column, row = jnp.moveaxis(jnp.floor((truth.keypoints[gt_index][..., :2] - start) / (end - start) * 8), -1, 0)
+    start, end = rois.boxes[:, None, :2], rois.boxes[:, None, 2:]
+    points = truth.keypoints[rois.gt_index][..., :2]
+    column, row = jnp.moveaxis(jnp.floor((points - start) / (end - start) * 8), -1, 0)
     cell = jnp.arange(8)
     right = (row[..., None, None] == cell[:, None]) & (column[..., None, None] == cell)
-    perfect = keypoint_losses(SMALL, 50.0 * right, rois, gt_index, foreground, truth)
+    perfect = keypoint_losses(SMALL, 50.0 * right, rois, truth)
     assert float(perfect["loss/keypoint"].value) < 1e-6
     assert float(perfect["keypoint/accuracy"].value) == 1
 
