@@ -20,6 +20,7 @@ from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, Kernel, call, over_
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy
 from mask_rcnn_jax.models.norms import NormConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
+from mask_rcnn_jax.ops.interpolation import RoIGrid
 from mask_rcnn_jax.ops.masks import PasteConvention, mask_targets
 from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 from mask_rcnn_jax.ranges import Channels, Layers
@@ -127,16 +128,10 @@ def mask_losses(
     config: MaskHeadConfig, mask_logits: Float[Array, "R M M"], rois: SampledRoIs, truth: GroundTruth
 ) -> dict[str, Mean]:
     """Binary cross-entropy of one image's foreground masks, on the channel of the ground truth's class."""
-    side = mask_logits.shape[-1]
-    targets = mask_targets(
-        truth.masks,
-        truth.regions,
-        rois.boxes,
-        rois.gt_index,
-        size=side,
-        aligned=config.aligned_targets,
-        soft=config.soft_targets,
-    )
+    grid = RoIGrid(mask_logits.shape[-1], aligned=config.aligned_targets)
+    targets = mask_targets(truth.masks, truth.regions, rois.boxes, rois.gt_index, grid)
+    if not config.soft_targets:
+        targets = at_least_float32(targets >= 0.5)
     counted = at_least_float32(jnp.broadcast_to(rois.foreground[:, None, None], mask_logits.shape))
     losses = binary_cross_entropy(mask_logits, targets)
     correct = (mask_logits > 0) == (targets >= 0.5)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import jax
 from jaxtyping import Array, Float, Int
 
+from mask_rcnn_jax.ops.interpolation import RoIGrid
 from mask_rcnn_jax.ops.roi_align import assign_levels, multilevel_roi_align
 from mask_rcnn_jax.ops.roi_pool import multilevel_roi_pool
 from mask_rcnn_jax.ranges import AboveZero, Items, Range
@@ -53,16 +54,10 @@ class PoolerConfig(RoIPoolerConfig):
         strides: Mapping[str, int],
         rois: Float[Array, "B R 4"],
     ) -> Float[Array, "B R P P C"]:
-        return multilevel_roi_align(
-            [features[name] for name in self.features],
-            rois,
-            roi_levels(self, strides, rois),
-            spatial_scales=tuple(1.0 / strides[name] for name in self.features),
-            output_size=self.output_size,
-            sampling_ratio=self.sampling_ratio,
-            aligned=self.aligned,
-            reduction=self.reduction,
-        )
+        maps, levels = [features[name] for name in self.features], roi_levels(self, strides, rois)
+        scales = tuple(1.0 / strides[name] for name in self.features)
+        grid = RoIGrid(self.output_size, self.sampling_ratio, self.aligned)
+        return multilevel_roi_align(maps, rois, levels, scales, grid, self.reduction)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@
 
 from mask_rcnn_jax.ops import anchors, boxes, keypoints, masks, matching, points, sampling
 from mask_rcnn_jax.ops.anchors import cell_anchors, grid_anchors
+from mask_rcnn_jax.ops.interpolation import RoIGrid
 from mask_rcnn_jax.ops.keypoints import decode_keypoints, keypoint_targets
 from mask_rcnn_jax.ops.masks import PasteConvention, mask_targets, paste_masks
 from mask_rcnn_jax.ops.matching import Matches, match, match_boxes
@@ -17,6 +18,7 @@ __all__ = [
     "Kept",
     "Matches",
     "PasteConvention",
+    "RoIGrid",
     "Samples",
     "anchors",
     "assign_levels",

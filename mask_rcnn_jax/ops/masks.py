@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from mask_rcnn_jax.ops.interpolation import axis_weights
+from mask_rcnn_jax.ops.interpolation import RoIGrid, axis_weights
 from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 
 PasteConvention = Literal["detectron2", "torchvision"]  # how a mask is resized to its box
@@ -24,21 +24,20 @@ def mask_targets(
     regions: Float[Array, "G 4"],
     rois: Float[Array, "R 4"],
     gt_index: Int[Array, " R"],
-    size: int,
-    aligned: bool = True,
-    soft: bool = False,
-) -> Float[Array, "R {size} {size}"]:
-    """RoIAlign with adaptive sampling of `masks[gt_index[r]]` inside `rois[r]`: what the mask head should predict
+    grid: RoIGrid,
+) -> Float[Array, "R {grid.output_size} {grid.output_size}"]:
+    """RoIAlign of `masks[gt_index[r]]` inside `rois[r]`: the coverage, in [0, 1], that the mask head should predict
     there.
 
-    A mask is the coverage (0..255) of a grid of equal cells over `regions[g]`, in the coordinates of `rois`; outside
-    its region it is 0. For a full bitmap, of region (0, 0, W, H), this is Detectron2's `BitMasks.crop_and_resize`
-    (`aligned`, thresholded at .5 unless `soft`) or torchvision's `project_masks_on_boxes` (not `aligned`, `soft`). On a
-    coarser grid `aligned=False` keeps the meaning it has on the bitmap, a shift by half a pixel. Padded RoIs and
-    regions give finite values, to be ignored.
+    A mask is the coverage (0..255) of equal cells over `regions[g]`, in the coordinates of `rois`; outside its region
+    it is 0. For a full bitmap, of region (0, 0, W, H), and adaptive sampling this is torchvision's
+    `project_masks_on_boxes` (without `grid.aligned`), and Detectron2's `BitMasks.crop_and_resize` (with it) once it is
+    thresholded at .5. On coarser cells `aligned=False` keeps the meaning it has on the bitmap, a shift by half a pixel.
+    Padded RoIs and regions give finite values, to be ignored.
     """
+    of_rois = regions[gt_index]
     weights_y, weights_x = (
-        _target_weights(regions[gt_index], rois, axis, size, masks.shape[2 - axis], aligned) for axis in (1, 0)
+        _target_weights(grid, of_rois[:, axis::2], rois[:, axis::2], masks.shape[2 - axis]) for axis in (1, 0)
     )
 
     def project(item):
@@ -48,16 +47,17 @@ def mask_targets(
     chunk = max(1, _TARGET_CHUNK_CELLS // max(1, masks.shape[1] * masks.shape[2]))
     items = (gt_index, weights_y, weights_x)
     targets = jax.vmap(project)(items) if chunk >= rois.shape[0] else jax.lax.map(project, items, batch_size=chunk)
-    targets = targets / 255.0
-    return targets if soft else at_least_float32(targets >= 0.5)
+    return targets / 255.0
 
 
-def _target_weights(regions, rois, axis: int, bins: int, length: int, aligned: bool):
-    """Interpolation weights [R, bins, length] of RoIs on a mask grid, along x (`axis` 0) or y (1)."""
-    start, end = rois[:, axis], rois[:, axis + 2]
-    region_start, side = regions[:, axis], regions[:, axis + 2] - regions[:, axis]
+def _target_weights(
+    grid: RoIGrid, regions: Float[Array, "R 2"], rois: Float[Array, "R 2"], length: int
+) -> Float[Array, "R {grid.output_size} {length}"]:
+    """Interpolation weights along an axis, on which regions have `length` cells; of both the extents are given."""
+    start, end = rois[:, 0], rois[:, 1]
+    region_start, side = regions[:, 0], regions[:, 1] - regions[:, 0]
     shift = 0.0
-    if not aligned:
+    if not grid.aligned:
         end, shift = jnp.maximum(end, start + 1), 0.5
     scale = length / jnp.where(side > 0, side, 1)
 
@@ -65,7 +65,8 @@ def _target_weights(regions, rois, axis: int, bins: int, length: int, aligned: b
         return (position + shift - region_start) * scale - 0.5
 
     bounds = (jnp.maximum(to_cells(region_start), -1.0), jnp.minimum(to_cells(region_start + side), float(length)))
-    return axis_weights(to_cells(start), to_cells(end), bins, length, 0, bounds)
+    extents = jnp.stack([to_cells(start), to_cells(end)], axis=1)
+    return axis_weights(grid, extents, length, bounds)
 
 
 def paste_masks(

@@ -14,13 +14,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ops.cpu import roi_align_taps as taps
 from mask_rcnn_jax.ops.cpu import roi_align_windows as windows
 from mask_rcnn_jax.ops.gpu import roi_align_matrix as matrix
-from mask_rcnn_jax.ops.interpolation import Pooling
+from mask_rcnn_jax.ops.interpolation import RoIGrid
 from mask_rcnn_jax.ops.precision import at_least_float32
 
 
@@ -50,39 +50,31 @@ def roi_align(
     features: Float[Array, "H W C"],
     rois: Float[Array, "R 4"],
     spatial_scale: float,
-    output_size: int,
-    sampling_ratio: int = 0,
-    aligned: bool = True,
+    grid: RoIGrid,
     reduction: Literal["average", "max"] = "average",
 ) -> Float[Array, "R P P C"]:
     """RoIAlign of one feature map by gathering samples, RoI by RoI: the plain form.
 
-    `rois` are in image pixels and `spatial_scale` takes them to cells. `aligned` shifts by half a cell (Detectron2);
-    without it a RoI is at least one cell a side (torchvision). `sampling_ratio` 0 takes ceil(RoI side / bins) samples a
-    bin and axis, at most as many as a RoI as large as the feature map has. Samples beyond the map by more than a cell
-    are 0. Padded RoIs give finite values (zeros for aligned adaptive sampling). Differentiable in `features`.
+    `rois` are in image pixels and `spatial_scale` takes them to cells. Adaptive sampling takes at most as many samples
+    as a RoI as large as the feature map has. Samples beyond the map by more than a cell are 0. Padded RoIs give finite
+    values (zeros for aligned adaptive sampling). Differentiable in `features`.
     """
     height, width, channels = features.shape
-    bounds = (math.ceil(height / output_size), math.ceil(width / output_size))
-    samples_y, samples_x = (sampling_ratio or bound for bound in bounds)
 
     def pool(roi: Float[Array, "4"]) -> Float[Array, "P P C"]:
-        x1, y1, x2, y2 = roi
-        at_y, counts_y, num_y = _samples(y1, y2, output_size, height, sampling_ratio, samples_y)
-        at_x, counts_x, num_x = _samples(x1, x2, output_size, width, sampling_ratio, samples_x)
-        rows = _interpolate(at_least_float32(features), at_y)
-        samples = _interpolate(rows.swapaxes(0, 1), at_x).swapaxes(0, 1)
-        samples = samples.reshape(output_size, samples_y, output_size, samples_x, channels)
-        drawn = (jnp.arange(samples_y) < num_y)[:, None, None] & (jnp.arange(samples_x) < num_x)
-        inside = counts_y.reshape(output_size, samples_y, 1, 1) & counts_x.reshape(output_size, samples_x)
-        samples = jnp.where(inside[..., None], samples, 0)
+        at_y, inside_y, num_y = _samples(grid, roi[1::2], height)
+        at_x, inside_x, num_x = _samples(grid, roi[0::2], width)
+        rows = _interpolate(at_least_float32(features), at_y.reshape(-1))
+        samples = _interpolate(rows.swapaxes(0, 1), at_x.reshape(-1)).swapaxes(0, 1)
+        samples = samples.reshape(*at_y.shape, *at_x.shape, channels)
+        drawn = (jnp.arange(at_y.shape[1]) < num_y)[:, None, None] & (jnp.arange(at_x.shape[1]) < num_x)
+        samples = jnp.where((inside_y[:, :, None, None] & inside_x)[..., None], samples, 0)
         if reduction == "average":
             return jnp.sum(jnp.where(drawn[..., None], samples, 0), axis=(1, 3)) / jnp.maximum(num_y * num_x, 1)
         highest = jnp.max(jnp.where(drawn[..., None], samples, -jnp.inf), axis=(1, 3))
         return jnp.where(num_y * num_x > 0, highest, 0)
 
-    cells = Pooling((spatial_scale,), output_size, sampling_ratio, aligned).to_cells(rois, 0)
-    pooled = jax.lax.map(pool, cells)
+    pooled = jax.lax.map(pool, grid.to_cells(rois, spatial_scale))
     return pooled.astype(features.dtype)
 
 
@@ -91,9 +83,7 @@ def multilevel_roi_align(
     rois: Float[Array, "*B R 4"],
     levels: Int[Array, "*B R"],
     spatial_scales: Sequence[float],
-    output_size: int,
-    sampling_ratio: int = 0,
-    aligned: bool = True,
+    grid: RoIGrid,
     reduction: Literal["average", "max"] = "average",
 ) -> Float[Array, "*B R P P C"]:
     """RoIAlign of a pyramid: RoI r is pooled from `features[levels[r]]`.
@@ -102,56 +92,59 @@ def multilevel_roi_align(
     RoIs of all images in lockstep. Coordinates and accumulation are float32 or wider; the result has the type of the
     features. Differentiable in `features` only (reverse mode). The maximum takes the plain form on every level.
     """
-    settings = (output_size, sampling_ratio, aligned, reduction)
     if rois.ndim == 2:
         images = [level[None] for level in features]
-        return multilevel_roi_align(images, rois[None], levels[None], spatial_scales, *settings)[0]
-    pooling = Pooling(tuple(spatial_scales), output_size, sampling_ratio, aligned)
-    if len(features) != len(pooling.spatial_scales):
-        raise ValueError(f"{len(features)} feature maps but {len(pooling.spatial_scales)} spatial scales")
+        return multilevel_roi_align(images, rois[None], levels[None], spatial_scales, grid, reduction)[0]
+    if len(features) != len(spatial_scales):
+        raise ValueError(f"{len(features)} feature maps but {len(spatial_scales)} spatial scales")
     if reduction == "max":
         every = [
-            jax.vmap(lambda level, rois, scale=scale: roi_align(level, rois, scale, *settings))(level, rois)
-            for level, scale in zip(features, pooling.spatial_scales, strict=True)
+            jax.vmap(lambda level, rois, scale=scale: roi_align(level, rois, scale, grid, reduction))(level, rois)
+            for level, scale in zip(features, spatial_scales, strict=True)
         ]
         return jnp.select([(levels == index)[..., None, None, None] for index in range(len(every))], every)
     if rois.shape[1] == 0:
-        return jnp.zeros((*rois.shape[:2], output_size, output_size, features[0].shape[-1]), features[0].dtype)
+        sides = grid.output_size, grid.output_size
+        return jnp.zeros((*rois.shape[:2], *sides, features[0].shape[-1]), features[0].dtype)
     maps = tuple(at_least_float32(level) for level in features)
-    pooled: Array = _average(pooling, maps, jax.lax.stop_gradient(rois), levels)
+    cells = grid.to_cells(jax.lax.stop_gradient(rois), jnp.array(spatial_scales, rois.dtype)[levels][..., None])
+    pooled: Array = _average(grid, maps, cells, levels)
     return pooled.astype(features[0].dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _average(pooling: Pooling, features, rois, levels):
-    return _by_platform(taps.forward, matrix.forward, pooling, features, rois, levels)
+def _average(grid: RoIGrid, features, rois, levels):
+    return _by_platform(taps.forward, matrix.forward, grid, features, rois, levels)
 
 
-def _average_fwd(pooling: Pooling, features, rois, levels):
-    return _average(pooling, features, rois, levels), (features, rois, levels)
+def _average_fwd(grid: RoIGrid, features, rois, levels):
+    return _average(grid, features, rois, levels), (features, rois, levels)
 
 
-def _average_bwd(pooling: Pooling, residuals, gradient):
+def _average_bwd(grid: RoIGrid, residuals, gradient):
     features, rois, levels = residuals
-    of_features = _by_platform(windows.backward, matrix.backward, pooling, features, rois, levels, gradient)
+    of_features = _by_platform(windows.backward, matrix.backward, grid, features, rois, levels, gradient)
     return of_features, jnp.zeros_like(rois), None
 
 
 _average.defvjp(_average_fwd, _average_bwd)
 
 
-def _by_platform(cpu: Callable, of_one_image: Callable, pooling: Pooling, *operands):
-    elsewhere = jax.vmap(partial(of_one_image, pooling))
-    return jax.lax.platform_dependent(*operands, cpu=partial(cpu, pooling), default=elsewhere)
+def _by_platform(cpu: Callable, of_one_image: Callable, grid: RoIGrid, *operands):
+    elsewhere = jax.vmap(partial(of_one_image, grid))
+    return jax.lax.platform_dependent(*operands, cpu=partial(cpu, grid), default=elsewhere)
 
 
-def _samples(start, end, bins: int, length: int, sampling_ratio: int, most: int):
-    """Positions along an axis, clamped to it: `bins * most` of them, whether each is on the map, and how many a bin
-    uses."""
-    bin_side = (end - start) / bins
-    num = jnp.full_like(bin_side, sampling_ratio) if sampling_ratio else jnp.clip(jnp.ceil(bin_side), 0, most)
+def _samples(
+    grid: RoIGrid, extent: Float[Array, "2"], length: int
+) -> tuple[Float[Array, "P S"], Bool[Array, "P S"], Float[Array, ""]]:
+    """Positions of samples along an axis, clamped to it, which of them are on the map, and how many a bin uses."""
+    start, end = extent
+    bin_side = (end - start) / grid.output_size
+    most = grid.sampling_ratio or math.ceil(length / grid.output_size)
+    num = jnp.full_like(bin_side, most) if grid.sampling_ratio else jnp.clip(jnp.ceil(bin_side), 0, most)
     within = (jnp.arange(most) + 0.5) / jnp.maximum(num, 1)
-    at = start + (jnp.arange(bins)[:, None] + within).reshape(-1) * bin_side
+    at = start + (jnp.arange(grid.output_size)[:, None] + within) * bin_side
     return jnp.clip(at, 0, length - 1), (at >= -1) & (at <= length), num
 
 

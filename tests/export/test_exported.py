@@ -19,7 +19,7 @@ from mask_rcnn_jax.export.resize import Preprocessing
 from mask_rcnn_jax.export.runtime import FORMAT, PLATFORMS, BrokenFileError, ExportedModel, load
 from mask_rcnn_jax.export.stablehlo import export_stablehlo
 from mask_rcnn_jax.models import RoIPoolConfig, Variables, abstract
-from mask_rcnn_jax.ops import multilevel_roi_align
+from mask_rcnn_jax.ops import RoIGrid, multilevel_roi_align
 from tests.export.models import CANVAS, CLASS_NAMES, INPUT, assert_same, config, exportable, ordinary, pictures
 from tests.programs import count_exact_products
 
@@ -104,7 +104,7 @@ def test_each_platform_has_its_own_form_of_roi_align(platforms):
     """Windows in a loop on CPU, dense products elsewhere; one file for several platforms holds both and chooses."""
 
     def pooled(features, rois, levels):
-        return multilevel_roi_align([features], rois, levels, [0.25], 7)
+        return multilevel_roi_align([features], rois, levels, [0.25], RoIGrid(7))
 
     batch = export.symbolic_shape("batch")[0]
     shapes = [((batch, 16, 16, 8), np.float32), ((batch, 10, 4), np.float32), ((batch, 10), np.int32)]

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax import ops
+from mask_rcnn_jax.ops import RoIGrid
 
-mask_targets = jax.jit(ops.mask_targets, static_argnames=("size", "aligned", "soft"))
+mask_targets = jax.jit(ops.mask_targets, static_argnames="grid")
 paste_masks = jax.jit(ops.paste_masks, static_argnames=("canvas", "convention"))
-roi_align = jax.jit(ops.roi_align, static_argnames=("spatial_scale", "output_size", "sampling_ratio", "aligned"))
+roi_align = jax.jit(ops.roi_align, static_argnames=("spatial_scale", "grid"))
 
 HEIGHT, WIDTH = 60, 80
 
@@ -43,37 +44,32 @@ def jittered(box, seed, num=8):
     return np.clip(box + noise, 0, [WIDTH, HEIGHT, WIDTH, HEIGHT]).astype(np.float32)
 
 
-@pytest.mark.parametrize(("aligned", "soft"), [(True, False), (True, True), (False, True)])
-def test_targets_of_a_bitmap_are_its_roi_align(aligned, soft):
-    # BitMasks.crop_and_resize (aligned, thresholded) and project_masks_on_boxes (not aligned, soft).
+@pytest.mark.parametrize("aligned", [True, False])
+def test_targets_of_a_bitmap_are_its_roi_align(aligned):
+    # BitMasks.crop_and_resize (aligned) before its threshold, and project_masks_on_boxes (not aligned).
     bitmaps, boxes = zip(*(blob(seed) for seed in range(3)), strict=True)
     rois = np.concatenate([jittered(box, seed) for seed, box in enumerate(boxes)])
     gt_index = np.repeat(np.arange(3), 8)
     regions = jnp.tile(jnp.array([0.0, 0, WIDTH, HEIGHT]), (3, 1))
-    targets = mask_targets(
-        jnp.array(255 * np.stack(bitmaps), jnp.uint8), regions, jnp.array(rois), jnp.array(gt_index), 14, aligned, soft
-    )
+    masks, grid = jnp.array(255 * np.stack(bitmaps), jnp.uint8), RoIGrid(14, aligned=aligned)
+    targets = mask_targets(masks, regions, jnp.array(rois), jnp.array(gt_index), grid)
     for roi, gt, target in zip(rois, gt_index, targets, strict=True):
         features = jnp.array(bitmaps[gt], jnp.float32)[..., None]
-        exact = roi_align(features, jnp.array(roi)[None], 1.0, 14, 0, aligned)[0, :, :, 0]
-        if soft:
-            np.testing.assert_allclose(target, exact, atol=1e-5)
-        else:
-            clear = np.abs(np.asarray(exact) - 0.5) > 1e-4
-            np.testing.assert_array_equal(np.asarray(target)[clear], np.asarray(exact >= 0.5)[clear])
+        exact = roi_align(features, jnp.array(roi)[None], 1.0, grid)[0, :, :, 0]
+        np.testing.assert_allclose(target, exact, atol=1e-5)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_targets_of_a_crop_agree_with_those_of_the_bitmap(aligned):
-    overlaps = []
+    overlaps, grid = [], RoIGrid(28, aligned=aligned)
     for seed in range(5):
         bitmap, box = blob(seed)
         rois = jnp.array(jittered(box, seed))
         gt_index = jnp.zeros(len(rois), jnp.int32)
         whole = jnp.array([[0.0, 0, WIDTH, HEIGHT]])
-        exact = mask_targets(jnp.array(255 * bitmap[None], jnp.uint8), whole, rois, gt_index, 28, aligned, True)
+        exact = mask_targets(jnp.array(255 * bitmap[None], jnp.uint8), whole, rois, gt_index, grid)
         cells = jnp.array(crop(bitmap, box, 56)[None])
-        cropped = mask_targets(cells, jnp.array(box)[None], rois, gt_index, 28, aligned, True)
+        cropped = mask_targets(cells, jnp.array(box)[None], rois, gt_index, grid)
         overlaps += [iou(np.asarray(a) >= 0.5, np.asarray(b) >= 0.5) for a, b in zip(exact, cropped, strict=True)]
     assert np.mean(overlaps) > 0.95
 
@@ -81,7 +77,8 @@ def test_targets_of_a_crop_agree_with_those_of_the_bitmap(aligned):
 def test_nothing_lies_outside_the_region():
     # A full mask of a box, seen from a RoI twice its side: the middle half is inside.
     masks = jnp.full((1, 8, 8), 255, jnp.uint8)
-    targets = mask_targets(masks, jnp.array([[10.0, 10, 20, 20]]), jnp.array([[5.0, 5, 25, 25]]), jnp.array([0]), 8)
+    region, roi = jnp.array([[10.0, 10, 20, 20]]), jnp.array([[5.0, 5, 25, 25]])
+    targets = mask_targets(masks, region, roi, jnp.array([0]), RoIGrid(8))
     expected = np.zeros((8, 8))
     expected[2:6, 2:6] = 1
     np.testing.assert_array_equal(targets[0], expected)
@@ -91,13 +88,13 @@ def test_padded_targets_are_finite_and_change_nothing():
     bitmap, box = blob(0)
     masks, region = jnp.array(crop(bitmap, box, 56)[None]), jnp.array(box)[None]
     rois = jnp.array(jittered(box, 0))
-    plain = mask_targets(masks, region, rois, jnp.zeros(8, jnp.int32), 28)
+    plain = mask_targets(masks, region, rois, jnp.zeros(8, jnp.int32), RoIGrid(28))
     padded = mask_targets(
         jnp.pad(masks, ((0, 2), (0, 0), (0, 0))),
         jnp.pad(region, ((0, 2), (0, 0))),
         jnp.pad(rois, ((0, 3), (0, 0))),
         jnp.array([0] * 8 + [0, 1, 2]),
-        28,
+        RoIGrid(28),
     )
     np.testing.assert_array_equal(padded[:8], plain)
     assert np.isfinite(padded).all()
@@ -107,7 +104,7 @@ def test_bitmaps_too_large_for_one_piece_are_taken_roi_by_roi():
     masks = jnp.full((2, 1200, 1300), 255, jnp.uint8)
     regions = jnp.tile(jnp.array([0.0, 0, 1300, 1200]), (2, 1))
     rois = jnp.array([[10.0, 10, 500, 700], [3, 3, 9, 9], [700, 800, 1300, 1200]])
-    assert mask_targets(masks, regions, rois, jnp.array([0, 1, 1]), 7).all()
+    np.testing.assert_allclose(mask_targets(masks, regions, rois, jnp.array([0, 1, 1]), RoIGrid(7)), 1, rtol=1e-5)
 
 
 def paste_by_loops(mask, box, height, width):
@@ -192,5 +189,5 @@ def test_padded_detections_paste_nothing(convention):
 def test_paste_inverts_targets():
     bitmap, box = blob(2)
     masks, region = jnp.array(255 * bitmap[None], jnp.uint8), jnp.array([[0.0, 0, WIDTH, HEIGHT]])
-    targets = mask_targets(masks, region, jnp.array(box)[None], jnp.array([0]), 28, True, True)
+    targets = mask_targets(masks, region, jnp.array(box)[None], jnp.array([0]), RoIGrid(28))
     assert iou(np.asarray(paste_masks(targets, jnp.array(box)[None], (HEIGHT, WIDTH))[0]), bitmap) > 0.97

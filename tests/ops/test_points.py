@@ -96,7 +96,7 @@ def test_a_grid_inside_the_map_is_roi_align_with_one_sample():
     points = jnp.broadcast_to(grid_points(7), (2, 49, 2))
     at = place_in_boxes(points, boxes) / 4
     sampled = sample_points(jnp.array(features[None]), jnp.zeros(98, jnp.int32), at.reshape(-1, 2))
-    exact = ops.roi_align(jnp.array(features), boxes, 0.25, 7, sampling_ratio=1)
+    exact = ops.roi_align(jnp.array(features), boxes, 0.25, ops.RoIGrid(7, sampling_ratio=1))
     np.testing.assert_allclose(sampled.reshape(exact.shape), exact, atol=1e-5)
 
 

@@ -10,20 +10,18 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from mask_rcnn_jax import ops
-from mask_rcnn_jax.ops import assign_levels
+from mask_rcnn_jax.ops import RoIGrid, assign_levels
 from mask_rcnn_jax.ops.cpu import roi_align_taps, roi_align_windows
 from mask_rcnn_jax.ops.gpu import roi_align_matrix
-from mask_rcnn_jax.ops.interpolation import Pooling
 
 SCALES = (1 / 4, 1 / 8)
-STATIC = ("output_size", "sampling_ratio", "aligned", "reduction")
 
-roi_align = jax.jit(ops.roi_align, static_argnames=("spatial_scale", *STATIC))
-multilevel_roi_align = jax.jit(ops.multilevel_roi_align, static_argnames=("spatial_scales", *STATIC))
+roi_align = jax.jit(ops.roi_align, static_argnames=("spatial_scale", "grid", "reduction"))
+multilevel_roi_align = jax.jit(ops.multilevel_roi_align, static_argnames=("spatial_scales", "grid", "reduction"))
 
 
-def on_one_level(features, rois, scale, *args):
-    return multilevel_roi_align([features], rois, jnp.zeros(len(rois), jnp.int32), (scale,), *args)
+def on_one_level(features, rois, scale, grid):
+    return multilevel_roi_align([features], rois, jnp.zeros(len(rois), jnp.int32), (scale,), grid)
 
 
 FORMS = [roi_align, on_one_level]
@@ -85,7 +83,7 @@ def random_rois(seed=0, num=10, width=144.0, height=96.0, images=None):
 def test_golden(form, aligned, first_row):
     # detectron2/tests/layers/test_roi_align.py: a 5x5 arange.
     features = jnp.arange(25.0).reshape(5, 5, 1)
-    pooled = form(features, jnp.array([[1.0, 1, 3, 3]]), 1.0, 4, 0, aligned)
+    pooled = form(features, jnp.array([[1.0, 1, 3, 3]]), 1.0, RoIGrid(4, aligned=aligned))
     expected = np.add.outer(2.5 * np.arange(4), first_row)
     np.testing.assert_allclose(pooled[0, :, :, 0], expected, atol=1e-5)
 
@@ -95,7 +93,7 @@ def test_golden(form, aligned, first_row):
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 def test_agrees_with_loops(form, sampling_ratio, aligned):
     features, rois = pyramid()[0], random_rois()
-    pooled = form(features, rois, SCALES[0], 3, sampling_ratio, aligned)
+    pooled = form(features, rois, SCALES[0], RoIGrid(3, sampling_ratio, aligned))
     expected = roi_align_by_loops(np.array(features), np.array(rois), SCALES[0], 3, sampling_ratio, aligned)
     np.testing.assert_allclose(pooled, expected, atol=2e-5)
 
@@ -106,13 +104,13 @@ def test_rois_beyond_the_map_agree_with_loops(form):
     rois = jnp.array([[-30.0, -20, 40, 50], [100, 60, 190, 130], [-300, -300, -200, -250], [-3, -4, 3, 2]])
     features = pyramid()[0]
     expected = roi_align_by_loops(np.array(features), np.array(rois), SCALES[0], 3, 0, True)
-    np.testing.assert_allclose(form(features, rois, SCALES[0], 3), expected, atol=2e-5)
+    np.testing.assert_allclose(form(features, rois, SCALES[0], RoIGrid(3)), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 def test_maximum_agrees_with_loops(sampling_ratio):
     features, rois, levels = pyramid(), random_rois(), jnp.arange(10) % 2
-    pooled = multilevel_roi_align(features, rois, levels, SCALES, 3, sampling_ratio, True, "max")
+    pooled = multilevel_roi_align(features, rois, levels, SCALES, RoIGrid(3, sampling_ratio), "max")
     for index, scale in enumerate(SCALES):
         expected = roi_align_by_loops(np.array(features[index]), np.array(rois), scale, 3, sampling_ratio, True, "max")
         np.testing.assert_allclose(pooled[index::2], expected[index::2], atol=2e-5)
@@ -124,7 +122,7 @@ def test_agrees_with_torchvision(torchvision):
     channels_first = torch.tensor(np.array(features).transpose(2, 0, 1)[None])
     for aligned in (True, False):
         for sampling_ratio in (0, 2):
-            pooled = on_one_level(features, rois, SCALES[0], 7, sampling_ratio, aligned)
+            pooled = on_one_level(features, rois, SCALES[0], RoIGrid(7, sampling_ratio, aligned))
             expected = torchvision.ops.roi_align(
                 channels_first, [torch.tensor(np.array(rois))], 7, SCALES[0], sampling_ratio or -1, aligned
             )
@@ -153,14 +151,14 @@ def test_agrees_with_detectron2_on_a_pyramid(shared):
     for rois, expected in ((proposals, for_boxes), (detected, for_masks)):
         rois = rois[: len(expected)]
         scales = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
-        pooled = multilevel_roi_align(features, rois, assign_levels(rois, 4), scales, expected.shape[-1])
+        pooled = multilevel_roi_align(features, rois, assign_levels(rois, 4), scales, RoIGrid(expected.shape[-1]))
         np.testing.assert_allclose(pooled.transpose(0, 3, 1, 2), expected, atol=1e-4)
 
 
 def test_agrees_with_detectron2_on_one_level(shared):
     golden = shared / "golden" / "detectron2" / "c4.safetensors"
     features, proposals, expected = load_golden(golden, "feature_res4", "proposals_0", "pooler_first")
-    pooled = on_one_level(features[0].transpose(1, 2, 0), proposals[:2], 1 / 16, 14)
+    pooled = on_one_level(features[0].transpose(1, 2, 0), proposals[:2], 1 / 16, RoIGrid(14))
     np.testing.assert_allclose(pooled.transpose(0, 3, 1, 2), expected, atol=1e-4)
 
 
@@ -168,15 +166,14 @@ def test_agrees_with_detectron2_on_one_level(shared):
 def test_gradient_agrees_with_the_plain_form(sampling_ratio):
     features, rois, levels = pyramid(), random_rois(), jnp.arange(10) % 2
     weights = jnp.array(np.random.default_rng(0).normal(size=(10, 3, 3, 3)), jnp.float32)
+    grid = RoIGrid(3, sampling_ratio)
 
     def plain(features):
-        every = [
-            roi_align(level, rois, scale, 3, sampling_ratio) for level, scale in zip(features, SCALES, strict=True)
-        ]
+        every = [roi_align(level, rois, scale, grid) for level, scale in zip(features, SCALES, strict=True)]
         return jnp.sum(jnp.where((levels == 0)[:, None, None, None], *every) * weights)
 
     def fast(features):
-        return jnp.sum(multilevel_roi_align(features, rois, levels, SCALES, 3, sampling_ratio) * weights)
+        return jnp.sum(multilevel_roi_align(features, rois, levels, SCALES, grid) * weights)
 
     for expected, gradient in zip(jax.grad(plain)(features), jax.grad(fast)(features), strict=True):
         np.testing.assert_allclose(gradient, expected, atol=2e-5)
@@ -192,24 +189,26 @@ def test_loops_and_matrix_agree(sampling_ratio, dtype, bound):
         features = tuple(level.astype(dtype) for level in pyramid(images=2))
         rois, levels = random_rois(images=2).astype(dtype), jnp.tile(jnp.arange(10, dtype=jnp.int32) % 2, (2, 1))
         gradient = jnp.array(np.random.default_rng(0).normal(size=(2, 10, 3, 3, 3)), dtype)
-        pooling = Pooling(SCALES, 3, sampling_ratio, True)
+        grid = RoIGrid(3, sampling_ratio)
+        cells = grid.to_cells(rois, jnp.array(SCALES, dtype)[levels][..., None])
         for looped, matrix, operands in (
             (roi_align_taps.forward, roi_align_matrix.forward, ()),
             (roi_align_windows.backward, roi_align_matrix.backward, (gradient,)),
         ):
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=bound),
-                jax.jit(partial(looped, pooling))(features, rois, levels, *operands),
-                jax.jit(jax.vmap(partial(matrix, pooling)))(features, rois, levels, *operands),
+                jax.jit(partial(looped, grid))(features, cells, levels, *operands),
+                jax.jit(jax.vmap(partial(matrix, grid)))(features, cells, levels, *operands),
             )
 
 
 def test_matrix_form_in_chunks(monkeypatch):
     features, rois, levels = tuple(pyramid()), random_rois(), jnp.arange(10) % 2
-    pooling = Pooling(SCALES, 3, 0, True)
-    whole = jax.jit(partial(roi_align_matrix.forward, pooling))(features, rois, levels)
+    grid = RoIGrid(3)
+    cells = grid.to_cells(rois, jnp.array(SCALES)[levels][:, None])
+    whole = jax.jit(partial(roi_align_matrix.forward, grid))(features, cells, levels)
     monkeypatch.setattr(roi_align_matrix, "_CHUNK_BYTES", 4 * 3 * 36 * 3 * 4)  # 4 RoIs of the first level
-    in_chunks = jax.jit(partial(roi_align_matrix.forward, pooling))(features, rois, levels)
+    in_chunks = jax.jit(partial(roi_align_matrix.forward, grid))(features, cells, levels)
     np.testing.assert_allclose(in_chunks, whole, atol=1e-6)
 
 
@@ -219,7 +218,8 @@ def test_several_images_vmap_and_shard_map_agree_with_one_image_at_a_time():
 
     def loss(scale, features, rois):
         levels = assign_levels(rois, 2, canonical_size=60.0, canonical_level=3)
-        return jnp.sum(multilevel_roi_align([scale * level for level in features], rois, levels, SCALES, 3) ** 2)
+        scaled = [scale * level for level in features]
+        return jnp.sum(multilevel_roi_align(scaled, rois, levels, SCALES, RoIGrid(3)) ** 2)
 
     def mean_loss(scale, features, rois):
         return loss(scale, features, rois) / len(rois)
@@ -257,7 +257,7 @@ def test_padding_changes_nothing(sampling_ratio):
     features, rois, levels = pyramid(), random_rois(), jnp.arange(10) % 2
 
     def pool(features, rois, levels):
-        return multilevel_roi_align(features, rois, levels, SCALES, 3, sampling_ratio)
+        return multilevel_roi_align(features, rois, levels, SCALES, RoIGrid(3, sampling_ratio))
 
     padded_rois, padded_levels = jnp.pad(rois, ((0, 4), (0, 0))), jnp.pad(levels, (0, 4))
     pooled, transpose = jax.vjp(lambda features: pool(features, padded_rois, padded_levels), features)
@@ -270,27 +270,30 @@ def test_padding_changes_nothing(sampling_ratio):
 
 
 def test_padded_rois_of_adaptive_sampling_are_zero():
-    assert not multilevel_roi_align(pyramid(), jnp.zeros((3, 4)), jnp.zeros(3, jnp.int32), SCALES, 3).any()
+    assert not multilevel_roi_align(pyramid(), jnp.zeros((3, 4)), jnp.zeros(3, jnp.int32), SCALES, RoIGrid(3)).any()
 
 
 def test_no_gradient_flows_to_rois():
     rois = random_rois()
-    gradient = jax.grad(lambda rois: on_one_level(pyramid()[0], rois, SCALES[0], 3).sum())(rois)
+    gradient = jax.grad(lambda rois: on_one_level(pyramid()[0], rois, SCALES[0], RoIGrid(3)).sum())(rois)
     np.testing.assert_array_equal(gradient, jnp.zeros_like(rois))
 
 
 def test_bfloat16_features_are_accumulated_in_float32():
     features, rois, levels = [level.astype(jnp.bfloat16) for level in pyramid()], random_rois(), jnp.arange(10) % 2
-    pooled = multilevel_roi_align(features, rois, levels, SCALES, 3)
-    exact = multilevel_roi_align([level.astype(jnp.float32) for level in features], rois, levels, SCALES, 3)
+
+    def pool(features):
+        return multilevel_roi_align(features, rois, levels, SCALES, RoIGrid(3))
+
+    pooled, exact = pool(features), pool([level.astype(jnp.float32) for level in features])
     assert pooled.dtype == jnp.bfloat16
     np.testing.assert_array_equal(pooled, exact.astype(jnp.bfloat16))
-    gradients = jax.grad(lambda f: multilevel_roi_align(f, rois, levels, SCALES, 3).astype(jnp.float32).sum())(features)
+    gradients = jax.grad(lambda features: pool(features).astype(jnp.float32).sum())(features)
     assert all(gradient.dtype == jnp.bfloat16 for gradient in gradients)
 
 
 def test_without_rois():
-    pooled = multilevel_roi_align(pyramid(), jnp.zeros((0, 4)), jnp.zeros(0, jnp.int32), SCALES, 3)
+    pooled = multilevel_roi_align(pyramid(), jnp.zeros((0, 4)), jnp.zeros(0, jnp.int32), SCALES, RoIGrid(3))
     assert pooled.shape == (0, 3, 3, 3)
 
 

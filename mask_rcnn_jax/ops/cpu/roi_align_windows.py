@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from mask_rcnn_jax.ops.interpolation import Pooling, cell_weights
+from mask_rcnn_jax.ops.interpolation import RoIGrid, cell_weights
 from mask_rcnn_jax.ops.loops import as_index, part, row, with_part, zero_of
 from mask_rcnn_jax.ops.precision import EXACT
 
@@ -30,20 +30,22 @@ class _Windows(NamedTuple):
 
 
 def backward(
-    pooling: Pooling,
+    grid: RoIGrid,
     features: tuple[Float[Array, "B _ _ C"], ...],
     rois: Float[Array, "B R 4"],
     levels: Int[Array, "B R"],
     gradient: Float[Array, "B R P P C"],
 ) -> tuple[Float[Array, "B _ _ C"], ...]:
-    """Gradient of the features (of which only the shapes matter), given that of the RoI features."""
-    bins, rois_per_image = pooling.output_size, rois.shape[1]
+    """Gradient of the features (of which only the shapes matter), given that of the RoI features.
+
+    `rois` are in cells of their levels.
+    """
+    bins, rois_per_image = grid.output_size, rois.shape[1]
     roi_gradients = gradient.reshape(-1, *gradient.shape[2:])
-    flat_levels = levels.reshape(-1)
-    cells = pooling.to_cells(rois.reshape(-1, 4), flat_levels)
+    flat_rois, flat_levels = rois.reshape(-1, 4), levels.reshape(-1)
     heights, widths = zip(*(level.shape[1:3] for level in features), strict=True)
-    rows = _windows(cells[:, 1], cells[:, 3], heights, flat_levels, pooling)
-    columns = _windows(cells[:, 0], cells[:, 2], widths, flat_levels, pooling)
+    rows = _windows(grid, flat_rois[:, 1::2], heights, flat_levels)
+    columns = _windows(grid, flat_rois[:, 0::2], widths, flat_levels)
     gradients = []
     for index, level in enumerate(features):
         count = jnp.where(flat_levels == index, rows.num * columns.num, 0)
@@ -70,16 +72,12 @@ def backward(
 
 
 def _windows(
-    start: Float[Array, " N"],
-    end: Float[Array, " N"],
-    lengths: tuple[int, ...],
-    levels: Int[Array, " N"],
-    pooling: Pooling,
+    grid: RoIGrid, extents: Float[Array, "N 2"], lengths: tuple[int, ...], levels: Int[Array, " N"]
 ) -> _Windows:
     """Windows from the first cell that a RoI touches to the last; they never leave the feature map."""
     length = jnp.array(lengths, jnp.int32)[levels]
-    first = jnp.clip(jnp.floor(jnp.minimum(start, end)), 0, length - 1).astype(jnp.int32)
-    last = jnp.clip(jnp.ceil(jnp.maximum(start, end)), 0, length - 1).astype(jnp.int32)
+    first = jnp.clip(jnp.floor(jnp.min(extents, axis=1)), 0, length - 1).astype(jnp.int32)
+    last = jnp.clip(jnp.ceil(jnp.max(extents, axis=1)), 0, length - 1).astype(jnp.int32)
     # The upper limit holds by itself for finite RoIs; with it NaN cannot make the loop endless.
     most = -(-max(lengths) // _WINDOW)
     num = jnp.clip((last - first) // _WINDOW + 1, 1, most)
@@ -87,9 +85,9 @@ def _windows(
     corner = jnp.minimum(begin, jnp.maximum(length - _WINDOW, 0)[:, None])
     cells = corner[:, :, None] + jnp.arange(_WINDOW, dtype=jnp.int32)
     # Cells before a window's begin belong to the window before it.
-    own = (cells >= begin[:, :, None]).reshape(len(start), 1, -1)
-    cells = cells.reshape(own.shape).astype(start.dtype)
-    weights = cell_weights(cells, start, end, length.astype(start.dtype), pooling.output_size, pooling.sampling_ratio)
+    own = (cells >= begin[:, :, None]).reshape(len(extents), 1, -1)
+    cells = cells.reshape(own.shape).astype(extents.dtype)
+    weights = cell_weights(grid, extents, cells, length.astype(extents.dtype))
     return _Windows(num, corner, jnp.where(own, weights, 0))
 
 

@@ -8,44 +8,42 @@ Shape letters: `H W` sides of a level, `R` RoIs, `P` bins a side.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from mask_rcnn_jax.ops.interpolation import Pooling, axis_weights
+from mask_rcnn_jax.ops.interpolation import RoIGrid, axis_weights
 from mask_rcnn_jax.ops.precision import EXACT
 
 _CHUNK_BYTES = 64 * 2**20
 
 
 def forward(
-    pooling: Pooling, features: tuple[Float[Array, "_ _ C"], ...], rois: Float[Array, "R 4"], levels: Int[Array, " R"]
+    grid: RoIGrid, features: tuple[Float[Array, "_ _ C"], ...], rois: Float[Array, "R 4"], levels: Int[Array, " R"]
 ) -> Float[Array, "R P P C"]:
-    """RoI features of one image; `features` are float32 or wider."""
-    pooled = [_pool_level(pooling, index, level, rois, levels) for index, level in enumerate(features)]
+    """RoI features of one image; `features` are float32 or wider, `rois` in cells of their levels."""
+    pooled = [_pool_level(grid, level, rois, levels == index) for index, level in enumerate(features)]
     return sum(pooled[1:], start=pooled[0])
 
 
 def backward(
-    pooling: Pooling,
+    grid: RoIGrid,
     features: tuple[Float[Array, "_ _ C"], ...],
     rois: Float[Array, "R 4"],
     levels: Int[Array, " R"],
     gradient: Float[Array, "R P P C"],
 ) -> tuple[Float[Array, "_ _ C"], ...]:
-    """Gradient of the features, given that of the RoI features."""
-    _, transpose = jax.vjp(lambda maps: forward(pooling, maps, rois, levels), features)
+    """Gradient of the features, given that of the RoI features; `rois` are in cells of their levels."""
+    _, transpose = jax.vjp(lambda maps: forward(grid, maps, rois, levels), features)
     return transpose(gradient)[0]
 
 
 def _pool_level(
-    pooling: Pooling, index: int, features: Float[Array, "H W C"], rois: Float[Array, "R 4"], levels: Int[Array, " R"]
+    grid: RoIGrid, features: Float[Array, "H W C"], rois: Float[Array, "R 4"], here: Bool[Array, " R"]
 ) -> Float[Array, "R P P C"]:
-    """RoI features from one level; zeros for the RoIs of other levels."""
+    """RoI features from one level; zeros for RoIs that are not `here` but of other levels."""
     height, width, channels = features.shape
-    bins = pooling.output_size
-    cells = pooling.to_cells(rois, index)
-    weights_y = axis_weights(cells[:, 1], cells[:, 3], bins, height, pooling.sampling_ratio)
-    weights_x = axis_weights(cells[:, 0], cells[:, 2], bins, width, pooling.sampling_ratio)
-    weights_y = jnp.where((levels == index)[:, None, None], weights_y, 0)
+    bins = grid.output_size
+    weights_y, weights_x = axis_weights(grid, rois[:, 1::2], height), axis_weights(grid, rois[:, 0::2], width)
+    weights_y = jnp.where(here[:, None, None], weights_y, 0)
 
     def pool(weights):
         along_y, along_x = weights
