@@ -27,17 +27,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from benchmarks.machine import machine, sentence, write
-from mask_rcnn_jax.data import (
-    CocoConfig,
-    DataConfig,
-    LargeScaleJitterConfig,
-    Record,
-    augment,
-    load_coco,
-    trainable_records,
-    transforms,
-)
-from mask_rcnn_jax.data.pipeline import TrainingBatches
+from mask_rcnn_jax.data import CocoConfig, DataConfig, LargeScaleJitterConfig, Record, load_coco, trainable_records
+from mask_rcnn_jax.data.augment import steps, transforms
+from mask_rcnn_jax.data.batching.pipeline import TrainingBatches
 
 Seconds = dict[str, float]  # CPU time by stage, and "total" of those that are compared
 
@@ -77,21 +69,21 @@ def ours(records: list[Record], config: DataConfig, seed: int) -> Seconds:
         with stage("decode"):
             picture = transforms.open_image(record.path, opener=partial(io.BytesIO, encoded))
         with stage("resize, flip"):
-            resize = augment.shortest_edge if config.large_scale_jitter is None else augment.large_scale_jitter
+            resize = steps.shortest_edge if config.large_scale_jitter is None else steps.large_scale_jitter
             sample = resize(picture, record, config, rng)
-            sample = augment.flip_and_turn(sample, rng, config, np.zeros(0, int))
+            sample = steps.flip_and_turn(sample, rng, config, np.zeros(0, int))
         with stage("masks"):
             masks = np.zeros((config.max_instances, config.mask_crop, config.mask_crop), np.uint8)
             for slot, mask in enumerate(sample.masks[: config.max_instances]):
                 masks[slot] = mask.grid(config.mask_crop)
         with stage("pad"):
-            portrait = augment.is_portrait(record)
+            portrait = steps.is_portrait(record)
             image = np.zeros((*(config.canvas[::-1] if portrait else config.canvas), 3), np.uint8)
             height, width = sample.image.shape[:2]
             image[:height, :width] = sample.image
         with stage("transfer"):
             jax.block_until_ready(jax.device_put((image, masks)))
-    orientation = np.array([augment.is_portrait(record) for record in records])
+    orientation = np.array([steps.is_portrait(record) for record in records])
     load = TrainingBatches(records, orientation, (), config, np.arange(len(records))[:, None], seed, range(1))
     with stage("total"):
         for step in range(len(records)):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mask_rcnn_jax.data.shapes import texture
+from mask_rcnn_jax.data.sources.shapes import texture
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
 from tests.conformance import reference
 from tests.conformance.rows import Row

@@ -24,8 +24,10 @@ from benchmarks.scores import score_sides
 from benchmarks.side_by_side import Row, Sides
 from mask_rcnn_jax import models, ops
 from mask_rcnn_jax.inference import encode_masks
-from mask_rcnn_jax.models import box_head, rcnn, rpn
+from mask_rcnn_jax.models import rcnn
+from mask_rcnn_jax.models.heads import box as box_head
 from mask_rcnn_jax.models.pooler import PoolerConfig, pool
+from mask_rcnn_jax.models.proposals import rpn
 from mask_rcnn_jax.structures import GroundTruth, Proposals
 from tests.conformance import reference
 from tests.conformance.rows import Boxes, box_rows, largest_relative, masks_iou, mean_mask_row

@@ -22,7 +22,7 @@ from jaxtyping import Int, UInt8
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data import CocoConfig, CocoDataset, Record, ShapesConfig, read_image, to_rle
-from mask_rcnn_jax.data.shapes import CLASS_NAMES, draw_shapes, texture
+from mask_rcnn_jax.data.sources.shapes import CLASS_NAMES, draw_shapes, texture
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import EvaluationConfig, score_results
 from mask_rcnn_jax.evaluation.coco import Kind

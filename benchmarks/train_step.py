@@ -27,7 +27,7 @@ from benchmarks.models import NUM_CLASSES, Pair, pair, require, scene
 from benchmarks.scores import ellipse
 from benchmarks.side_by_side import Row, Sides
 from mask_rcnn_jax.data import DataConfig, to_rle
-from mask_rcnn_jax.data.masks import bitmap, coverage
+from mask_rcnn_jax.data.records.masks import bitmap, coverage
 from mask_rcnn_jax.models import MaskRCNNConfig, loss_terms
 from mask_rcnn_jax.structures import Batch, GroundTruth
 from mask_rcnn_jax.training import ExperimentConfig, ScheduleConfig

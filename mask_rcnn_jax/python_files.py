@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 from mask_rcnn_jax.config import checked
+from mask_rcnn_jax.disk.files import is_file
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_file
 
 _CONTENT = "__content__"  # the bytes that a module was made of
 

@@ -8,20 +8,20 @@ import sys
 import jax
 import pytest
 
-from mask_rcnn_jax import determinism
 from mask_rcnn_jax.cli import eval as eval_command
-from mask_rcnn_jax.cli import train as train_command
-from mask_rcnn_jax.determinism import FLAGS, is_deterministic, use_deterministic_programs
+from mask_rcnn_jax.cli.runs import train as train_command
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.training import reproduce
+from mask_rcnn_jax.training.runs import determinism
+from mask_rcnn_jax.training.runs.determinism import FLAGS, is_deterministic, use_deterministic_programs
 from tests.tiny import tiny_experiment
 
 # A process of its own: XLA reads its flags once, and stops the process where it does not know one.
 FRESH = """
 import json
-from mask_rcnn_jax.cli import train
-from mask_rcnn_jax.determinism import use_deterministic_programs
-from mask_rcnn_jax.training.provenance import describe_machine
+from mask_rcnn_jax.cli.runs import train
+from mask_rcnn_jax.training.runs.determinism import use_deterministic_programs
+from mask_rcnn_jax.training.runs.provenance import describe_machine
 use_deterministic_programs()
 print(json.dumps(describe_machine()))
 """

@@ -9,7 +9,7 @@ from mask_rcnn_jax.cli.main import main
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.extras import EXTRAS, require
 from mask_rcnn_jax.training import loop
-from mask_rcnn_jax.training.metrics import SilentWriter
+from mask_rcnn_jax.training.reporting.metrics import SilentWriter
 
 
 @pytest.mark.parametrize("extra", EXTRAS)

@@ -6,8 +6,8 @@ from typing import NoReturn
 
 import pytest
 
-from mask_rcnn_jax.data.image_files import list_images
-from mask_rcnn_jax.files import exists, is_file, is_folder, is_taken
+from mask_rcnn_jax.disk.files import exists, is_file, is_folder, is_taken
+from mask_rcnn_jax.media.image_files import list_images
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from mask_rcnn_jax.data import image_folder
-from mask_rcnn_jax.data.inputs import find_images
+from mask_rcnn_jax.disk.files import replacing
+from mask_rcnn_jax.disk.output_folder import RECORD, OutputFolder, lies_in
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import replacing
-from mask_rcnn_jax.output_folder import RECORD, OutputFolder, lies_in
+from mask_rcnn_jax.media.inputs import find_images
 
 
 def write(outputs: OutputFolder, name: str, content: str) -> Path:

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from mask_rcnn_jax.cli import browse, build_tfds, convert, export, import_weights, predict, train
+from mask_rcnn_jax.cli import export, import_weights
+from mask_rcnn_jax.cli.data import browse, build_tfds, convert
+from mask_rcnn_jax.cli.prediction import predict
+from mask_rcnn_jax.cli.runs import train
+from mask_rcnn_jax.disk.places import check_place, checkpoints_in, latest_step, run_folder, step_of
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.places import check_place, checkpoints_in, latest_step, run_folder, step_of
 
 
 @pytest.fixture

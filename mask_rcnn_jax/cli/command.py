@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from mask_rcnn_jax.disk.files import ANY_TEXT
 from mask_rcnn_jax.errors import Stopped, UserError, described, exit_status, let_go
-from mask_rcnn_jax.files import ANY_TEXT
 
 
 def run(main: Callable[[], int | None], *, when_interrupted: str = "interrupted") -> int:

@@ -10,7 +10,9 @@ import jax
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.cli.experiment import (
+from mask_rcnn_jax.cli.model import add_average_option
+from mask_rcnn_jax.cli.numbers import number
+from mask_rcnn_jax.cli.runs.experiment import (
     CONFIG_HELP,
     add_deterministic_option,
     add_process_options,
@@ -18,21 +20,19 @@ from mask_rcnn_jax.cli.experiment import (
     joined_processes,
     load_experiment,
 )
-from mask_rcnn_jax.cli.model import add_average_option
-from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import verify_images
-from mask_rcnn_jax.determinism import use_deterministic_programs
+from mask_rcnn_jax.disk.output_folder import OutputFolder
+from mask_rcnn_jax.disk.places import check_place, run_folder
 from mask_rcnn_jax.errors import UserError, printable
 from mask_rcnn_jax.evaluation import EvaluationResult, evaluate_model, format_table
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, abstract
-from mask_rcnn_jax.output_folder import OutputFolder
-from mask_rcnn_jax.places import check_place, run_folder
 from mask_rcnn_jax.ranges import Range
 from mask_rcnn_jax.training import ExperimentConfig, restore_for_inference
 from mask_rcnn_jax.training.datasets import check_alike
-from mask_rcnn_jax.training.workdir import read_config
+from mask_rcnn_jax.training.runs.determinism import use_deterministic_programs
+from mask_rcnn_jax.training.runs.workdir import read_config
 from mask_rcnn_jax.visualize import picture_files, write_pictures
 
 

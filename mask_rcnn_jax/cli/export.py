@@ -13,14 +13,14 @@ from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.model import add_model_options, model_of
 from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.data.config import CANVAS_DIVISOR
+from mask_rcnn_jax.disk.files import is_folder
+from mask_rcnn_jax.disk.output_folder import OutputFolder
+from mask_rcnn_jax.disk.places import check_place
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.program import Exportable, ExportSettings
 from mask_rcnn_jax.export.resize import Preprocessing
 from mask_rcnn_jax.export.stablehlo import export_stablehlo
 from mask_rcnn_jax.extras import require
-from mask_rcnn_jax.files import is_folder
-from mask_rcnn_jax.output_folder import OutputFolder
-from mask_rcnn_jax.places import check_place
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

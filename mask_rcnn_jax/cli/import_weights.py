@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mask_rcnn_jax.cli.command import run
-from mask_rcnn_jax.cli.experiment import CONFIG_HELP, config_path, load_experiment
+from mask_rcnn_jax.cli.runs.experiment import CONFIG_HELP, config_path, load_experiment
+from mask_rcnn_jax.disk.places import check_place
 from mask_rcnn_jax.errors import printable
 from mask_rcnn_jax.inference import use_compile_cache
-from mask_rcnn_jax.places import check_place
 from mask_rcnn_jax.training.importing import import_weights, read_classes
 
 

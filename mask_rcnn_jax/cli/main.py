@@ -10,19 +10,19 @@ from mask_rcnn_jax import __version__
 from mask_rcnn_jax.cli.command import leave, leave_out_late_callbacks, run
 from mask_rcnn_jax.python_files import load_plugins
 
-# Modules of this folder with a `main(arguments)`. Only the one that is called is imported: most take jax with them.
+# Modules below this folder with a `main(arguments)`. Only the one that is called is imported: most take jax with them.
 COMMANDS = {
-    "build-tfds": ("build_tfds", "write a COCO directory as ArrayRecord shards"),
-    "browse": ("browse", "draw training examples as the model is given them"),
-    "convert": ("convert", "turn annotations of another format into a COCO directory"),
+    "build-tfds": ("data.build_tfds", "write a COCO directory as ArrayRecord shards"),
+    "browse": ("data.browse", "draw training examples as the model is given them"),
+    "convert": ("data.convert", "turn annotations of another format into a COCO directory"),
     "eval": ("eval", "evaluate a checkpoint, and write its metrics, detections and pictures"),
     "export": ("export", "write a model as one file that runs without this package: StableHLO or ONNX"),
     "import": ("import_weights", "turn weights of torchvision or Detectron2 into a checkpoint"),
-    "lint": ("lint", "count what a dataset holds and find what is wrong with it"),
-    "replay": ("replay", "repeat a step whose loss was not finite, and say where that began"),
-    "predict": ("predict", "find instances in images and write them as pictures, tables, labels, polygons"),
-    "reproduce": ("reproduce", "train a finished run again, and compare the two bit for bit"),
-    "train": ("train", "train a model, from the last checkpoint where there is one"),
+    "lint": ("data.lint", "count what a dataset holds and find what is wrong with it"),
+    "replay": ("runs.replay", "repeat a step whose loss was not finite, and say where that began"),
+    "predict": ("prediction.predict", "find instances in images and write them as pictures, tables, labels, polygons"),
+    "reproduce": ("runs.reproduce", "train a finished run again, and compare the two bit for bit"),
+    "train": ("runs.train", "train a model, from the last checkpoint where there is one"),
 }
 
 

@@ -1,22 +1,22 @@
 """Datasets as NumPy batches: COCO-style directories, synthetic shapes, augmentation, fixed-shape batching."""
 
-from mask_rcnn_jax.data.coco import CocoConfig, coco_dataset, load_coco
+from mask_rcnn_jax.data.augment.transforms import read_image, resize, resized_size
+from mask_rcnn_jax.data.batching.pipeline import describe_left_out, eval_batches, train_batches, trainable_records
+from mask_rcnn_jax.data.batching.plan import plan_batches, repeat_factors
+from mask_rcnn_jax.data.batching.workers import BatchIterator
 from mask_rcnn_jax.data.config import ColorJitterConfig, DataConfig, LargeScaleJitterConfig
-from mask_rcnn_jax.data.fingerprint import fingerprint
-from mask_rcnn_jax.data.folder import image_folder
-from mask_rcnn_jax.data.lvis import LvisConfig
-from mask_rcnn_jax.data.masks import Segmentation, coverage, to_rle
-from mask_rcnn_jax.data.mixture import MixtureConfig
-from mask_rcnn_jax.data.pipeline import describe_left_out, eval_batches, train_batches, trainable_records
-from mask_rcnn_jax.data.plan import plan_batches, repeat_factors
 from mask_rcnn_jax.data.records import CocoDataset, Record
-from mask_rcnn_jax.data.shapes import ShapesConfig, write_shapes
-from mask_rcnn_jax.data.source import SourceConfig
-from mask_rcnn_jax.data.tfds_builder import build_tfds
-from mask_rcnn_jax.data.tfds_source import TfdsConfig
-from mask_rcnn_jax.data.transforms import read_image, resize, resized_size
+from mask_rcnn_jax.data.records.fingerprint import fingerprint
+from mask_rcnn_jax.data.records.masks import Segmentation, coverage, to_rle
+from mask_rcnn_jax.data.sources.base import SourceConfig
+from mask_rcnn_jax.data.sources.coco import CocoConfig, coco_dataset, load_coco
+from mask_rcnn_jax.data.sources.folder import image_folder
+from mask_rcnn_jax.data.sources.lvis import LvisConfig
+from mask_rcnn_jax.data.sources.mixture import MixtureConfig
+from mask_rcnn_jax.data.sources.shapes import ShapesConfig, write_shapes
+from mask_rcnn_jax.data.sources.tfds import TfdsConfig
+from mask_rcnn_jax.data.sources.tfds_builder import build_tfds
 from mask_rcnn_jax.data.verify import leave_out, verify_images
-from mask_rcnn_jax.data.workers import BatchIterator
 
 __all__ = [
     "BatchIterator",

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from mask_rcnn_jax.data.shapes import ShapesConfig
-from mask_rcnn_jax.data.source import SourceConfig
+from mask_rcnn_jax.data.sources.base import SourceConfig
+from mask_rcnn_jax.data.sources.shapes import ShapesConfig
+from mask_rcnn_jax.media.image_files import MAX_PIXELS
 from mask_rcnn_jax.ranges import (
     AddedLater,
     AtLeastZero,
@@ -79,7 +80,7 @@ class DataConfig:
     copy_paste: Share = 0.0  # probability that some instances of another image are pasted on an image
     broken_images: Literal["fail", "skip"] = "fail"  # "skip" leaves out and counts what cannot be read
     # Images whose header asks for more are refused before they are decoded.
-    max_pixels: Annotated[int, Range(1, 10**12), Incidental()] = 400_000_000
+    max_pixels: Annotated[int, Range(1, 10**12), Incidental()] = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if self.large_scale_jitter is not None and self.crop is not None:

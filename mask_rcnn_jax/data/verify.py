@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from mask_rcnn_jax.data.augment.transforms import open_image
 from mask_rcnn_jax.data.config import DataConfig
-from mask_rcnn_jax.data.image_files import UNREADABLE, check_pixels, displayed_size, opened_image, with_retries
-from mask_rcnn_jax.data.packed import Selection
 from mask_rcnn_jax.data.records import CocoDataset, Record
-from mask_rcnn_jax.data.transforms import open_image
+from mask_rcnn_jax.data.records.packed import Selection
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.media.image_files import UNREADABLE, check_pixels, displayed_size, opened_image, with_retries
 
 _END_MARKERS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 _DEFAULTS = DataConfig()

@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval, Params
 from mask_rcnn_jax.data import CocoDataset, Record, to_rle
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.matching import SparseCOCOeval
-from mask_rcnn_jax.inference.detections import coco_box, coco_keypoints
+from mask_rcnn_jax.inference.results.detections import coco_box, coco_keypoints
 from mask_rcnn_jax.ranges import AboveZero, Incidental, Items, Positive, check
 from mask_rcnn_jax.rle import area_of
 

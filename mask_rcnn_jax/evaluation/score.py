@@ -5,12 +5,12 @@ from typing import Any
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.data import CocoDataset
-from mask_rcnn_jax.data.entries import shown
+from mask_rcnn_jax.data.records.entries import shown
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.coco import EvaluationConfig, Kind, Result, score_coco
 from mask_rcnn_jax.evaluation.lvis import score_lvis
 from mask_rcnn_jax.inference import Detections
-from mask_rcnn_jax.inference.foreign import check_result
+from mask_rcnn_jax.inference.results.foreign import check_result
 from mask_rcnn_jax.rle import checked_rle
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from mask_rcnn_jax.data.transforms import columns_come_first
+from mask_rcnn_jax.data.augment.transforms import columns_come_first
 from mask_rcnn_jax.ops.precision import EXACT
 
 _ONE = 2**22  # Pillow's coefficients are multiples of 1 / 2**22

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from jax import export
 
+from mask_rcnn_jax.disk.files import replacing
 from mask_rcnn_jax.export.program import Exportable, abstract_inputs, metadata, program
 from mask_rcnn_jax.export.runtime import FORMAT, PLATFORMS
-from mask_rcnn_jax.files import replacing
 
 
 def export_stablehlo(exportable: Exportable, path: Path) -> None:

@@ -16,6 +16,7 @@ import onnx
 from jax.extend.core import Jaxpr, Literal
 from onnx import helper
 
+from mask_rcnn_jax.disk.files import replacing
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.onnx_functions import FUNCTION_FORMS
 from mask_rcnn_jax.export.onnx_graph import Graph, Value, tensor_info
@@ -24,7 +25,6 @@ from mask_rcnn_jax.export.onnx_networks import NETWORK_FORMS, onnx_pool
 from mask_rcnn_jax.export.onnx_primitives import FORMS, output, reverse, unsupported, where
 from mask_rcnn_jax.export.program import Exportable, abstract_inputs, metadata, program
 from mask_rcnn_jax.export.runtime import METADATA_KEY
-from mask_rcnn_jax.files import replacing
 
 OPSET = 18
 _IR_VERSION = 9

@@ -3,10 +3,10 @@
 from mask_rcnn_jax.inference.batched import DetectFn, predict
 from mask_rcnn_jax.inference.checkpoint import Model, load_model
 from mask_rcnn_jax.inference.compile_cache import use_compile_cache
-from mask_rcnn_jax.inference.detections import Detections
 from mask_rcnn_jax.inference.images import ImageLike
-from mask_rcnn_jax.inference.masks import encode_masks
 from mask_rcnn_jax.inference.predictor import Predictor
+from mask_rcnn_jax.inference.results.detections import Detections
+from mask_rcnn_jax.inference.results.masks import encode_masks
 
 __all__ = [
     "DetectFn",

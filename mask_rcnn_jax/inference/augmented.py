@@ -20,18 +20,18 @@ from jaxtyping import Array, Float, Int, Num
 from PIL import Image
 
 from mask_rcnn_jax.data import DataConfig, resized_size
-from mask_rcnn_jax.data.keypoint_flips import mirrored
-from mask_rcnn_jax.data.transforms import mirror
+from mask_rcnn_jax.data.augment.keypoint_flips import mirrored
+from mask_rcnn_jax.data.augment.transforms import mirror
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.batched import by_image
 from mask_rcnn_jax.inference.checkpoint import Model
-from mask_rcnn_jax.inference.detections import Detections
 from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
 from mask_rcnn_jax.inference.predictor import OnError, canvases, resized_for, whole_multiple
+from mask_rcnn_jax.inference.results.detections import Detections
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, networks, rcnn
 from mask_rcnn_jax.models.checks import check_found
 from mask_rcnn_jax.models.context import Features
-from mask_rcnn_jax.models.head import Head
+from mask_rcnn_jax.models.heads.base import Head
 from mask_rcnn_jax.ops import nms
 from mask_rcnn_jax.ranges import Items, NotNegative, Range, check
 from mask_rcnn_jax.structures import EvalBatch, PaddedDetections

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Num, Shaped
 
 from mask_rcnn_jax import models
-from mask_rcnn_jax.inference.detections import Detections
-from mask_rcnn_jax.inference.masks import encode_masks
+from mask_rcnn_jax.inference.results.detections import Detections
+from mask_rcnn_jax.inference.results.masks import encode_masks
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
 from mask_rcnn_jax.ops import PasteConvention
 from mask_rcnn_jax.sharding import EVERYWHERE, ROWS, by_rows, data_mesh, everywhere

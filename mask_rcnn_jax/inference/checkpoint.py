@@ -18,14 +18,14 @@ import orbax.checkpoint as ocp
 
 from mask_rcnn_jax.config import UnknownClass, from_json, to_json
 from mask_rcnn_jax.data import DataConfig, ShapesConfig
+from mask_rcnn_jax.data.augment.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.data.config import CANVAS_DIVISOR
-from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
+from mask_rcnn_jax.disk.files import exists, is_folder
+from mask_rcnn_jax.disk.places import FOLDER, checkpoints_in, finished_steps, step_of
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import exists, is_folder
 from mask_rcnn_jax.inference.faults import damaged, familiar, fitting, readable, whole
 from mask_rcnn_jax.inference.stored import Damaged, check_readable, plainly_named, read_json, stored_shapes
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, abstract
-from mask_rcnn_jax.places import FOLDER, checkpoints_in, finished_steps, step_of
 
 EVALUATION = "evaluation.json"
 

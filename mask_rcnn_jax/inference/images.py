@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mask_rcnn_jax.data import DataConfig
-from mask_rcnn_jax.data.image_files import UNREADABLE, check_pixels, pillow_errors
-from mask_rcnn_jax.data.transforms import as_rgb, open_image
+from mask_rcnn_jax.data.augment.transforms import as_rgb, open_image
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.media.image_files import UNREADABLE, check_pixels, pillow_errors
 
 ImageLike = str | Path | np.ndarray | Image.Image
 

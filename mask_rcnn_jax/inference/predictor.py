@@ -19,12 +19,12 @@ from jaxtyping import Num
 from PIL import Image
 
 from mask_rcnn_jax.data import DataConfig, resized_size
-from mask_rcnn_jax.data.transforms import resize_picture
+from mask_rcnn_jax.data.augment.transforms import resize_picture
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.batched import predict
 from mask_rcnn_jax.inference.checkpoint import Model, load_model
-from mask_rcnn_jax.inference.detections import Detections
 from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
+from mask_rcnn_jax.inference.results.detections import Detections
 from mask_rcnn_jax.ranges import Range
 from mask_rcnn_jax.structures import EvalBatch
 

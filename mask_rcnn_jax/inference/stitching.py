@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from mask_rcnn_jax.extras import require
-from mask_rcnn_jax.inference.detections import Detections
+from mask_rcnn_jax.inference.results.detections import Detections
 from mask_rcnn_jax.rle import RLE, area_of, as_bytes, as_text, cut_out, decode_window, encode_window, union_of
 
 _SAME = 0.5

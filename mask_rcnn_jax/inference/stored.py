@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import tensorstore
 
+from mask_rcnn_jax.disk.places import step_of
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.places import step_of
 
 # tensorstore's statuses of bytes that are missing or wrong; an invalid one, of bytes that make no sense, is not named.
 _BROKEN = {None, "DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION"}

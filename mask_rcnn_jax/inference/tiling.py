@@ -13,9 +13,9 @@ from PIL import Image
 
 from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.inference.detections import Detections
 from mask_rcnn_jax.inference.images import ImageLike, open_picture, path_of
 from mask_rcnn_jax.inference.predictor import OnError, Streaming
+from mask_rcnn_jax.inference.results.detections import Detections
 from mask_rcnn_jax.inference.stitching import stitch
 from mask_rcnn_jax.ranges import Positive, Range, check
 

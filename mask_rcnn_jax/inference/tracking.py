@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.extras import require
-from mask_rcnn_jax.inference.detections import Detections
+from mask_rcnn_jax.inference.results.detections import Detections
 
 _STEADINESS = 0.5  # weight of a track's motion so far against that of its last frame
 

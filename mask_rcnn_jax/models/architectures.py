@@ -2,16 +2,16 @@
 
 from dataclasses import fields, replace
 
-from mask_rcnn_jax.models.box_head import BoxHeadConfig
-from mask_rcnn_jax.models.cascade import CascadeConfig
-from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
-from mask_rcnn_jax.models.mask_head import MaskHeadConfig
+from mask_rcnn_jax.models.backbones.resnet import ResNetConfig
+from mask_rcnn_jax.models.heads.box import BoxHeadConfig
+from mask_rcnn_jax.models.heads.cascade import CascadeConfig
+from mask_rcnn_jax.models.heads.keypoint import KeypointHeadConfig
+from mask_rcnn_jax.models.heads.mask import MaskHeadConfig
+from mask_rcnn_jax.models.heads.point_rend import PointRendConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig
-from mask_rcnn_jax.models.point_rend import PointRendConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolConfig, RoIPoolerConfig
-from mask_rcnn_jax.models.proposals import GivenProposalsConfig
-from mask_rcnn_jax.models.resnet import ResNetConfig
-from mask_rcnn_jax.models.rpn import RPNConfig
+from mask_rcnn_jax.models.proposals.given import GivenProposalsConfig
+from mask_rcnn_jax.models.proposals.rpn import RPNConfig
 
 
 def c4(resnet: ResNetConfig, num_classes: int = 80) -> MaskRCNNConfig:

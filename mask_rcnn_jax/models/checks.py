@@ -9,7 +9,7 @@ from typing import Any
 from flax import nnx
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models.backbone import BackboneConfig
+from mask_rcnn_jax.models.backbones.base import BackboneConfig
 from mask_rcnn_jax.models.context import Terms
 from mask_rcnn_jax.models.losses import Mean
 from mask_rcnn_jax.structures import PaddedDetections

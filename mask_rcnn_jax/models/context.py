@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from mask_rcnn_jax.models.backbone import Feature
+from mask_rcnn_jax.models.backbones.base import Feature
 from mask_rcnn_jax.models.losses import Mean
 from mask_rcnn_jax.models.pooler import RoIPoolerConfig
 from mask_rcnn_jax.structures import Proposals

@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 
-from mask_rcnn_jax.models.fpn import FPNConfig
-from mask_rcnn_jax.models.mask_head import MaskBranchConfig, MaskHeadConfig
+from mask_rcnn_jax.models.backbones.fpn import FPNConfig
+from mask_rcnn_jax.models.backbones.resnet import ResNetConfig
+from mask_rcnn_jax.models.heads.mask import MaskBranchConfig, MaskHeadConfig
+from mask_rcnn_jax.models.layers.norms import NormConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig
-from mask_rcnn_jax.models.norms import NormConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
-from mask_rcnn_jax.models.proposals import ProposalsConfig
-from mask_rcnn_jax.models.resnet import ResNetConfig
-from mask_rcnn_jax.models.rpn import RPNConfig
+from mask_rcnn_jax.models.proposals.base import ProposalsConfig
+from mask_rcnn_jax.models.proposals.rpn import RPNConfig
 
 
 def torchvision(config: MaskRCNNConfig, *, frozen_norm_epsilon: float = 1e-5) -> MaskRCNNConfig:

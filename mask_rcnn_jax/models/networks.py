@@ -13,19 +13,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from mask_rcnn_jax.models.backbone import BackboneConfig, is_power_of_two
-from mask_rcnn_jax.models.box_head import BoxHead, BoxHeadConfig
-from mask_rcnn_jax.models.cascade import CascadeConfig
+from mask_rcnn_jax.models.backbones.base import BackboneConfig, is_power_of_two
+from mask_rcnn_jax.models.backbones.fpn import FPNConfig
+from mask_rcnn_jax.models.backbones.resnet import ResNetConfig
 from mask_rcnn_jax.models.checks import check_network
 from mask_rcnn_jax.models.context import Inputs
-from mask_rcnn_jax.models.fpn import FPNConfig
-from mask_rcnn_jax.models.head import Head, HeadConfig
-from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
-from mask_rcnn_jax.models.mask_head import MaskBranchConfig, MaskHeadConfig
+from mask_rcnn_jax.models.heads.base import Head, HeadConfig
+from mask_rcnn_jax.models.heads.box import BoxHead, BoxHeadConfig
+from mask_rcnn_jax.models.heads.cascade import CascadeConfig
+from mask_rcnn_jax.models.heads.keypoint import KeypointHeadConfig
+from mask_rcnn_jax.models.heads.mask import MaskBranchConfig, MaskHeadConfig
 from mask_rcnn_jax.models.pooler import Pool, RoIPoolerConfig, pool
-from mask_rcnn_jax.models.proposals import ProposalsConfig, ProposalSource
-from mask_rcnn_jax.models.resnet import ResNetConfig
-from mask_rcnn_jax.models.rpn import RPNConfig
+from mask_rcnn_jax.models.proposals.base import ProposalsConfig, ProposalSource
+from mask_rcnn_jax.models.proposals.rpn import RPNConfig
 from mask_rcnn_jax.ops.masks import PasteConvention
 from mask_rcnn_jax.ranges import AboveZero, AddedLater, Range
 

@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 import jax
 from jaxtyping import Array, Float, Int
 
-from mask_rcnn_jax.ops.interpolation import RoIGrid
-from mask_rcnn_jax.ops.roi_align import assign_levels, multilevel_roi_align
-from mask_rcnn_jax.ops.roi_pool import multilevel_roi_pool
+from mask_rcnn_jax.ops.pooling.interpolation import RoIGrid
+from mask_rcnn_jax.ops.pooling.roi_align import assign_levels, multilevel_roi_align
+from mask_rcnn_jax.ops.pooling.roi_pool import multilevel_roi_pool
 from mask_rcnn_jax.ranges import AboveZero, Items, Range
 
 

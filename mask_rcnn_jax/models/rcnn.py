@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, Int, Num
 
 from mask_rcnn_jax.models.checks import check_features, check_found, check_terms
 from mask_rcnn_jax.models.context import Context, Features, Keys, Observe, Terms, unobserved
-from mask_rcnn_jax.models.head import own_keys
+from mask_rcnn_jax.models.heads.base import own_keys
+from mask_rcnn_jax.models.heads.second_stage import BoxStages, box_terms, detect_boxes, sample_rois
 from mask_rcnn_jax.models.networks import MaskRCNN, MaskRCNNConfig, Variables, networks
 from mask_rcnn_jax.models.pooler import Pool, RoIPoolerConfig, pool
-from mask_rcnn_jax.models.second_stage import BoxStages, box_terms, detect_boxes, sample_rois
 from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.structures import Batch, PaddedDetections, Proposals
 

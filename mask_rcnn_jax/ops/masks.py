@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from mask_rcnn_jax.ops.interpolation import RoIGrid, axis_weights
+from mask_rcnn_jax.ops.pooling.interpolation import RoIGrid, axis_weights
 from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 
 PasteConvention = Literal["detectron2", "torchvision"]  # how a mask is resized to its box

@@ -23,7 +23,7 @@ from mask_rcnn_jax.models import (
     RPNConfig,
     architectures,
 )
-from mask_rcnn_jax.models.resnet import BLOCKS, STAGES
+from mask_rcnn_jax.models.backbones.resnet import BLOCKS, STAGES
 from mask_rcnn_jax.pretrained.convert import TABLES, Source
 from mask_rcnn_jax.pretrained.table import translate
 

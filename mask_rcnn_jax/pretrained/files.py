@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from mask_rcnn_jax.disk.files import is_folder
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.pretrained.pickles import Pickled, read_stream, read_zip
 
 FORMATS = ".pth, .pkl, .safetensors and .npz"

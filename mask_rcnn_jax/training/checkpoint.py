@@ -22,8 +22,9 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import from_json, to_json
+from mask_rcnn_jax.disk.files import replacing
+from mask_rcnn_jax.disk.places import FOLDER, finished_steps
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import replacing
 from mask_rcnn_jax.inference.checkpoint import (
     EVALUATION,
     Metadata,
@@ -39,7 +40,6 @@ from mask_rcnn_jax.inference.checkpoint import (
 from mask_rcnn_jax.inference.faults import damaged, familiar, fitting, readable
 from mask_rcnn_jax.inference.stored import Damaged, checksum, plainly_named
 from mask_rcnn_jax.models import Variables
-from mask_rcnn_jax.places import FOLDER, finished_steps
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.step import TrainState
 

@@ -10,7 +10,7 @@ from mask_rcnn_jax.data import (
     trainable_records,
     verify_images,
 )
-from mask_rcnn_jax.data.keypoint_flips import describe_flips, mirrored
+from mask_rcnn_jax.data.augment.keypoint_flips import describe_flips, mirrored
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import keypoint_sigmas
 from mask_rcnn_jax.models import GivenProposalsConfig

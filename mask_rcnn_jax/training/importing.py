@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoConfig, DataConfig
-from mask_rcnn_jax.data.entries import check_category, check_object, list_of, parse_json
-from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
+from mask_rcnn_jax.data.augment.keypoint_flips import COCO_KEYPOINTS
+from mask_rcnn_jax.data.records.entries import check_category, check_object, list_of, parse_json
+from mask_rcnn_jax.disk.places import FOLDER, checkpoints_in
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import GivenProposalsConfig, MaskRCNNConfig, init
-from mask_rcnn_jax.places import FOLDER, checkpoints_in
 from mask_rcnn_jax.pretrained import (
     ByName,
     Classes,
@@ -33,9 +33,9 @@ from mask_rcnn_jax.pretrained import (
 )
 from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata
 from mask_rcnn_jax.training.config import ExperimentConfig
-from mask_rcnn_jax.training.disk import disk_faults
+from mask_rcnn_jax.training.runs.disk_faults import disk_faults
+from mask_rcnn_jax.training.runs.workdir import claim
 from mask_rcnn_jax.training.step import TrainState
-from mask_rcnn_jax.training.workdir import claim
 
 
 def import_weights(

@@ -20,17 +20,17 @@ from mask_rcnn_jax.python_files import classes_from_outside
 from mask_rcnn_jax.training.checkpoint import Checkpoints
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.datasets import describe, describe_keypoints, load_datasets
-from mask_rcnn_jax.training.disk import disk_faults
-from mask_rcnn_jax.training.divergence import Watch
-from mask_rcnn_jax.training.metrics import Writer, open_writer
-from mask_rcnn_jax.training.profiling import ProfileSteps, profiled
-from mask_rcnn_jax.training.provenance import Data, check_data, record_result, record_start
+from mask_rcnn_jax.training.reporting.metrics import Writer, open_writer
+from mask_rcnn_jax.training.reporting.profiling import ProfileSteps, profiled
+from mask_rcnn_jax.training.reporting.weights_and_biases import logged_to_wandb
+from mask_rcnn_jax.training.runs.disk_faults import disk_faults
+from mask_rcnn_jax.training.runs.divergence import Watch
+from mask_rcnn_jax.training.runs.provenance import Data, check_data, record_result, record_start
+from mask_rcnn_jax.training.runs.stopping import StopRequests
+from mask_rcnn_jax.training.runs.workdir import check_workdir, claim, locked
 from mask_rcnn_jax.training.start import check_heads, first_state
 from mask_rcnn_jax.training.step import TrainState, make_mesh, make_train_step, shard
-from mask_rcnn_jax.training.stopping import StopRequests
-from mask_rcnn_jax.training.weights_and_biases import logged_to_wandb
 from mask_rcnn_jax.training.window import Window
-from mask_rcnn_jax.training.workdir import check_workdir, claim, locked
 
 
 def train(
@@ -156,7 +156,7 @@ def _draw(workdir: Path, writer: Writer) -> None:
     except UserError as missing:
         writer.say(str(missing))
         return
-    from mask_rcnn_jax.training.curves import draw_curves
+    from mask_rcnn_jax.training.reporting.curves import draw_curves
 
     if (trouble := draw_curves(workdir)) is not None:
         writer.say(trouble)

@@ -8,10 +8,10 @@ from jax.sharding import Mesh
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.config import differences
+from mask_rcnn_jax.disk.files import is_folder
+from mask_rcnn_jax.disk.places import latest_step
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_folder
 from mask_rcnn_jax.models import Variables, detect, init
-from mask_rcnn_jax.places import latest_step
 from mask_rcnn_jax.pretrained import ByName, contradictions, conventions, load_weights, match, transplant
 from mask_rcnn_jax.sharding import everywhere
 from mask_rcnn_jax.structures import PaddedDetections, Proposals

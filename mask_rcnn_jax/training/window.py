@@ -10,8 +10,8 @@ import numpy as np
 
 from mask_rcnn_jax.structures import TrainBatch
 from mask_rcnn_jax.training.config import ExperimentConfig
-from mask_rcnn_jax.training.metrics import Writer
-from mask_rcnn_jax.training.profiling import Stopwatch, memory_in_use
+from mask_rcnn_jax.training.reporting.metrics import Writer
+from mask_rcnn_jax.training.reporting.profiling import Stopwatch, memory_in_use
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from mask_rcnn_jax.data import CocoDataset, DataConfig, train_batches
-from mask_rcnn_jax.data.image_files import opened_image
-from mask_rcnn_jax.output_folder import OutputFolder
+from mask_rcnn_jax.disk.output_folder import OutputFolder
+from mask_rcnn_jax.media.image_files import opened_image
 from mask_rcnn_jax.structures import Batch, TrainBatch
 from mask_rcnn_jax.visualize.draw import Instances, draw_instances
 

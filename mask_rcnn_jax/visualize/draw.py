@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from mask_rcnn_jax.data.masks import Segmentation, to_rle
+from mask_rcnn_jax.data.records.masks import Segmentation, to_rle
 from mask_rcnn_jax.rle import cut_out
 
 Color = tuple[int, int, int]

@@ -10,8 +10,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mask_rcnn_jax.data import CocoDataset, DataConfig, Record
-from mask_rcnn_jax.data.transforms import open_image
-from mask_rcnn_jax.output_folder import OutputFolder
+from mask_rcnn_jax.data.augment.transforms import open_image
+from mask_rcnn_jax.disk.output_folder import OutputFolder
 from mask_rcnn_jax.visualize.draw import DRAWN_KEYPOINT, Instances, draw_instances, side_by_side
 
 _FOLDER = "pictures"

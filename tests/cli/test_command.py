@@ -15,7 +15,7 @@ from PIL import Image
 
 from mask_rcnn_jax.cli.command import leave_out_late_callbacks, run
 from mask_rcnn_jax.cli.main import main
-from mask_rcnn_jax.data.transforms import open_image
+from mask_rcnn_jax.data.augment.transforms import open_image
 from mask_rcnn_jax.errors import UserError
 from tests.data.coco_files import annotation, write_dataset
 

@@ -12,8 +12,8 @@ from mask_rcnn_jax.evaluation import EvaluationConfig
 from mask_rcnn_jax.models import init
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata
+from mask_rcnn_jax.training.runs.workdir import claim
 from mask_rcnn_jax.training.step import init_state
-from mask_rcnn_jax.training.workdir import claim
 from tests.tiny import tiny_model
 
 

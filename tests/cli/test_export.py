@@ -9,8 +9,8 @@ import pytest
 from mask_rcnn_jax.cli.export import export_settings
 from mask_rcnn_jax.cli.main import main
 from mask_rcnn_jax.data import DataConfig
+from mask_rcnn_jax.disk.output_folder import RECORD
 from mask_rcnn_jax.export.runtime import load
-from mask_rcnn_jax.output_folder import RECORD
 from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata
 from mask_rcnn_jax.training.step import init_state
 from tests.tiny import tiny_experiment

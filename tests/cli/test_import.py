@@ -8,8 +8,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from mask_rcnn_jax.cli import eval, train
+from mask_rcnn_jax.cli import eval
 from mask_rcnn_jax.cli.main import main
+from mask_rcnn_jax.cli.runs import train
 from mask_rcnn_jax.pretrained import read_tensors
 from mask_rcnn_jax.training import restore_for_inference
 from tests.data.coco_files import annotation, write_dataset

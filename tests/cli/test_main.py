@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from mask_rcnn_jax import __version__, configs
-from mask_rcnn_jax.cli.experiment import config_path, load_experiment
 from mask_rcnn_jax.cli.main import COMMANDS, main
+from mask_rcnn_jax.cli.runs.experiment import config_path, load_experiment
 from mask_rcnn_jax.config import differences
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.training import ExperimentConfig
-from mask_rcnn_jax.training.workdir import claim
+from mask_rcnn_jax.training.runs.workdir import claim
 
 ROOT = Path(__file__).parents[2]
 

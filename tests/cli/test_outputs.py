@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from mask_rcnn_jax.cli.main import main
-from mask_rcnn_jax.cli.outputs import FORMATS, ReadImage
-from mask_rcnn_jax.cli.tables import open_table
-from mask_rcnn_jax.cli.videos import ImageSequence, predict_clip
-from mask_rcnn_jax.data.inputs import InputImage, find_images
+from mask_rcnn_jax.cli.prediction.outputs import FORMATS, ReadImage
+from mask_rcnn_jax.cli.prediction.tables import open_table
+from mask_rcnn_jax.cli.prediction.videos import ImageSequence, predict_clip
+from mask_rcnn_jax.disk.output_folder import RECORD, OutputFolder
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import Detections
-from mask_rcnn_jax.output_folder import RECORD, OutputFolder
+from mask_rcnn_jax.media.inputs import InputImage, find_images
 from tests.data.coco_files import annotation, write_dataset
 from tests.inference.test_detections import HEIGHT, WIDTH, some
 

@@ -12,10 +12,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mask_rcnn_jax.cli.main import main
-from mask_rcnn_jax.data.inputs import find_images
+from mask_rcnn_jax.disk.output_folder import RECORD
 from mask_rcnn_jax.inference import Predictor
 from mask_rcnn_jax.inference.checkpoint import Metadata
-from mask_rcnn_jax.output_folder import RECORD
+from mask_rcnn_jax.media.inputs import find_images
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.checkpoint import Checkpoints
 from mask_rcnn_jax.training.step import init_state

@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
-from mask_rcnn_jax.cli import videos
 from mask_rcnn_jax.cli.main import main
-from mask_rcnn_jax.cli.predict import _write_all
-from mask_rcnn_jax.data.inputs import InputImage
-from mask_rcnn_jax.data.video import VideoReader, VideoWriter
+from mask_rcnn_jax.cli.prediction import videos
+from mask_rcnn_jax.cli.prediction.predict import _write_all
+from mask_rcnn_jax.disk.output_folder import RECORD, OutputFolder
 from mask_rcnn_jax.inference import Detections, Predictor
 from mask_rcnn_jax.inference.augmented import AugmentationConfig
 from mask_rcnn_jax.inference.checkpoint import Metadata, Model
+from mask_rcnn_jax.media.inputs import InputImage
+from mask_rcnn_jax.media.video import VideoReader, VideoWriter
 from mask_rcnn_jax.models import MaskRCNNConfig
-from mask_rcnn_jax.output_folder import RECORD, OutputFolder
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.checkpoint import Checkpoints
 from mask_rcnn_jax.training.step import init_state
@@ -131,7 +131,9 @@ def test_images_as_frames(checkpoint, tmp_path, capsys) -> None:
 
 def test_tiles_and_augmentation(checkpoint, tmp_path, capsys, monkeypatch) -> None:
     # Of the sizes that would be looked at, one, which compiles quickly.
-    monkeypatch.setattr("mask_rcnn_jax.cli.predict.AugmentationConfig", partial(AugmentationConfig, scales=(1.0,)))
+    monkeypatch.setattr(
+        "mask_rcnn_jax.cli.prediction.predict.AugmentationConfig", partial(AugmentationConfig, scales=(1.0,))
+    )
     Image.fromarray(noise(100, 150)).save(tmp_path / "large.png")
     image = tmp_path / "large.png"
     assert predict(checkpoint, tmp_path / "plain", image, "--format", "csv", "--batch-size", BATCH) == 0

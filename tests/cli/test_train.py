@@ -2,10 +2,10 @@
 
 import pytest
 
-from mask_rcnn_jax.cli.train import main
+from mask_rcnn_jax.cli.runs.train import main
 from mask_rcnn_jax.data import DataConfig, ShapesConfig
 from mask_rcnn_jax.training import ExperimentConfig
-from mask_rcnn_jax.training.workdir import claim
+from mask_rcnn_jax.training.runs.workdir import claim
 from tests.data.coco_files import annotation, write_dataset
 
 SMALL = [

@@ -14,17 +14,11 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax import models
 from mask_rcnn_jax.inference import encode_masks
-from mask_rcnn_jax.models import (
-    FPNConfig,
-    MaskRCNNConfig,
-    PointRendConfig,
-    RPNConfig,
-    Variables,
-    box_head,
-    cascade,
-    rpn,
-)
+from mask_rcnn_jax.models import FPNConfig, MaskRCNNConfig, PointRendConfig, RPNConfig, Variables
+from mask_rcnn_jax.models.heads import box as box_head
+from mask_rcnn_jax.models.heads import cascade
 from mask_rcnn_jax.models.pooler import RoIPoolConfig, RoIPoolerConfig, pool
+from mask_rcnn_jax.models.proposals import rpn
 from mask_rcnn_jax.models.rcnn import context_of, detect_from_features, normalize
 from mask_rcnn_jax.ops import decode_keypoints
 from mask_rcnn_jax.pretrained import convert

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mask_rcnn_jax import models
-from mask_rcnn_jax.models import PointRendConfig, Variables, box_head, point_rend
+from mask_rcnn_jax.models import PointRendConfig, Variables
 from mask_rcnn_jax.models.context import Context
-from mask_rcnn_jax.models.point_rend import PointRendHead
+from mask_rcnn_jax.models.heads import box as box_head
+from mask_rcnn_jax.models.heads import point_rend
+from mask_rcnn_jax.models.heads.point_rend import PointRendHead
 from mask_rcnn_jax.models.rcnn import context_of
-from mask_rcnn_jax.ops import points as point_ops
+from mask_rcnn_jax.ops.pooling import points as point_ops
 from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, SampledRoIs
 from tests.conformance.golden import IMAGES, Golden, nhwc
 from tests.conformance.rows import Row, relative

@@ -17,8 +17,10 @@ from torchvision.ops import box_iou, nms
 
 from mask_rcnn_jax import data, models, ops
 from mask_rcnn_jax.inference import encode_masks, predict
-from mask_rcnn_jax.models import box_head, rcnn, rpn
+from mask_rcnn_jax.models import rcnn
+from mask_rcnn_jax.models.heads import box as box_head
 from mask_rcnn_jax.models.pooler import PoolerConfig, pool
+from mask_rcnn_jax.models.proposals import rpn
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.structures import EvalBatch, Proposals
 from tests import probabilities

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from mask_rcnn_jax.models import FPNConfig, ResNetConfig
-from mask_rcnn_jax.models.resnet import BLOCKS, STAGES
+from mask_rcnn_jax.models.backbones.resnet import BLOCKS, STAGES
 
 
 class TorchBackbone:

@@ -20,7 +20,8 @@ from jax.sharding import PartitionSpec as P
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
-from mask_rcnn_jax.models import MaskRCNNConfig, Variables, loss_terms, rpn
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables, loss_terms
+from mask_rcnn_jax.models.proposals import rpn
 from mask_rcnn_jax.sharding import DATA_AXIS, data_mesh
 from mask_rcnn_jax.structures import Batch, GroundTruth, Proposals
 from tests.conformance.reference import lowest_indices, tensors

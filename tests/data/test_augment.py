@@ -13,14 +13,13 @@ from mask_rcnn_jax.data import (
     ColorJitterConfig,
     DataConfig,
     LargeScaleJitterConfig,
-    augment,
     load_coco,
     train_batches,
     trainable_records,
-    transforms,
 )
-from mask_rcnn_jax.data.examples import read_picture, training_sample
-from mask_rcnn_jax.data.samples import PlacedMask, Sample, mask_of_pixels
+from mask_rcnn_jax.data.augment import steps, transforms
+from mask_rcnn_jax.data.augment.reading import read_picture, training_sample
+from mask_rcnn_jax.data.augment.sample import PlacedMask, Sample, mask_of_pixels
 from tests.data.coco_files import annotation, write_dataset
 from tests.data.test_examples import bright_shapes, paste
 
@@ -58,7 +57,7 @@ def test_jitter_resizes_cuts_and_fills_as_detectron2(tmp_path, size):
     record = bright_shapes(tmp_path, size)
     picture = read_picture(record, LSJ)
     for share, offset in [(0.0, 0.3), (0.2, 0.9), (0.5, 0.5), (0.8, 0.1), (1.0, 0.7)]:
-        sample = augment.large_scale_jitter(picture, record, LSJ, Drawn(share, offset))
+        sample = steps.large_scale_jitter(picture, record, LSJ, Drawn(share, offset))
         (height, width), (y, x) = detectron2_geometry(*size, 96, 0.1 + share * 1.9, offset)
         whole = transforms.resize_picture(picture, (int(height), int(width)), "detectron2")
         expected = np.full((96, 96, 3), 128)
@@ -93,7 +92,7 @@ def test_jitter_keeps_boxes_and_masks_on_their_pixels(tmp_path):
 def test_jitter_moves_keypoints_with_the_pixels(tmp_path):
     record, spots = spotted(tmp_path)
     for seed in range(20):
-        sample = augment.large_scale_jitter(read_picture(record, LSJ), record, LSJ, np.random.default_rng(seed))
+        sample = steps.large_scale_jitter(read_picture(record, LSJ), record, LSJ, np.random.default_rng(seed))
         scale = (sample.boxes[0, 2] - sample.boxes[0, 0]) if len(sample.boxes) else 0
         for (x, y, visibility), value in zip(sample.keypoints.reshape(-1, 3), spots, strict=False):
             if visibility and scale > 40:
@@ -199,7 +198,7 @@ def test_pasted_instances_hide_what_lies_below(donor_size):
         chosen = np.random.default_rng(seed)
         chosen.random()
         kept = chosen.random(len(above)) < 0.5
-        result = augment.copy_paste(sample, np.random.default_rng(seed), config, lambda _, donor=donor: donor)
+        result = steps.copy_paste(sample, np.random.default_rng(seed), config, lambda _, donor=donor: donor)
 
         pasted = [np.zeros((40, 50), bool) for b, keep in zip(above, kept, strict=True) if keep]
         height, width = min(40, donor_size[0]), min(50, donor_size[1])
@@ -228,7 +227,7 @@ def test_covered_keypoints_count_as_hidden():
     donor = blank(
         value=200, bitmaps=[rectangle(25, 15, 35, 25)], keypoints=np.array([[[26.5, 16.5, 2]] * 3], np.float32)
     )
-    results = [augment.copy_paste(sample, np.random.default_rng(s), config, lambda _: donor) for s in range(10)]
+    results = [steps.copy_paste(sample, np.random.default_rng(s), config, lambda _: donor) for s in range(10)]
     assert {len(result.boxes) for result in results} == {1, 2}
     for result in results:
         hidden = 1 if len(result.boxes) == 2 else 2
@@ -242,7 +241,7 @@ def test_instances_that_nothing_covers_keep_their_annotation():
     boxes = np.array([[2, 2, 12, 12]], np.float32)
     sample = Sample(image, boxes, np.zeros(1, np.int32), (mask,), np.zeros((1, 0, 3), np.float32))
     donor = blank(value=9, bitmaps=[rectangle(10, 9, 20, 20)])  # meets the box but not the triangle in it
-    result = augment.copy_paste(sample, np.random.default_rng(1), replace(LSJ, copy_paste=1.0), lambda _: donor)
+    result = steps.copy_paste(sample, np.random.default_rng(1), replace(LSJ, copy_paste=1.0), lambda _: donor)
     assert result.masks[0] is mask
 
 
@@ -309,7 +308,7 @@ def test_colour_jitter_is_torchvisions(kind, index, share):
     config = ColorJitterConfig(**dict.fromkeys(("brightness", "contrast", "saturation"), 0.0) | {kind: 0.6})
     shares = [0.5, 0.5, 0.5]
     shares[index] = share
-    result = np.asarray(augment.color_jitter(Image.fromarray(pixels), config, Drawn(*shares))).astype(float)
+    result = np.asarray(steps.color_jitter(Image.fromarray(pixels), config, Drawn(*shares))).astype(float)
     factor = 0.4 + share * 1.2
     grey = pixels @ np.array([0.2989, 0.587, 0.114])
     other = {"brightness": 0.0, "contrast": grey.mean(), "saturation": grey[..., None]}[kind]

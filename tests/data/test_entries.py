@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mask_rcnn_jax.data.entries import is_number
+from mask_rcnn_jax.data.records.entries import is_number
 
 
 @pytest.mark.parametrize("value", [0, -1.5, 10**99, np.float32(2), np.int64(3), np.float64(-4)])

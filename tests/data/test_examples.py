@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mask_rcnn_jax.data import CocoConfig, DataConfig, load_coco
-from mask_rcnn_jax.data.examples import training_sample
+from mask_rcnn_jax.data.augment.reading import training_sample
 from mask_rcnn_jax.errors import UserError
 from tests.data.coco_files import annotation, write_dataset
 

@@ -15,8 +15,8 @@ from mask_rcnn_jax.data import CocoConfig, load_coco
 from mask_rcnn_jax.data.convert import Source, choose_splits, read_labelme, read_via, read_yolo, write_coco
 from mask_rcnn_jax.data.convert.source import Unusable
 from mask_rcnn_jax.data.lint import describe, lint
-from mask_rcnn_jax.data.masks import bitmap, coverage, to_rle, visible_box
-from mask_rcnn_jax.data.rasterise import polygon
+from mask_rcnn_jax.data.records.masks import bitmap, coverage, to_rle, visible_box
+from mask_rcnn_jax.data.records.rasterise import polygon
 from mask_rcnn_jax.errors import UserError
 from tests.data.coco_files import SQUARE, annotation, write_dataset
 from tests.json_mutants import mutants

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from mask_rcnn_jax.data.image_files import UNREADABLE, count_frames, displayed_size, opened_image
-from mask_rcnn_jax.data.transforms import open_image
+from mask_rcnn_jax.data.augment.transforms import open_image
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.media.image_files import UNREADABLE, count_frames, displayed_size, opened_image
 from tests.byte_mutants import mutant
 
 MAX_PIXELS = 1_000_000  # a header with changed bits may ask for gigabytes

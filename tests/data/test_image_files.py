@@ -15,11 +15,11 @@ import pytest
 from PIL import Image, features
 
 import mask_rcnn_jax
-from mask_rcnn_jax.data import image_files
-from mask_rcnn_jax.data.image_files import displayed_size, opened_image
-from mask_rcnn_jax.data.transforms import open_image
+from mask_rcnn_jax.data.augment.transforms import open_image
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.images import open_picture
+from mask_rcnn_jax.media import image_files
+from mask_rcnn_jax.media.image_files import displayed_size, opened_image
 
 PACKAGE = Path(mask_rcnn_jax.__file__).parent
 XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{}"/></x:xmpmeta>'
@@ -160,7 +160,7 @@ def test_there_is_one_door():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("Image.open", "PIL.Image.open")
     ]
-    assert found == ["data/image_files.py"], "open images by `opened_image`, which limits formats and memory"
+    assert found == ["media/image_files.py"], "open images by `opened_image`, which limits formats and memory"
 
 
 def test_importing_the_package_changes_nothing_of_other_libraries():

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mask_rcnn_jax.cli import build_tfds, convert, lint
-from mask_rcnn_jax.data.inputs import find_images
+from mask_rcnn_jax.cli.data import build_tfds, convert, lint
+from mask_rcnn_jax.media.inputs import find_images
 
 
 @pytest.mark.parametrize("folder", ["set [1]", "a*b", "what?", "[!x]"])

@@ -1,7 +1,7 @@
 import pytest
 
 from mask_rcnn_jax.data import CocoConfig, load_coco
-from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS, describe_flips, find_pairs, mirrored
+from mask_rcnn_jax.data.augment.keypoint_flips import COCO_KEYPOINTS, describe_flips, find_pairs, mirrored
 from mask_rcnn_jax.errors import UserError
 
 # detectron2 0.6, builtin_meta.COCO_PERSON_KEYPOINT_FLIP_MAP: ("left_eye", "right_eye"), ("left_ear", ...), ...

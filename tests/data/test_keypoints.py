@@ -7,17 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn_jax.data import (
-    CocoConfig,
-    DataConfig,
-    describe_left_out,
-    load_coco,
-    train_batches,
-    trainable_records,
-    transforms,
-)
-from mask_rcnn_jax.data.examples import training_sample
-from mask_rcnn_jax.data.keypoint_flips import mirrored
+from mask_rcnn_jax.data import CocoConfig, DataConfig, describe_left_out, load_coco, train_batches, trainable_records
+from mask_rcnn_jax.data.augment import transforms
+from mask_rcnn_jax.data.augment.keypoint_flips import mirrored
+from mask_rcnn_jax.data.augment.reading import training_sample
 from mask_rcnn_jax.errors import UserError
 from tests.data.coco_files import annotation, write_dataset
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mask_rcnn_jax.data import packed as packed_module
-from mask_rcnn_jax.data.packed import Selection, pack
 from mask_rcnn_jax.data.records import Federated, Record
-from mask_rcnn_jax.data.shards import ShardImage
+from mask_rcnn_jax.data.records import packed as packed_module
+from mask_rcnn_jax.data.records.packed import Selection, pack
+from mask_rcnn_jax.data.records.shards import ShardImage
 from tests.data.same_records import assert_same_records
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc, of Linux")

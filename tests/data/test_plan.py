@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.data import plan_batches, repeat_factors
-from mask_rcnn_jax.data.packed import pack
+from mask_rcnn_jax.data.records.packed import pack
 from tests.data.test_packed import made_up_records
 
 

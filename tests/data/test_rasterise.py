@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.data import rasterise, to_rle
-from mask_rcnn_jax.data.masks import bitmap
+from mask_rcnn_jax.data import to_rle
+from mask_rcnn_jax.data.records import rasterise
+from mask_rcnn_jax.data.records.masks import bitmap
 from mask_rcnn_jax.rle import decode_window, run_lengths
 
 

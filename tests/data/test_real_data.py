@@ -14,13 +14,13 @@ from mask_rcnn_jax.data import (
     CocoConfig,
     DataConfig,
     LargeScaleJitterConfig,
-    augment,
     load_coco,
     to_rle,
     train_batches,
     trainable_records,
 )
-from mask_rcnn_jax.data.examples import read_picture, training_sample
+from mask_rcnn_jax.data.augment import steps
+from mask_rcnn_jax.data.augment.reading import read_picture, training_sample
 from tests.data.test_augment import Drawn, detectron2_geometry
 from tests.data.test_examples import paste
 
@@ -51,7 +51,7 @@ def test_jittered_masks_are_the_resized_and_cut_bitmaps(shared, name):
     records = trainable_records(dataset, LSJ)
     for share, offset, index in [(0.1, 0.5, 3), (0.4, 0.2, 8), (0.7, 0.9, 15), (0.95, 0.4, 22), (0.6, 0.0, 31)]:
         record = records[index]
-        sample = augment.large_scale_jitter(read_picture(record, LSJ), record, LSJ, Drawn(share, offset))
+        sample = steps.large_scale_jitter(read_picture(record, LSJ), record, LSJ, Drawn(share, offset))
         size = (record.height, record.width)
         (height, width), (y, x) = detectron2_geometry(*size, 512, 0.1 + share * 1.9, offset)
         expected = []

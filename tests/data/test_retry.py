@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn_jax.data.transforms import open_image
+from mask_rcnn_jax.data.augment.transforms import open_image
 from mask_rcnn_jax.errors import UserError
 
 

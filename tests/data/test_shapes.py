@@ -8,13 +8,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.data import (
-    MixtureConfig,
-    ShapesConfig,
-    masks,
-    verify_images,
-)
-from mask_rcnn_jax.data.shapes import CLASS_NAMES, draw_shapes, write_shapes
+from mask_rcnn_jax.data import MixtureConfig, ShapesConfig, verify_images
+from mask_rcnn_jax.data.records import masks
+from mask_rcnn_jax.data.sources.shapes import CLASS_NAMES, draw_shapes, write_shapes
 from mask_rcnn_jax.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decode

@@ -21,13 +21,13 @@ from mask_rcnn_jax.data import (
     TfdsConfig,
     build_tfds,
     read_image,
-    tfds_builder,
-    tfds_source,
     train_batches,
     verify_images,
 )
+from mask_rcnn_jax.data.sources import tfds as tfds_source
+from mask_rcnn_jax.data.sources import tfds_builder
+from mask_rcnn_jax.disk.output_folder import OutputFolder
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.output_folder import OutputFolder
 from mask_rcnn_jax.visualize import write_pictures
 from tests.data.coco_files import annotation, write_dataset
 from tests.data.same_records import assert_same_records

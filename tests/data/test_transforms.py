@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
-from mask_rcnn_jax.data import transforms
+from mask_rcnn_jax.data.augment import transforms
 from mask_rcnn_jax.errors import UserError
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mask_rcnn_jax.data.video import VideoReader, VideoWriter
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.media.video import VideoReader, VideoWriter
 
 av = pytest.importorskip("av", reason="needs PyAV, the extra `video`")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mask_rcnn_jax.data.workers import BatchIterator
+from mask_rcnn_jax.data.batching.workers import BatchIterator
 from tests.data.test_augment import scenes
 
 ROOT = Path(__file__).parents[2]

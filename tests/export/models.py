@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_jax.data import transforms
+from mask_rcnn_jax.data.augment import transforms
 from mask_rcnn_jax.export.program import Exportable, ExportSettings
 from mask_rcnn_jax.export.resize import Preprocessing
 from mask_rcnn_jax.inference import Detections, predict

@@ -12,8 +12,8 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.resize import Preprocessing, preprocess
 from mask_rcnn_jax.models import ConvNeXtConfig
 from mask_rcnn_jax.ops.nms import nms
-from mask_rcnn_jax.ops.points import uncertain_cells, with_cells
-from mask_rcnn_jax.ops.roi_pool import multilevel_roi_pool
+from mask_rcnn_jax.ops.pooling.points import uncertain_cells, with_cells
+from mask_rcnn_jax.ops.pooling.roi_pool import multilevel_roi_pool
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mask_rcnn_jax.data import transforms
+from mask_rcnn_jax.data.augment import transforms
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.program import ExportSettings
 from mask_rcnn_jax.export.resize import Preprocessing, largest_exact_side, preprocess, resized_sizes

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mask_rcnn_jax.cli.train import main
+from mask_rcnn_jax.cli.runs.train import main
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.training import loop
+from mask_rcnn_jax.training.runs.workdir import locked
 from mask_rcnn_jax.training.window import Window
-from mask_rcnn_jax.training.workdir import locked
 from tests.faults.harness import Run, assert_same_end, finished_steps, metrics, write_settings
 from tests.tiny import smallest_model, tiny_experiment
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.inference import DetectFn, Detections, batched, predict
-from mask_rcnn_jax.inference.masks import encode_masks
+from mask_rcnn_jax.inference.results.masks import encode_masks
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
 from mask_rcnn_jax.structures import EvalBatch, PaddedDetections
 

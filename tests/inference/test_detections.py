@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import Detections
-from mask_rcnn_jax.inference.outputs import cutouts, label_image, mask_windows, polygons, table_rows, to_geojson
+from mask_rcnn_jax.inference.results.outputs import cutouts, label_image, mask_windows, polygons, table_rows, to_geojson
 
 HEIGHT, WIDTH = 40, 60
 NAMES = ("cat", "dog", "cow")

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn_jax.cli.outputs import FORMATS
-from mask_rcnn_jax.cli.videos import _COLUMNS, ImageSequence, predict_clip
-from mask_rcnn_jax.data.inputs import InputImage
+from mask_rcnn_jax.cli.prediction.outputs import FORMATS
+from mask_rcnn_jax.cli.prediction.videos import _COLUMNS, ImageSequence, predict_clip
+from mask_rcnn_jax.disk.output_folder import OutputFolder
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export import runtime
 from mask_rcnn_jax.inference import Detections
-from mask_rcnn_jax.inference.outputs import COLUMNS, to_geojson
+from mask_rcnn_jax.inference.results.outputs import COLUMNS, to_geojson
 from mask_rcnn_jax.inference.stitching import stitch
-from mask_rcnn_jax.output_folder import OutputFolder
+from mask_rcnn_jax.media.inputs import InputImage
 from mask_rcnn_jax.value_names import CELLS, TAKEN, check_value_names, is_free
 from tests.inference.test_detections import HEIGHT, NAMES, WIDTH, some
 

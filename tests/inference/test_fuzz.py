@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn_jax.data.image_files import displayed_size
-from mask_rcnn_jax.data.inputs import find_images
 from mask_rcnn_jax.inference import Predictor
+from mask_rcnn_jax.media.image_files import displayed_size
+from mask_rcnn_jax.media.inputs import find_images
 from tests.inference.small import DATA, noise, small_model
 
 COUNT = 1000

@@ -11,12 +11,12 @@ import pytest
 
 from mask_rcnn_jax import load_model
 from mask_rcnn_jax.data import CocoConfig, DataConfig, ShapesConfig
-from mask_rcnn_jax.data.keypoint_flips import COCO_KEYPOINTS
+from mask_rcnn_jax.data.augment.keypoint_flips import COCO_KEYPOINTS
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.checkpoint import Metadata, _check_names, _older_keypoint_names, read_checkpoint
 from mask_rcnn_jax.inference.stored import Damaged, Unfamiliar, check_readable
 from mask_rcnn_jax.models import MaskRCNNConfig
-from mask_rcnn_jax.models.keypoint_head import KeypointHeadConfig
+from mask_rcnn_jax.models.heads.keypoint import KeypointHeadConfig
 from mask_rcnn_jax.training.checkpoint import Checkpoints
 from mask_rcnn_jax.training.step import init_state
 from tests.tiny import tiny_experiment

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.inference.detections import Detections
+from mask_rcnn_jax.inference.results.detections import Detections
 from mask_rcnn_jax.inference.stitching import stitch
 from mask_rcnn_jax.inference.tiling import TiledPredictor, TilingConfig, tile_windows
 

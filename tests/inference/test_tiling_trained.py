@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tiling import measure, shape_pieces
-from mask_rcnn_jax.cli.train import main as train
+from mask_rcnn_jax.cli.runs.train import main as train
 from mask_rcnn_jax.data import ShapesConfig
 from mask_rcnn_jax.inference import load_model
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.models import BoxHeadConfig
-from mask_rcnn_jax.models.box_head import box_losses, detect_boxes, sample_rois
+from mask_rcnn_jax.models.heads.box import box_losses, detect_boxes, sample_rois
 from mask_rcnn_jax.structures import GroundTruth, Proposals, SampledRoIs
 
 CONFIG = BoxHeadConfig(samples=8, max_detections=5)

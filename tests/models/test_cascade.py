@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.models import BoxHeadConfig, CascadeConfig, MaskRCNNConfig
-from mask_rcnn_jax.models.cascade import refine, relabel, scale_gradient
+from mask_rcnn_jax.models.heads.cascade import refine, relabel, scale_gradient
 from mask_rcnn_jax.structures import GroundTruth
 
 FIRST = BoxHeadConfig(class_agnostic=True)

@@ -26,7 +26,7 @@ from mask_rcnn_jax.models import (
     loss_terms,
 )
 from mask_rcnn_jax.models.losses import binary_cross_entropy, masked_mean
-from mask_rcnn_jax.models.proposals import GivenProposals
+from mask_rcnn_jax.models.proposals.given import GivenProposals
 from mask_rcnn_jax.structures import Proposals
 from tests.tiny import smallest_model, tiny_batch
 

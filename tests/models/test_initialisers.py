@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mask_rcnn_jax.models.initialisers import _draw, msra_init, normal_init, xavier_init
+from mask_rcnn_jax.models.layers.initialisers import _draw, msra_init, normal_init, xavier_init
 
 SHAPES = [(1, 1), (3, 5), (1024, 91), (1, 1, 17, 33), (3, 3, 16, 16), (7, 7, 3, 64), (2, 2, 40, 8)]
 PEERS = {

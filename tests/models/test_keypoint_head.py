@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models.keypoint_head import Deconv4x4, KeypointHead, KeypointHeadConfig, keypoint_losses
+from mask_rcnn_jax.models.heads.keypoint import Deconv4x4, KeypointHead, KeypointHeadConfig, keypoint_losses
 from mask_rcnn_jax.models.pooler import pool
 from mask_rcnn_jax.ops import decode_keypoints
 from mask_rcnn_jax.ops.boxes import pairwise_iou

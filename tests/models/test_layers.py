@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from mask_rcnn_jax.models import NormConfig
 from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, Kernel, max_pool, over_rois
-from mask_rcnn_jax.models.norms import BatchNorm, Frozen, FrozenBatchNorm, freeze
+from mask_rcnn_jax.models.layers.norms import BatchNorm, Frozen, FrozenBatchNorm, freeze
 from mask_rcnn_jax.sharding import DATA_AXIS, data_mesh
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from mask_rcnn_jax.models import MaskHeadConfig
-from mask_rcnn_jax.models.mask_head import mask_losses
+from mask_rcnn_jax.models.heads.mask import mask_losses
 from mask_rcnn_jax.structures import GroundTruth, SampledRoIs
 
 

@@ -20,10 +20,10 @@ from mask_rcnn_jax.models import (
     init,
     loss_terms,
 )
-from mask_rcnn_jax.models.backbone import Feature
+from mask_rcnn_jax.models.backbones.base import Feature
 from mask_rcnn_jax.models.context import Context, Inputs
-from mask_rcnn_jax.models.point_rend import PointRendHead, train_points
-from mask_rcnn_jax.ops import points as point_ops
+from mask_rcnn_jax.models.heads.point_rend import PointRendHead, train_points
+from mask_rcnn_jax.ops.pooling import points as point_ops
 from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, SampledRoIs
 from mask_rcnn_jax.training.step import init_state, make_train_step
 from tests.programs import count_exact_products, scopes

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from mask_rcnn_jax.models import FPNConfig, NormConfig, ResNetConfig
-from mask_rcnn_jax.models.norms import BatchNorm
-from mask_rcnn_jax.models.resnet import STAGES
+from mask_rcnn_jax.models.backbones.resnet import STAGES
+from mask_rcnn_jax.models.layers.norms import BatchNorm
 
 
 @pytest.mark.parametrize("depth", [10, 18, 34, 50, 101])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.models import RPNConfig
-from mask_rcnn_jax.models.rpn import level_anchors, propose, rpn_losses
+from mask_rcnn_jax.models.proposals.rpn import level_anchors, propose, rpn_losses
 from mask_rcnn_jax.structures import GroundTruth
 
 CONFIG = RPNConfig(features=("p2",), sizes=((16.0,),), ratios=(1.0,), samples=8, pre_nms_test=50, post_nms_test=20)

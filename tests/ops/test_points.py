@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from mask_rcnn_jax import ops
-from mask_rcnn_jax.ops import points as point_ops
+from mask_rcnn_jax.ops.pooling import points as point_ops
 
 sample_points = jax.jit(point_ops.sample_points)
 sample_coarse = jax.jit(point_ops.sample_coarse)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from mask_rcnn_jax import ops
 from mask_rcnn_jax.models import RoIPoolConfig
-from mask_rcnn_jax.ops.roi_pool import _add_one_by_one, _add_sorted, _Bins, _search, _search_one_by_one
+from mask_rcnn_jax.ops.pooling.roi_pool import _add_one_by_one, _add_sorted, _Bins, _search, _search_one_by_one
 from mask_rcnn_jax.pretrained import read_tensors
 
 SCALE = 1 / 4

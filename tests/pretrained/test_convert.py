@@ -412,7 +412,7 @@ def test_the_deconvolution_is_pytorchs(torchvision: ModuleType):
     import torch
     from flax import nnx
 
-    from mask_rcnn_jax.models.keypoint_head import Deconv4x4
+    from mask_rcnn_jax.models.heads.keypoint import Deconv4x4
     from mask_rcnn_jax.models.layers import Deconv2x2
     from mask_rcnn_jax.pretrained.table import DECONV
 

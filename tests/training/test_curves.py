@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mask_rcnn_jax.training.curves import draw, draw_curves, read_curves
+from mask_rcnn_jax.training.reporting.curves import draw, draw_curves, read_curves
 
 LINES = [
     {"step": 10, "loss": 2.0, "loss/mask": 1.5, "gradient_norm": 3.0, "gradient_norm/rpn": 2.0, "learning_rate": 0.1},

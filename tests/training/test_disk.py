@@ -9,7 +9,7 @@ from collections import namedtuple
 import pytest
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.training.disk import disk_faults
+from mask_rcnn_jax.training.runs.disk_faults import disk_faults
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.cli.main import main
-from mask_rcnn_jax.data import loaders
+from mask_rcnn_jax.data.batching import loaders
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Mean, Variables, init
 from mask_rcnn_jax.structures import Batch, TrainBatch
-from mask_rcnn_jax.training import ExperimentConfig, diagnosis, train
-from mask_rcnn_jax.training.diagnosis import NOTHING, diagnose
-from mask_rcnn_jax.training.divergence import load_kept_step
+from mask_rcnn_jax.training import ExperimentConfig, train
+from mask_rcnn_jax.training.runs import diagnosis
+from mask_rcnn_jax.training.runs.diagnosis import NOTHING, diagnose
+from mask_rcnn_jax.training.runs.divergence import load_kept_step
 from tests.tiny import one_map_model, tiny_batch, tiny_experiment, tiny_model
 
 CONFIG = tiny_experiment(Path("unused"), model=one_map_model())

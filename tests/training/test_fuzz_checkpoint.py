@@ -23,7 +23,7 @@ from mask_rcnn_jax.inference import load_model, stored
 from mask_rcnn_jax.inference.checkpoint import EVALUATION, by_stored_name, score, stored_metrics
 from mask_rcnn_jax.inference.stored import Damaged, checksum
 from mask_rcnn_jax.training import restore_for_inference
-from mask_rcnn_jax.training.workdir import read_config
+from mask_rcnn_jax.training.runs.workdir import read_config
 from tests.byte_mutants import mutant
 from tests.json_mutants import mutants
 

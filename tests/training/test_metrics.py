@@ -7,7 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.training.metrics import MetricsWriter
+from mask_rcnn_jax.training.reporting.metrics import MetricsWriter
 
 TRAINING = {
     "loss": 1.25,

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from mask_rcnn_jax.cli.train import main
+from mask_rcnn_jax.cli.runs.train import main
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.training import train
-from mask_rcnn_jax.training.profiling import ProfileSteps, Stopwatch, memory_in_use
+from mask_rcnn_jax.training.reporting.profiling import ProfileSteps, Stopwatch, memory_in_use
 from tests.tiny import smallest_model, tiny_experiment
 
 

@@ -14,12 +14,12 @@ import pytest
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.data import CocoDataset, Record, ShapesConfig, fingerprint
-from mask_rcnn_jax.data.packed import Selection
+from mask_rcnn_jax.data.records.packed import Selection
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Variables
-from mask_rcnn_jax.training import provenance
 from mask_rcnn_jax.training.datasets import check_alike
-from mask_rcnn_jax.training.reproduce import how_to_get_code
+from mask_rcnn_jax.training.runs import provenance
+from mask_rcnn_jax.training.runs.reproduce import how_to_get_code
 from mask_rcnn_jax.training.step import TrainState, init_state
 from tests.tiny import tiny_experiment
 

@@ -8,8 +8,8 @@ import pytest
 
 from mask_rcnn_jax.cli.main import main
 from mask_rcnn_jax.training import train
-from mask_rcnn_jax.training.provenance import hash_metrics, repeatable_metrics
-from mask_rcnn_jax.training.reproduce import compare, differences
+from mask_rcnn_jax.training.runs.provenance import hash_metrics, repeatable_metrics
+from mask_rcnn_jax.training.runs.reproduce import compare, differences
 from tests.tiny import smallest_model, tiny_experiment
 
 

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 
-from mask_rcnn_jax.training.stopping import StopRequests
+from mask_rcnn_jax.training.runs.stopping import StopRequests
 
 
 def test_sigterm_is_noticed_and_what_was_there_before_comes_back():

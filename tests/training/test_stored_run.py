@@ -18,9 +18,9 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.checkpoint import by_stored_name, load_model, read_checkpoint, score
 from mask_rcnn_jax.inference.stored import checksum
 from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata
+from mask_rcnn_jax.training.runs.workdir import check_workdir, claim, read_config
 from mask_rcnn_jax.training.start import first_state
 from mask_rcnn_jax.training.step import make_mesh
-from mask_rcnn_jax.training.workdir import check_workdir, claim, read_config
 
 METADATA = Metadata(("circle", "square", "triangle", "star", "ring", "cross"), (1, 2, 3, 4, 5, 6))
 # Checksums of the parameters (there are no buffers), of their average, and of the optimizer's state.

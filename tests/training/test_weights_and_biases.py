@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.training.metrics import SilentWriter
-from mask_rcnn_jax.training.weights_and_biases import logged_to_wandb
+from mask_rcnn_jax.training.reporting.metrics import SilentWriter
+from mask_rcnn_jax.training.reporting.weights_and_biases import logged_to_wandb
 from tests.tiny import tiny_experiment
 
 

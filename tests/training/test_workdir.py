@@ -10,10 +10,10 @@ import pytest
 
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import CocoConfig, LvisConfig, MixtureConfig, TfdsConfig
+from mask_rcnn_jax.disk.places import latest_step
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.places import latest_step
 from mask_rcnn_jax.training.config import ExperimentConfig
-from mask_rcnn_jax.training.workdir import check_workdir, claim, locked, read_config
+from mask_rcnn_jax.training.runs.workdir import check_workdir, claim, locked, read_config
 from tests.tiny import tiny_experiment
 
 

@@ -12,7 +12,7 @@ from mask_rcnn_jax.data import (
     ShapesConfig,
     train_batches,
 )
-from mask_rcnn_jax.output_folder import OutputFolder
+from mask_rcnn_jax.disk.output_folder import OutputFolder
 from mask_rcnn_jax.visualize import write_augmented
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 
 from mask_rcnn_jax.data import CocoConfig, CocoDataset, ShapesConfig
-from mask_rcnn_jax.output_folder import OutputFolder
+from mask_rcnn_jax.disk.output_folder import OutputFolder
 from mask_rcnn_jax.visualize import write_pictures
 
 

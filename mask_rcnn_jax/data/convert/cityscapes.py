@@ -12,8 +12,8 @@ import numpy as np
 from mask_rcnn_jax.data.convert.outlines import instance_of_bitmap
 from mask_rcnn_jax.data.convert.pictures import picture_size, read_ids
 from mask_rcnn_jax.data.convert.source import Picture, Source, Task
+from mask_rcnn_jax.disk.files import is_folder
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_folder
 
 # The classes with instances that Cityscapes evaluates, under their label ids.
 CATEGORIES = {

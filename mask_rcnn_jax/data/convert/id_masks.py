@@ -25,8 +25,8 @@ from mask_rcnn_jax.data.convert.source import (
     numbered,
     split_folders,
 )
+from mask_rcnn_jax.disk.files import is_file, is_folder
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_file, is_folder
 
 VOC_CLASSES = (
     "aeroplane",

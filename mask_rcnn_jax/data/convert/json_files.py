@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn_jax.data.entries import read_json
+from mask_rcnn_jax.data.records.entries import read_json
+from mask_rcnn_jax.disk.files import open_file
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import open_file
 
 
 def read_object(path: Path) -> dict[str, Any]:

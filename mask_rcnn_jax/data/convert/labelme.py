@@ -34,11 +34,11 @@ from mask_rcnn_jax.data.convert.source import (
     numbered,
     split_folders,
 )
-from mask_rcnn_jax.data.entries import file_name, is_unicode, shown
-from mask_rcnn_jax.data.image_files import UNREADABLE, decode_upright, opened_image
-from mask_rcnn_jax.data.masks import to_rle
+from mask_rcnn_jax.data.records.entries import file_name, is_unicode, shown
+from mask_rcnn_jax.data.records.masks import to_rle
+from mask_rcnn_jax.disk.files import is_file, is_folder
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_file, is_folder
+from mask_rcnn_jax.media.image_files import UNREADABLE, decode_upright, opened_image
 from mask_rcnn_jax.rle import RLE, area_of, encode_bitmap, union_of
 
 Part = Float[np.ndarray, "_ 2"] | RLE  # of one object, each of its own length

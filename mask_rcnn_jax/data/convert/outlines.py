@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from mask_rcnn_jax.data.convert.source import Case, Instance
-from mask_rcnn_jax.data.entries import is_number
-from mask_rcnn_jax.data.masks import to_rle
-from mask_rcnn_jax.data.rasterise import MOST_COORDINATES
+from mask_rcnn_jax.data.records.entries import is_number
+from mask_rcnn_jax.data.records.masks import to_rle
+from mask_rcnn_jax.data.records.rasterise import MOST_COORDINATES
 from mask_rcnn_jax.rle import area_of, encode_bitmap
 
 Polygon = Float[np.ndarray, "P 2"]

@@ -8,7 +8,7 @@ from jaxtyping import Int
 
 from mask_rcnn_jax.data.config import DataConfig
 from mask_rcnn_jax.data.convert.source import Unusable
-from mask_rcnn_jax.data.image_files import IMAGE_SUFFIXES, UNREADABLE, decode_upright, displayed_size, opened_image
+from mask_rcnn_jax.media.image_files import IMAGE_SUFFIXES, UNREADABLE, decode_upright, displayed_size, opened_image
 
 _ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 

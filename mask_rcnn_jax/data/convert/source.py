@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mask_rcnn_jax.data.masks import Segmentation
+from mask_rcnn_jax.data.records.masks import Segmentation
+from mask_rcnn_jax.disk.files import ANY_TEXT, is_folder
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import ANY_TEXT, is_folder
 
 SPLIT_FOLDERS = ("train", "val", "valid", "test")
 UNSPLIT = ""  # names the one split of an input that has none of its own

@@ -22,9 +22,9 @@ from mask_rcnn_jax.data.convert.source import (
     numbered,
     split_folders,
 )
-from mask_rcnn_jax.data.entries import file_name, is_number, is_unicode, shown
+from mask_rcnn_jax.data.records.entries import file_name, is_number, is_unicode, shown
+from mask_rcnn_jax.disk.files import is_folder
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_folder
 
 
 def read_via(

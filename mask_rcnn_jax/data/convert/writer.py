@@ -15,11 +15,11 @@ import numpy as np
 
 from mask_rcnn_jax.data.convert.json_files import read_object
 from mask_rcnn_jax.data.convert.source import Case, Instance, Picture, Source, Task, Unusable
-from mask_rcnn_jax.data.entries import check_category, list_of
-from mask_rcnn_jax.data.masks import to_rle
+from mask_rcnn_jax.data.records.entries import check_category, list_of
+from mask_rcnn_jax.data.records.masks import to_rle
+from mask_rcnn_jax.disk.files import exists, is_folder, is_taken
+from mask_rcnn_jax.disk.output_folder import lies_in
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import exists, is_folder, is_taken
-from mask_rcnn_jax.output_folder import lies_in
 from mask_rcnn_jax.rle import area_of, as_text, window_of
 
 PlaceImage = Literal["link", "symlink", "copy"]

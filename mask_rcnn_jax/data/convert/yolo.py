@@ -15,11 +15,11 @@ from mask_rcnn_jax.data.convert.json_files import read_lines
 from mask_rcnn_jax.data.convert.outlines import Polygon, instance_of_polygons, rectangle
 from mask_rcnn_jax.data.convert.pictures import name_below, picture_size
 from mask_rcnn_jax.data.convert.source import UNSPLIT, Case, Instance, Picture, Source, Task, numbered, split_folders
-from mask_rcnn_jax.data.entries import is_unicode, shown
-from mask_rcnn_jax.data.image_files import IMAGE_SUFFIXES, list_images
+from mask_rcnn_jax.data.records.entries import is_unicode, shown
+from mask_rcnn_jax.disk.files import exists, is_file, is_folder
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.extras import require
-from mask_rcnn_jax.files import exists, is_file, is_folder
+from mask_rcnn_jax.media.image_files import IMAGE_SUFFIXES, list_images
 
 Boxes = Literal["refuse", "rectangle"]
 

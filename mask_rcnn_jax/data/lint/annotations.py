@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn_jax.data.entries import check_image, flag, is_number, is_unicode, read_json, shown
-from mask_rcnn_jax.data.keypoint_flips import unpaired
-from mask_rcnn_jax.data.keypoints import category_keypoints, read_keypoints
+from mask_rcnn_jax.data.augment.keypoint_flips import unpaired
 from mask_rcnn_jax.data.lint.counts import SplitCounts, count_split
 from mask_rcnn_jax.data.lint.findings import Finding
 from mask_rcnn_jax.data.lint.geometry import check_annotation
+from mask_rcnn_jax.data.records.entries import check_image, flag, is_number, is_unicode, read_json, shown
+from mask_rcnn_jax.data.records.keypoints import category_keypoints, read_keypoints
+from mask_rcnn_jax.disk.files import is_folder
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_folder
 
 
 @dataclass

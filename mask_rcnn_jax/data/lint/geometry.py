@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mask_rcnn_jax.data.entries import is_number, shown
-from mask_rcnn_jax.data.masks import to_rle
-from mask_rcnn_jax.data.rasterise import polygon
+from mask_rcnn_jax.data.records.entries import is_number, shown
+from mask_rcnn_jax.data.records.masks import to_rle
+from mask_rcnn_jax.data.records.rasterise import polygon
 from mask_rcnn_jax.rle import area_of, checked_rle_and_runs
 
 Box = tuple[float, float, float, float]

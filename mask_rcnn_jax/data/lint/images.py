@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
+from mask_rcnn_jax.data.augment.transforms import read_image
 from mask_rcnn_jax.data.config import DataConfig
-from mask_rcnn_jax.data.image_files import UNREADABLE, displayed_size, is_turned, list_images, opened_image
 from mask_rcnn_jax.data.lint.annotations import Split
-from mask_rcnn_jax.data.transforms import read_image
+from mask_rcnn_jax.disk.files import is_file
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_file
+from mask_rcnn_jax.media.image_files import UNREADABLE, displayed_size, is_turned, list_images, opened_image
 
 THUMBNAIL = 16  # pixels a side
 

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mask_rcnn_jax.data.coco import CocoConfig
 from mask_rcnn_jax.data.lint.annotations import Split, read_split
 from mask_rcnn_jax.data.lint.copies import find_copies
 from mask_rcnn_jax.data.lint.findings import Finding, Report, in_order
 from mask_rcnn_jax.data.lint.images import check_images
+from mask_rcnn_jax.data.sources.coco import CocoConfig
+from mask_rcnn_jax.disk.files import is_folder
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.files import is_folder
 
 _FIRST = ("train", "val", "test")  # splits in this order, whatever else a name says
 

@@ -1,1 +1,1 @@
-"""Forms of operations that are fast on CPU; the files one level up hold the plain ones and choose."""
+"""Forms of operations that are fast on CPU; `ops` itself and `ops/pooling` hold the plain ones and choose."""

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from mask_rcnn_jax.ops.interpolation import RoIGrid, cell_weights, sample_range
 from mask_rcnn_jax.ops.loops import as_index, part, row, with_part, zero_of
+from mask_rcnn_jax.ops.pooling.interpolation import RoIGrid, cell_weights, sample_range
 
 _BLOCK = 4  # taps a side that are summed at once; with 1, 2 and 3: 2.0, 1.2 and 1.1 times the time
 

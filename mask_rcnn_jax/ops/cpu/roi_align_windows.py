@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from mask_rcnn_jax.ops.interpolation import RoIGrid, cell_weights
 from mask_rcnn_jax.ops.loops import as_index, part, row, with_part, zero_of
+from mask_rcnn_jax.ops.pooling.interpolation import RoIGrid, cell_weights
 from mask_rcnn_jax.ops.precision import EXACT
 
 _WINDOW = 16  # of 8, 16 and 32 cells the fastest in sum, at 256x256 and at 832x1344 pixels

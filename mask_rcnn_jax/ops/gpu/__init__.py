@@ -1,1 +1,1 @@
-"""Forms of operations for GPU and TPU; the files one level up hold the plain ones and choose."""
+"""Forms of operations for GPU and TPU; `ops` itself and `ops/pooling` hold the plain ones and choose."""

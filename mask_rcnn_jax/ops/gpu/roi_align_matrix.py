@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mask_rcnn_jax.ops.interpolation import RoIGrid, axis_weights
+from mask_rcnn_jax.ops.pooling.interpolation import RoIGrid, axis_weights
 from mask_rcnn_jax.ops.precision import EXACT
 
 _CHUNK_BYTES = 64 * 2**20

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mask_rcnn_jax.cli.convert import main
+from mask_rcnn_jax.cli.data.convert import main
 from mask_rcnn_jax.data import CocoConfig, load_coco, to_rle
 from mask_rcnn_jax.data.lint import lint
 from mask_rcnn_jax.rle import decode_window

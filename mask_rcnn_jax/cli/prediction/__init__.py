@@ -1,0 +1,1 @@
+"""`mask-rcnn predict`: images, videos, and the files it writes."""

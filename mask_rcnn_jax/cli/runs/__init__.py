@@ -1,0 +1,1 @@
+"""Commands that train, and repeat what was trained."""

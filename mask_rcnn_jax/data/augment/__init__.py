@@ -1,0 +1,1 @@
+"""From a record to the sample that is trained on."""

@@ -1,0 +1,145 @@
+"""From a step of the plan to the arrays of its batch.
+
+`B` images on a canvas of `H W` pixels (one orientation a batch), `G` ground-truth slots, `C` side of a mask grid,
+`J` keypoints of an instance. Padding rows and slots hold zeros and are marked by `valid`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int, Num
+
+from mask_rcnn_jax.data.augment.reading import read_resized, training_sample
+from mask_rcnn_jax.data.augment.sample import Sample
+from mask_rcnn_jax.data.augment.steps import is_portrait
+from mask_rcnn_jax.data.config import DataConfig
+from mask_rcnn_jax.data.records import Record
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.structures import Batch, EvalBatch, GroundTruth, TrainBatch
+
+OnBroken = Callable[[Record, UserError], None]
+
+_REPLACEMENTS = 20  # images that are tried in the place of one that cannot be read
+
+
+def on_portrait_canvas(records: Sequence[Record], config: DataConfig) -> Bool[np.ndarray, " n"]:
+    """Tell which records go on the transposed canvas; none where the canvas is square."""
+    square = config.canvas[0] == config.canvas[1]
+    return np.array([is_portrait(record) and not square for record in records], bool)
+
+
+def bytes_of_row(config: DataConfig) -> int:
+    """Count the bytes of an image and its masks in a training batch."""
+    pixels, cells = config.canvas[0] * config.canvas[1], config.max_instances * config.mask_crop**2
+    return 3 * pixels * np.dtype(_pixel_type(config)).itemsize + cells
+
+
+@dataclass(frozen=True, eq=False)
+class TrainLoader:
+    """Called with a step, loads this process's `rows` of its batch."""
+
+    records: Sequence[Record]
+    portrait: Bool[np.ndarray, " n"]
+    keypoint_names: Sequence[str]
+    config: DataConfig
+    plan: Int[np.ndarray, "num_steps batch_size"]
+    seed: int
+    rows: range
+
+    def __call__(self, step: int) -> TrainBatch:
+        size, first = len(self.rows), self.records[int(self.plan[step, 0])]
+        images, sizes, ids = _blank_images(first, self.config, size)
+        dropped, replaced = np.zeros(size, np.int32), np.zeros(size, np.int32)
+        truth = self._no_instances(size)
+        for row, global_row in enumerate(self.rows):
+            record, sample, replaced[row] = self._sample(step, global_row)
+            ids[row], dropped[row] = record.image_id, sample.dropped
+            _place(sample.image, images, sizes, row)
+            used = slice(len(sample.boxes))
+            truth.boxes[row, used] = sample.boxes
+            truth.classes[row, used] = sample.classes
+            truth.masks[row, used] = sample.grids(self.config.mask_crop)
+            truth.valid[row, used] = True
+            if self.keypoint_names:
+                truth.keypoints[row, used] = sample.keypoints
+        index = np.array(self.rows, np.int32) + np.int32(step * self.plan.shape[1])
+        inputs: Any = images, sizes, truth, index
+        return TrainBatch(Batch(*inputs), ids, dropped, replaced)
+
+    def _no_instances(self, size: int) -> Any:
+        slots, crop, keypoints = self.config.max_instances, self.config.mask_crop, len(self.keypoint_names)
+        arrays: dict[str, Any] = {
+            "boxes": np.zeros((size, slots, 4), np.float32),
+            "classes": np.zeros((size, slots), np.int32),
+            "masks": np.zeros((size, slots, crop, crop), np.uint8),
+            "valid": np.zeros((size, slots), bool),
+            "keypoints": np.zeros((size, slots, keypoints, 3), np.float32) if keypoints else None,
+        }
+        return GroundTruth(**arrays)
+
+    def _sample(self, step: int, row: int) -> tuple[Record, Sample, int]:
+        """The record and sample of a row of the global batch, and how many images could not be read before."""
+        index = int(self.plan[step, row])
+        rng, attempt = np.random.default_rng([self.seed, step, row]), 0
+        while True:
+            record = self.records[index]
+            try:
+                sample = training_sample(record, self.config, rng, self.keypoint_names, self.records)
+                return record, sample, attempt
+            except UserError:
+                if self.config.broken_images == "fail" or attempt == _REPLACEMENTS:
+                    raise
+            attempt += 1
+            rng = np.random.default_rng([self.seed, step, row, attempt])
+            index = int(rng.choice(np.flatnonzero(self.portrait == self.portrait[index])))
+
+
+@dataclass(frozen=True, eq=False)
+class EvalLoader:
+    """Called with a step, loads the images of its batch."""
+
+    records: Sequence[Record]
+    config: DataConfig
+    plan: Sequence[tuple[Int[np.ndarray, " n"], int]]  # of each step: indices of records, and rows
+    on_broken: OnBroken | None
+
+    def __call__(self, step: int) -> EvalBatch:
+        indices, size = self.plan[step]
+        chosen = [self.records[index] for index in indices]
+        images, sizes, ids = _blank_images(chosen[0], self.config, size)
+        batch = EvalBatch(images, sizes, np.zeros((size, 2), np.int32), ids, np.arange(size) < len(chosen))
+        for row, record in enumerate(chosen):
+            try:
+                image = read_resized(record, self.config.short_side_eval, self.config)
+            except UserError as error:
+                if self.config.broken_images == "fail":
+                    raise
+                batch.valid[row] = False
+                if self.on_broken is not None:
+                    self.on_broken(record, error)
+                continue
+            _place(image, images, sizes, row)
+            batch.image_ids[row] = record.image_id
+            batch.original_sizes[row] = record.height, record.width
+        return batch
+
+
+def _blank_images(record: Record, config: DataConfig, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, their sizes and their ids, all zeros, on the canvas of the record."""
+    canvas = config.canvas[::-1] if is_portrait(record) else config.canvas
+    images = np.zeros((size, *canvas, 3), _pixel_type(config))
+    return images, np.zeros((size, 2), np.int32), np.zeros(size, np.int64)
+
+
+def _pixel_type(config: DataConfig) -> type[np.uint8] | type[np.float32]:
+    return np.uint8 if config.resize == "detectron2" else np.float32
+
+
+def _place(
+    image: Num[np.ndarray, "h w 3"], images: Num[np.ndarray, "B H W 3"], sizes: Int[np.ndarray, "B 2"], row: int
+) -> None:
+    height, width = image.shape[:2]
+    images[row, :height, :width] = image
+    sizes[row] = height, width

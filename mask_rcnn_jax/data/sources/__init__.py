@@ -1,0 +1,1 @@
+"""Sources of datasets: the contract in `base.py`, one file a format."""

@@ -1,0 +1,257 @@
+"""Synthetic textured shapes in COCO's layout: the data that needs no download.
+
+A shape's class is told by its outline alone; colours, textures, sizes and rotations are random. Later shapes hide
+parts of earlier ones, and annotations hold the visible part.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mask_rcnn_jax.data.records import CocoDataset
+from mask_rcnn_jax.data.sources.base import SourceConfig
+from mask_rcnn_jax.data.sources.coco import CocoConfig
+from mask_rcnn_jax.disk.files import is_file, is_folder
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.ranges import Incidental, NotNegative, Positive, Range, Seed
+from mask_rcnn_jax.rle import as_text, encode_bitmap
+
+CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
+
+_FORMAT = 1  # raise when the same settings give other files, so that existing directories are written again
+_SETTINGS_FILE = "shapes.json"
+_SMOOTHING = 4  # subpixels per pixel and axis
+_VISIBLE_SHARE = 0.6  # a shape that shows less of itself is taken out of the image
+_CONTRAST = 60.0  # least Euclidean distance between a shape's colour and the background's, of 255 a channel
+
+
+@dataclass(frozen=True)
+class ShapesConfig(SourceConfig):
+    """Synthetic shapes, which `mask-rcnn train` writes to `root` in COCO's layout when they are not there yet.
+
+    The same settings always give the same files, byte for byte.
+    """
+
+    root: Annotated[str, Incidental()] = "data/shapes"
+    num_train: NotNegative = 1500
+    num_val: NotNegative = 100
+    image_size: Annotated[int, Range(1, 16_384)] = 128  # pixels, square
+    min_shape_size: Positive = 32  # pixels; diameter of a shape's circumscribed circle
+    max_shape_size: Positive = 80
+    max_shapes: Positive = 5  # per image; at least one
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        if self.min_shape_size > self.max_shape_size:
+            raise ValueError(
+                f"min_shape_size {self.min_shape_size} must not be above max_shape_size {self.max_shape_size}"
+            )
+        if 0.8 * self.max_shape_size > self.image_size:  # a shape's centre is at least .8 of its radius from the edge
+            raise ValueError(
+                f"max_shape_size {self.max_shape_size} must be at most 1.25 x image_size {self.image_size}"
+            )
+
+    def load(self, split: str) -> CocoDataset:
+        self.check_prepared()
+        return CocoConfig(self.root).load(split)
+
+    def prepare(self) -> None:
+        prepare_shapes(self)
+
+    def check_prepared(self) -> None:
+        check_shapes(self)
+
+
+def prepare_shapes(config: ShapesConfig) -> None:
+    """Write the directory `config.root` unless it holds these very shapes.
+
+    Nothing that is there is replaced: raises UserError where the directory holds anything else, or cannot be written.
+    """
+    if _holds_shapes(config):
+        return
+    root = Path(config.root)
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{root.name[:40]}-", dir=root.parent))
+        try:
+            write_shapes(config, beside / "shapes")
+            os.rename(beside / "shapes", root)  # an empty directory gives way, no other does
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        # Another process may have written them meanwhile.
+        if not _holds_shapes(config):
+            reason = error.strerror or error
+            raise UserError(
+                f"Directory {root} cannot be written ({reason}); set data.source.root to another."
+            ) from None
+
+
+def check_shapes(config: ShapesConfig) -> None:
+    """Raise UserError where the directory `config.root` does not hold these very shapes."""
+    if not _holds_shapes(config):
+        raise UserError(
+            f"Directory {config.root} holds no synthetic shapes, which only mask-rcnn train --config FILE.py writes;"
+            " run that first, or set data.source.root to where they are."
+        )
+
+
+def _holds_shapes(config: ShapesConfig) -> bool:
+    """Tell whether the directory holds the shapes, or nothing; raise UserError where it holds anything else."""
+    root = Path(config.root)
+    if not os.path.lexists(root) or (is_folder(root) and not os.listdir(root)):
+        return False
+    if not is_file(root / _SETTINGS_FILE):
+        raise UserError(f"Directory {root} holds no synthetic shapes; set data.source.root to another directory.")
+    if (root / _SETTINGS_FILE).read_bytes() != _settings(config).encode():
+        raise UserError(
+            f"Directory {root} holds synthetic shapes of other settings; set data.source.root to another directory, or"
+            " remove this one."
+        )
+    return True
+
+
+def write_shapes(config: ShapesConfig, directory: str | Path) -> None:
+    """Writes the train and val splits into `directory`; the same bytes for the same settings."""
+    directory = Path(directory)
+    (directory / "annotations").mkdir(parents=True)
+    for part, (split, count) in enumerate([(config.train_split, config.num_train), (config.val_split, config.num_val)]):
+        (directory / split).mkdir()
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index in range(count):
+            image, instances = draw_shapes(config, np.random.default_rng([config.seed, part, index]))
+            entry = {"id": index + 1, "file_name": f"{index:06d}.png"}
+            images.append(entry | {"height": config.image_size, "width": config.image_size})
+            Image.fromarray(image).save(directory / split / entry["file_name"])
+            for instance in instances:
+                ids = {"id": len(annotations) + 1, "image_id": entry["id"], "iscrowd": 0}
+                annotations.append(ids | instance)
+        categories = [{"id": index + 1, "name": name} for index, name in enumerate(CLASS_NAMES)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (directory / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    (directory / _SETTINGS_FILE).write_text(_settings(config))
+
+
+def draw_shapes(
+    config: ShapesConfig, rng: np.random.Generator, backdrop: np.ndarray | None = None
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """An image [S, S, 3] uint8 and COCO annotations (without ids) of the shapes in it.
+
+    They lie on `backdrop` [S, S, 3], or on a texture of their own.
+    """
+    side = config.image_size
+    colour = rng.uniform(20, 235, 3) if backdrop is None else backdrop.mean(axis=(0, 1))
+    image = texture(rng, side, colour) if backdrop is None else backdrop.astype(np.float32)
+    count = int(rng.integers(1, config.max_shapes + 1))
+    shapes = [_Shape(config, rng, colour) for _ in range(count)]
+    # Dropping a hidden shape uncovers others, so who is visible enough is settled from the front to the back.
+    taken = np.zeros((side, side), bool)
+    visible: list[tuple[_Shape, np.ndarray]] = []
+    for shape in reversed(shapes):
+        mask = shape.mask & ~taken
+        if mask.sum() >= _VISIBLE_SHARE * shape.mask.sum() and mask.sum() >= 16:
+            visible.append((shape, mask))
+            taken |= shape.mask
+    for shape, _ in reversed(visible):
+        image += shape.alpha[..., None] * (shape.texture - image)
+    image += rng.normal(0, rng.uniform(2, 8), image.shape)
+    annotations = [shape.annotation(mask) for shape, mask in reversed(visible)]
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8), annotations
+
+
+class _Shape:
+    """One shape as drawn: `alpha` [S, S] its antialiased coverage, `mask` the pixels it covers by half."""
+
+    def __init__(self, config: ShapesConfig, rng: np.random.Generator, background: np.ndarray):
+        side = config.image_size
+        self.category = int(rng.integers(len(CLASS_NAMES)))
+        radius = rng.uniform(config.min_shape_size, config.max_shape_size) / 2
+        centre = rng.uniform(0.8 * radius, side - 0.8 * radius, 2)
+        outline, self.hole = _outline(CLASS_NAMES[self.category], rng)
+        self.polygon = centre + radius * outline
+        self.alpha = _fill(self.polygon, side)
+        if self.hole:
+            self.alpha = self.alpha - _fill(centre + self.hole * radius * outline, side)
+        self.mask = self.alpha >= 0.5
+        colour = rng.uniform(0, 255, 3)
+        while np.linalg.norm(colour - background) < _CONTRAST:
+            colour = rng.uniform(0, 255, 3)
+        self.texture = texture(rng, side, colour)
+
+    def annotation(self, visible: np.ndarray) -> dict[str, Any]:
+        """COCO's entry for the pixels `visible`: a polygon where nothing hides the shape, else an RLE."""
+        side = len(visible)
+        whole = not self.hole and bool((visible == self.mask).all())
+        if whole and self.polygon.min() >= 0 and self.polygon.max() <= side:
+            segmentation: Any = [[round(value, 2) for value in self.polygon.ravel().tolist()]]
+        else:
+            segmentation = as_text(encode_bitmap(visible))
+        rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
+        x, y = int(columns[0]), int(rows[0])
+        return {
+            "category_id": self.category + 1,
+            "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+            "area": int(visible.sum()),
+            "segmentation": segmentation,
+        }
+
+
+def _outline(name: str, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Corners [P, 2] within the unit circle, turned at random, and the relative size of a hole (0 for none)."""
+    turn, hole = rng.uniform(0, 2 * np.pi), 0.0
+    if name in ("circle", "ring"):
+        angles, radii = np.arange(40) / 40, np.ones(40)
+        hole = 0.5 if name == "ring" else 0.0
+    elif name == "square":
+        angles, radii = np.arange(4) / 4, np.ones(4)
+    elif name == "triangle":
+        angles, radii = np.arange(3) / 3, np.ones(3)
+    elif name == "star":
+        angles, radii = np.arange(10) / 10, np.tile([1.0, 0.45], 5)
+    else:
+        # A plus of arms a third as wide as long: eight corners on the unit circle, four where the arms meet.
+        arm = np.arctan(1 / 3) / (2 * np.pi)
+        inner = np.sqrt(2) / np.sqrt(10)
+        angles = np.concatenate([quarter / 4 + np.array([-arm, arm, 1 / 8]) for quarter in range(4)])
+        radii = np.tile([1.0, 1.0, inner], 4)
+    angles = 2 * np.pi * angles + turn
+    return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1), hole
+
+
+def _fill(polygon: np.ndarray, side: int) -> np.ndarray:
+    """[side, side] share of each pixel inside the polygon."""
+    fine = Image.new("L", (side * _SMOOTHING, side * _SMOOTHING))
+    # Pillow takes coordinates at pixel centres.
+    ImageDraw.Draw(fine).polygon([(x * _SMOOTHING - 0.5, y * _SMOOTHING - 0.5) for x, y in polygon], fill=255)
+    return np.asarray(fine.reduce(_SMOOTHING), np.float32) / 255
+
+
+def texture(rng: np.random.Generator, side: int, colour: np.ndarray) -> np.ndarray:
+    """[side, side, 3] float32 pattern around `colour`: stripes, checks, or smooth noise."""
+    y, x = np.mgrid[:side, :side].astype(np.float32)
+    angle, period, strength = rng.uniform(0, np.pi), rng.uniform(5, 16), rng.uniform(5, 35)
+    along = (x * np.cos(angle) + y * np.sin(angle)) * (2 * np.pi / period)
+    across = (y * np.cos(angle) - x * np.sin(angle)) * (2 * np.pi / period)
+    coarse = rng.uniform(-1, 1, (int(rng.integers(3, 12)),) * 2).astype(np.float32)
+    kind = int(rng.integers(3))
+    if kind == 0:
+        pattern = np.sin(along)
+    elif kind == 1:
+        pattern = np.sign(np.sin(along) * np.sin(across))
+    else:
+        pattern = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
+    return (colour + strength * pattern[..., None]).astype(np.float32)
+
+
+def _settings(config: ShapesConfig) -> str:
+    """Everything that decides the files' content, as text."""
+    content = {key: value for key, value in asdict(config).items() if key != "root"}
+    return json.dumps(content | {"format": _FORMAT})

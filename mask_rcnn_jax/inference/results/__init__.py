@@ -1,0 +1,1 @@
+"""Detections in an image, and their forms."""

@@ -1,0 +1,1 @@
+"""Values of feature maps in RoIs and at points."""
