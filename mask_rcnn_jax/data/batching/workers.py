@@ -88,8 +88,9 @@ def _load(
     try:
         _serve(dataset, from_workers, requests, answers)
     finally:
-        # Grain's cycles of references keep the last batches in shared memory, which Python would report at exit.
-        gc.collect()
+        if from_workers:
+            # Grain's cycles of references keep the last batches in shared memory, which Python would report at exit.
+            gc.collect()
         at_exit.cancel()
         answers.put(None)
 
