@@ -3,12 +3,20 @@
 import gc
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda runs the tests on a GPU
+# Tests spend most of their time compiling, so everything that is compiled is kept between runs: also the thousands of
+# programs of one operation, each of which takes longer to compile than to read. Commands that tests start share that.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mask_rcnn_jax" / f"jax-{version('jax')}"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import jaxtyping
@@ -22,11 +30,6 @@ from tests.costs import Costs
 # Set here and not in the environment: a command that a test starts sees the machine as a user's would.
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", 8)
-
-# Tests spend most of their time compiling, so what took long is kept between runs.
-cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mask_rcnn_jax" / f"jax-{jax.__version__}"
-jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(cache)))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 # Tracing makes many objects that live on, and searching them for garbage again and again is a tenth of its time.
 gc.set_threshold(100_000, 50, 100)

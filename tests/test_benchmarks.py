@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 from tests.conformance import needed
@@ -16,8 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(name, *arguments):
-    cache = jax.config.jax_compilation_cache_dir
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{name}", *map(str, arguments)]
     return subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
 

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -119,7 +118,6 @@ class Loop:
         self._log.unlink(missing_ok=True)
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "LD_PRELOAD": str(self._library),
             "FAULT_FOLDER": str(self._subject),

@@ -38,17 +38,12 @@ class Run:
 
     def __init__(self, settings: Path, workdir: Path, before: Sequence[str] = (), **environment: str):
         self.workdir, self._log = workdir, workdir.with_suffix(".log")
-        # Starts are many and short: all that was compiled is kept for the next, also what compiled fast.
-        cache = {
-            "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
         command = [*before, sys.executable, "train.py", "--config", str(settings), "--workdir", str(workdir)]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=os.environ | {"JAX_PLATFORMS": "cpu"} | cache | environment,
+                env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
@@ -33,7 +32,6 @@ def start(command: list[str], folder: Path) -> list[subprocess.Popen[str]]:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
         "PYTHONPATH": str(ROOT),
     }
     started = []
