@@ -74,7 +74,11 @@ def few_programs() -> Iterator[None]:
     yield
     mappings = Path("/proc/self/maps")
     if mappings.is_file() and len(mappings.read_text().splitlines()) > 20_000:
+        gc.unfreeze()
         jax.clear_caches()
+    # What is left mostly stays to the end; it is not to be searched again when something asks for a collection.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
