@@ -11,12 +11,15 @@ import pytest
 from flax import nnx
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models.heads.keypoint import Deconv4x4, KeypointHead, KeypointHeadConfig, keypoint_losses
+from mask_rcnn_jax.models.heads import keypoint
+from mask_rcnn_jax.models.heads.keypoint import Deconv4x4, KeypointHead, KeypointHeadConfig
 from mask_rcnn_jax.models.pooler import pool
 from mask_rcnn_jax.ops import decode_keypoints
 from mask_rcnn_jax.ops.boxes import pairwise_iou
 from mask_rcnn_jax.pretrained import read_tensors
 from mask_rcnn_jax.structures import GroundTruth, SampledRoIs
+
+keypoint_losses = jax.jit(keypoint.keypoint_losses, static_argnums=0)
 
 SMALL = KeypointHeadConfig(num_keypoints=5, num_convs=2, channels=12)
 OUTPUT = [2, 3, 0, 1]  # torch's [in, out, y, x] to the deconvolution's kernel
@@ -188,7 +191,7 @@ def test_loss_agrees_with_detectron2(golden, shared):
     total = count = 0.0
     for image in range(2):
         rois, boxes = jnp.array(tensors[f"rois_{image}"][:32]), jnp.array(tensors[f"gt_boxes_{image}"])
-        gt_index = jnp.argmax(pairwise_iou(rois, boxes), axis=1)
+        gt_index = jnp.argmax(jax.jit(pairwise_iou)(rois, boxes), axis=1)
         foreground = jnp.array(tensors[f"roi_classes_{image}"][:32] == 0)
         assert int(foreground.sum()) == expected["roi_fg"][image]
         truth = dataclasses.replace(scenes(0)[2], keypoints=jnp.array(tensors[f"gt_keypoints_{image}"]))

@@ -22,7 +22,8 @@ from mask_rcnn_jax.models import (
 )
 from mask_rcnn_jax.models.backbones.base import Feature
 from mask_rcnn_jax.models.context import Context, Inputs
-from mask_rcnn_jax.models.heads.point_rend import PointRendHead, train_points
+from mask_rcnn_jax.models.heads import point_rend
+from mask_rcnn_jax.models.heads.point_rend import PointRendHead
 from mask_rcnn_jax.ops.pooling import points as point_ops
 from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, SampledRoIs
 from mask_rcnn_jax.training.step import init_state, make_train_step
@@ -47,6 +48,7 @@ MODEL = replace(
     one_map_model(), mask_head=SMALL, box_head=replace(one_map_model().box_head, score_threshold=0.1)
 )  # one of seven classes has a seventh
 CLASSES, SIDE, STRIDE = 3, 16, 4
+train_points = jax.jit(point_rend.train_points, static_argnums=0)
 
 
 def build(config: PointRendConfig = SMALL, channels: int = 4) -> tuple[nnx.GraphDef, nnx.State]:

@@ -86,12 +86,11 @@ def test_fpn_adds_the_coarser_level_and_subsamples_p6():
     config = FPNConfig(bottom_up=ResNetConfig(depth=18, width=4), channels=8)
     model = config.build(nnx.Rngs(0))
     images = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
-    features = model(images)
+    features, bottom_up = nnx.jit(lambda model, images: (model(images), model.bottom_up(images)))(model, images)
     assert {name: f.shape for name, f in features.items()} == {
         name: (1, 64 // stride, 64 // stride, 8) for name, stride in config.out_strides.items()
     }
     np.testing.assert_array_equal(features["p6"], features["p5"][:, ::2, ::2])
-    bottom_up = model.bottom_up(images)
     coarse = np.asarray(model.lateral5(bottom_up["res5"]))
     merged = model.lateral4(bottom_up["res4"]) + np.kron(coarse, np.ones((1, 2, 2, 1), np.float32))
     np.testing.assert_allclose(features["p4"], model.output4(merged), rtol=1e-4, atol=1e-5)

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.models import RPNConfig
-from mask_rcnn_jax.models.proposals.rpn import level_anchors, propose, rpn_losses
+from mask_rcnn_jax.models.proposals import rpn
+from mask_rcnn_jax.models.proposals.rpn import level_anchors
 from mask_rcnn_jax.structures import GroundTruth
+
+rpn_losses = jax.jit(rpn.rpn_losses, static_argnums=0)
+propose = jax.jit(rpn.propose, static_argnums=0, static_argnames="train")
 
 CONFIG = RPNConfig(features=("p2",), sizes=((16.0,),), ratios=(1.0,), samples=8, pre_nms_test=50, post_nms_test=20)
 
