@@ -35,8 +35,19 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 gc.set_threshold(100_000, 50, 100)
 
 install_import_hook("mask_rcnn_jax", "tests.typechecker.typechecker")
-# These run commands and whole models, whose functions others check: a fifth of their time.
-UNCHECKED = [Path(__file__).parent / name for name in ("faults", "conformance", "cli", "training/test_reproduce.py")]
+# These run commands and whole models, or read thousands of real annotations, through functions that others check: a
+# fifth of their time, and of reading four.
+_UNCHECKED = (
+    "faults",
+    "conformance",
+    "cli",
+    "test_examples.py",
+    "training/test_reproduce.py",
+    "data/convert/test_real.py",
+    "data/test_lint_real.py",
+    "data/test_real_data.py",
+)
+UNCHECKED = [Path(__file__).parent / name for name in _UNCHECKED]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
