@@ -20,9 +20,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import jaxtyping
-from jaxtyping import install_import_hook
 
-import tests.typechecker  # noqa: F401  the hook below finds it by name
+from tests import typechecker
 from tests.compilations import Recorder
 from tests.conformance import needed
 from tests.costs import Costs
@@ -34,7 +33,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 # Tracing makes many objects that live on, and searching them for garbage again and again is a tenth of its time.
 gc.set_threshold(100_000, 50, 100)
 
-install_import_hook("mask_rcnn_jax", "tests.typechecker.typechecker")
+typechecker.install()
 # These run commands and whole models, or read thousands of real annotations, through functions that others check: a
 # fifth of their time, and of reading four.
 _UNCHECKED = (
