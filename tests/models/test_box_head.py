@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.models import BoxHeadConfig
-from mask_rcnn_jax.models.heads import box
+from mask_rcnn_jax.models.heads import box as box_head
 from mask_rcnn_jax.structures import GroundTruth, Proposals, SampledRoIs
 
-box_losses, detect_boxes = (jax.jit(f, static_argnums=0) for f in (box.box_losses, box.detect_boxes))
-sample_rois = jax.jit(box.sample_rois, static_argnums=(0, 1))
+box_losses, detect_boxes = (jax.jit(f, static_argnums=0) for f in (box_head.box_losses, box_head.detect_boxes))
+sample_rois = jax.jit(box_head.sample_rois, static_argnums=(0, 1))
 
 CONFIG = BoxHeadConfig(samples=8, max_detections=5)
 
