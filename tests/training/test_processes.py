@@ -65,7 +65,8 @@ def test_two_processes_evaluate_each_image_once(runs, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_may_be_late(tmp_path):
-    started = start(["-c", LATE], tmp_path)
+    (tmp_path / "late.py").write_text(LATE)
+    started = start([str(tmp_path / "late.py")], tmp_path)
     assert finish(started, tmp_path) == [0, 0], (tmp_path / "output0.txt").read_text()
 
 

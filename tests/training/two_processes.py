@@ -25,7 +25,7 @@ EXACT = ("loss", "gradient_norm", "rpn/foreground_anchors", "box/foreground_rois
 
 
 def start(command: list[str], folder: Path) -> list[subprocess.Popen[str]]:
-    """The command in two processes with four virtual devices each; each one's output in a file."""
+    """The script in two processes with four virtual devices each; each one's output in a file."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -38,7 +38,7 @@ def start(command: list[str], folder: Path) -> list[subprocess.Popen[str]]:
     for index in range(2):
         joined = ["--coordinator", address, "--processes", "2", "--process", str(index)]
         with (folder / f"output{index}.txt").open("w") as output:
-            arguments = [sys.executable, *command, *joined]
+            arguments = [sys.executable, "-m", "tests.training.keeping", *command, *joined]
             started.append(
                 subprocess.Popen(
                     arguments, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
