@@ -23,6 +23,9 @@ from tests.conformance.golden import IMAGES, Golden, nhwc
 from tests.conformance.rows import Row, relative
 
 _BOUND = 1e-4
+_uncertain_cells = jax.jit(point_ops.uncertain_cells, static_argnums=1)
+_mask_labels = jax.jit(point_ops.mask_labels)
+_match_rois = jax.jit(box_head.match_rois, static_argnums=0)
 
 
 def rows(golden: Golden) -> Iterator[Row]:
@@ -89,7 +92,7 @@ def _subdivision_rows(
     own = golden.json["own_difference"]["subdivision_points_in_common"]
     for step, side in enumerate(finer, 1):
         logits, expected = point_ops.doubled(logits), golden[f"subdivision_points_{step}"]
-        cells = np.asarray(point_ops.uncertain_cells(logits, config.subdivision_points))
+        cells = np.asarray(_uncertain_cells(logits, config.subdivision_points))
         common = np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(cells, expected, strict=True)])
         bound = max(1e-3, 1 - own[step - 1])
         stage = f"subdivision, {side} x {side}"
@@ -115,7 +118,7 @@ def _training_rows(golden: Golden) -> Iterator[Row]:
         predicted = _predicted(config, golden.variables, features, rois[i])
         of_boxes.append(float(np.max(np.abs(predicted - expected))))
         in_image = point_ops.place_in_boxes(jnp.asarray(points[i]), jnp.asarray(expected))
-        ours = point_ops.mask_labels(truth.masks[i], truth.regions[i], in_image, rois[i].gt_index)
+        ours = _mask_labels(truth.masks[i], truth.regions[i], in_image, rois[i].gt_index)
         of_labels.append(relative(ours, labels[i]))
     yield Row(golden.name, "mask losses", "boxes", float(np.max(of_boxes)), 0.05, "px")
     yield Row(golden.name, "mask losses", "labels at points", float(np.max(of_labels)), _BOUND, "relative")
@@ -127,7 +130,7 @@ def _foreground(golden: Golden, image: int, truth: GroundTruth) -> SampledRoIs:
     chosen = classes < golden.config.num_classes
     boxes = jnp.asarray(golden[f"rois_{image}"][chosen])
     every = jnp.ones(len(boxes), bool)
-    matches = box_head.match_rois(golden.config.box_head, boxes, truth)
+    matches = _match_rois(golden.config.box_head, boxes, truth)
     return SampledRoIs(boxes, matches.gt_index, jnp.asarray(classes[chosen], jnp.int32), every, every)
 
 

@@ -109,8 +109,7 @@ def test_a_head_on_the_whole_image_learns_and_gives_a_map():
     assert losses(BASE, variables)["loss/foreground"] == pytest.approx(np.log(2), rel=0.5)
     batch = tiny_batch()
     sizes = np.array([[64, 64], [40, 56]], np.int32)
-    inputs = {"images": batch.images, "image_sizes": sizes, "original_sizes": 2 * sizes}
-    inputs |= {"image_ids": np.arange(2), "valid": np.ones(2, bool)}
+    inputs = EvalBatch(batch.images, sizes, 2 * sizes, np.arange(2), np.ones(2, bool))
     (_, first), (_, second) = predict(BASE, variables, [inputs])
     assert first.maps["foreground"].shape == (8, 8)
     assert second.maps["foreground"].shape == (5, 7)
