@@ -23,6 +23,7 @@ from mask_rcnn_jax.models import (
     init,
     torchvision,
 )
+from mask_rcnn_jax.structures import EvalBatch
 from tests import probabilities
 from tests.tiny import tiny_model, tiny_pooler
 
@@ -90,7 +91,7 @@ def ordinary(model: Exportable, images: Sequence[np.ndarray]) -> list[Detections
     return [detections for _, detections in found]
 
 
-def _batches(model: Exportable, images: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+def _batches(model: Exportable, images: Sequence[np.ndarray]) -> Iterator[EvalBatch]:
     settings = model.settings.preprocessing
     for start in range(0, len(images), 2):
         part = images[start : start + 2]
@@ -100,13 +101,13 @@ def _batches(model: Exportable, images: Sequence[np.ndarray]) -> Iterator[dict[s
             limits = settings.short_side, settings.max_side, settings.convention
             size = transforms.resized_size(*image.shape[:2], *limits)
             pixels[row, : size[0], : size[1]], sizes[row] = transforms.resize(image, size, settings.convention), size
-        yield {
-            "images": pixels,
-            "image_sizes": sizes,
-            "original_sizes": np.array([image.shape[:2] for image in part], np.int32),
-            "image_ids": np.arange(start, start + 2),
-            "valid": np.ones(2, bool),
-        }
+        yield EvalBatch(
+            images=pixels,
+            image_sizes=sizes,
+            original_sizes=np.array([image.shape[:2] for image in part], np.int32),
+            image_ids=np.arange(start, start + 2),
+            valid=np.ones(2, bool),
+        )
 
 
 def assert_same(found: Mapping[str, np.ndarray], expected: Detections, pasted: bool = False) -> None:

@@ -27,7 +27,7 @@ from mask_rcnn_jax.models import (
 )
 from mask_rcnn_jax.models.losses import binary_cross_entropy, masked_mean
 from mask_rcnn_jax.models.proposals.given import GivenProposals
-from mask_rcnn_jax.structures import Proposals
+from mask_rcnn_jax.structures import EvalBatch, Proposals
 from tests.tiny import smallest_model, tiny_batch
 
 STRIDE = 8  # of res3
