@@ -4,6 +4,7 @@ from mask_rcnn_jax.models.backbones.base import Backbone, BackboneConfig, Featur
 from mask_rcnn_jax.models.backbones.convnext import ConvNeXtConfig
 from mask_rcnn_jax.models.backbones.fpn import FPNConfig
 from mask_rcnn_jax.models.backbones.resnet import ResNetConfig
+from mask_rcnn_jax.models.backbones.vgg import VGGConfig
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms
 from mask_rcnn_jax.models.conventions import torchvision, torchvision_v2
 from mask_rcnn_jax.models.heads.base import Head, HeadConfig
@@ -50,6 +51,7 @@ __all__ = [
     "RoIPoolConfig",
     "RoIPoolerConfig",
     "Terms",
+    "VGGConfig",
     "Variables",
     "abstract",
     "detect",

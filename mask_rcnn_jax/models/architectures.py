@@ -3,6 +3,7 @@
 from dataclasses import fields, replace
 
 from mask_rcnn_jax.models.backbones.resnet import ResNetConfig
+from mask_rcnn_jax.models.backbones.vgg import VGGConfig
 from mask_rcnn_jax.models.heads.box import BoxHeadConfig
 from mask_rcnn_jax.models.heads.cascade import CascadeConfig
 from mask_rcnn_jax.models.heads.keypoint import KeypointHeadConfig
@@ -36,6 +37,20 @@ def dc5(resnet: ResNetConfig, num_classes: int = 80) -> MaskRCNNConfig:
         rpn=_rpn_on("res5"),
         box_head=BoxHeadConfig(pooler=PoolerConfig(output_size=7, features=features)),
         mask_head=MaskHeadConfig(pooler=PoolerConfig(output_size=14, features=features)),
+    )
+
+
+def vgg(backbone: VGGConfig, num_classes: int = 80) -> MaskRCNNConfig:
+    """One feature map, conv5, RoIPool, and VGG's two layers of 4096 on each RoI, without masks and without dropout
+    (Faster R-CNN, with its nine anchors a cell).
+    """
+    pooler = RoIPoolConfig(output_size=7, features=("conv5",))
+    return MaskRCNNConfig(
+        num_classes=num_classes,
+        backbone=replace(backbone, out_features=("conv5",)),
+        rpn=replace(_rpn_on("conv5"), sizes=((128.0, 256.0, 512.0),)),
+        box_head=BoxHeadConfig(pooler=pooler, fc_channels=64 * backbone.width),
+        mask_head=None,
     )
 
 

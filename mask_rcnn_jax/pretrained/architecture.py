@@ -21,11 +21,12 @@ from mask_rcnn_jax.models import (
     PointRendConfig,
     ResNetConfig,
     RPNConfig,
+    VGGConfig,
     architectures,
 )
 from mask_rcnn_jax.models.backbones.resnet import BLOCKS, STAGES
 from mask_rcnn_jax.pretrained.convert import TABLES, Source
-from mask_rcnn_jax.pretrained.table import translate
+from mask_rcnn_jax.pretrained.names.table import translate
 
 _CLASSES = "box_head/class_logits/bias"  # its size tells their number
 
@@ -230,13 +231,21 @@ def _with_pixels(config: MaskRCNNConfig, tensors: Mapping[str, np.ndarray]) -> M
 
 def resnet_of(config: MaskRCNNConfig) -> tuple[ResNetConfig, str]:
     """The ResNet and its key. Raises `UserError` where the backbone is another one."""
+    backbone, key = backbone_of(config)
+    if not isinstance(backbone, ResNetConfig):
+        raise UserError(f"{key} is a {type(backbone).__name__}, and detectors of other programs are known with ResNets")
+    return backbone, key
+
+
+def backbone_of(config: MaskRCNNConfig) -> tuple[ResNetConfig | VGGConfig, str]:
+    """The backbone below a pyramid, if there is one, and its key. Raises `UserError` where it has no known weights."""
     backbone, key = config.backbone, "model.backbone"
     if isinstance(backbone, FPNConfig):
         backbone, key = backbone.bottom_up, "model.backbone.bottom_up"
-    if not isinstance(backbone, ResNetConfig):
+    if not isinstance(backbone, ResNetConfig | VGGConfig):
         raise UserError(
-            f"weights of other programs are known for ResNets, and {key} is a {type(backbone).__name__}; start from a"
-            " run of this one, or set pretrained=none"
+            f"weights of other programs are known for ResNets and VGGs, and {key} is a {type(backbone).__name__}; start"
+            " from a run of this one, or set pretrained=none"
         )
     return backbone, key
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import MaskRCNNConfig, PointRendConfig, Variables, abstract
-from mask_rcnn_jax.pretrained import detectron2, resnet, torchvision
+from mask_rcnn_jax.models import MaskRCNNConfig, PointRendConfig, Variables, VGGConfig, abstract
+from mask_rcnn_jax.pretrained.names import detectron2, resnet, torchvision, vgg
+from mask_rcnn_jax.pretrained.names.table import Found, Table, translate
 from mask_rcnn_jax.pretrained.rows import BY_NUMBER, ByName, listed, reads_classes
-from mask_rcnn_jax.pretrained.table import Found, Table, translate
 
 Source = Literal["torchvision", "detectron2"]
 
@@ -35,7 +35,7 @@ class Report:
     loaded: int
     missing: tuple[str, ...] = ()  # paths that the file has nothing for
     reset: tuple[str, ...] = ()  # predictors for other classes, or for another number of classes or keypoints
-    unused: tuple[str, ...] = ()  # tensors of heads that the model has not
+    unused: tuple[str, ...] = ()  # tensors of heads, or of stages, that the model has not
     by_name: ByName = BY_NUMBER  # what decided which predictors were kept
 
     def lines(self) -> list[str]:
@@ -117,6 +117,37 @@ def load_resnet(tensors: Mapping[str, np.ndarray], variables: Variables) -> tupl
     kept = {path for path in expected if path not in partial}
     loaded = _fit(found, unknown, expected, lambda path: 1, kept)
     return _with(variables, _as_before(loaded, expected)), Report(len(loaded), tuple(missing))
+
+
+def load_vgg(
+    tensors: Mapping[str, np.ndarray], config: MaskRCNNConfig, backbone: VGGConfig, variables: Variables
+) -> tuple[Variables, Report]:
+    """`variables` of a detector on `backbone` with the VGG taken from torchvision's ImageNet weights.
+
+    The classifier's first two layers become those of the box head, where that has layers of their shapes. Raises
+    UserError, naming every tensor at once, where names or shapes do not fit the configured VGG.
+    """
+    expected, side = _flat(variables), _side(config)
+    first = "conv1/conv1/conv/kernel"
+    prefix = next(path.removesuffix(first) for path in expected if path.endswith(first))
+    names = vgg.table(backbone.depth, prefix, has_norms=vgg.has_norms(tensors))
+    found, unknown = translate(vgg.without_biases(tensors), names)
+    if not any(path.startswith(prefix) for path in found):
+        raise UserError(f"its tensors have names of no detector and no VGG that is known: {listed(list(tensors))}")
+    built = tuple(f"{prefix}{stage}/" for stage in backbone.stages)
+    usable = {
+        path: x for path, x in found.items() if path.startswith(built) or _fits(x, expected.get(path), side(path))
+    }
+    unused = [x.name for path, x in found.items() if path not in usable]
+    kept = [path for path in expected if not path.startswith(built)]
+    missing = [path for path in expected if path.startswith("box_head/fc") and path not in usable]
+    loaded = _fit(usable, unknown, expected, side, kept)
+    return _with(variables, _as_before(loaded, expected)), Report(len(loaded), tuple(missing), unused=tuple(unused))
+
+
+def _fits(tensor: Found, expected: Any, side: int) -> bool:
+    turned = tensor.turned(side)
+    return expected is not None and turned is not None and turned.shape == expected.shape
 
 
 def _fit_what_there_is(

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import MaskRCNNConfig, Variables
-from mask_rcnn_jax.pretrained.architecture import find_source, infer, resnet_of
+from mask_rcnn_jax.models import MaskRCNNConfig, ResNetConfig, Variables, VGGConfig
+from mask_rcnn_jax.pretrained.architecture import backbone_of, find_source, infer, resnet_of
 from mask_rcnn_jax.pretrained.classes import published_classes
-from mask_rcnn_jax.pretrained.convert import convert, load_resnet
+from mask_rcnn_jax.pretrained.convert import convert, load_resnet, load_vgg
 from mask_rcnn_jax.pretrained.files import read_tensors
 from mask_rcnn_jax.pretrained.rows import ByName, match
 
@@ -28,11 +28,15 @@ def load_weights(
     tensors = read_tensors(path)
     source, told = find_source(tensors), []
     try:
-        resnet_of(config)
+        backbone, _ = backbone_of(config)
         if source is None:
-            loaded, report = load_resnet(tensors, variables)
+            if isinstance(backbone, VGGConfig):
+                loaded, report = load_vgg(tensors, config, backbone, variables)
+            else:
+                loaded, report = load_resnet(tensors, variables)
             made_with = _of_backbone(tensors)
         else:
+            resnet_of(config)
             inferred = infer(tensors, source)
             made_with, known = conventions(inferred), published_classes(inferred, source)
             by_name = ByName() if known is None else ByName(match(known.names, class_names))
@@ -47,14 +51,14 @@ def load_weights(
 
 def conventions(config: MaskRCNNConfig) -> Conventions:
     """The settings that no shape tells, and without which a backbone's weights mean nothing."""
-    resnet, key = resnet_of(config)
+    backbone, key = backbone_of(config)
     settings: dict[str, object] = {
         "model.channel_order": config.channel_order,
         "model.pixel_mean": tuple(round(value, 2) for value in config.pixel_mean),
         "model.pixel_std": tuple(round(value, 2) for value in config.pixel_std),
     }
-    if resnet.is_bottleneck:
-        settings[f"{key}.stride_in_1x1"] = resnet.stride_in_1x1
+    if isinstance(backbone, ResNetConfig) and backbone.is_bottleneck:
+        settings[f"{key}.stride_in_1x1"] = backbone.stride_in_1x1
     return settings
 
 
@@ -73,6 +77,8 @@ def _of_backbone(tensors: Mapping[str, np.ndarray]) -> Conventions:
     prefixes = ("model.backbone.", "model.backbone.bottom_up.")
     if any(name.startswith("layer1.") for name in tensors):
         return {"model.channel_order": "rgb"} | {f"{prefix}stride_in_1x1": False for prefix in prefixes}
+    if "features.0.weight" in tensors:
+        return {"model.channel_order": "rgb"}
     if "res2_0_branch2b_w" in tensors:
         middle, in_group, *_ = tensors["res2_0_branch2b_w"].shape
         in_1x1 = middle == in_group and "conv1_gn_s" not in tensors

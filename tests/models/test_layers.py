@@ -1,5 +1,7 @@
 """Layers against NumPy, and against XLA's own transposed convolution."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,17 +146,18 @@ def test_norms_replace_the_bias(kind):
     assert layer.conv.bias is None
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 2)])
-def test_max_pool_and_its_gradient_are_xlas(size):
+@pytest.mark.parametrize(("side", "size"), [(3, (8, 8)), (3, (7, 9)), (3, (1, 2)), (2, (8, 8)), (2, (7, 9))])
+def test_max_pool_and_its_gradient_are_xlas(side, size):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.integers(0, 4, (2, *size, 3)), jnp.float32)  # so that many maxima are equal
 
     def expected(x):
-        return jax.lax.reduce_window(
-            x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-        )
+        border = ((0, 0), (side - 2, side - 2), (side - 2, side - 2), (0, 0))
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, side, side, 1), (1, 2, 2, 1), border)
 
-    (ours, our_vjp), (theirs, their_vjp) = (jax.vjp(jax.jit(pool), x) for pool in (max_pool, expected))
+    (ours, our_vjp), (theirs, their_vjp) = (
+        jax.vjp(jax.jit(pool), x) for pool in (functools.partial(max_pool, side=side), expected)
+    )
     np.testing.assert_array_equal(ours, theirs)
     gradient = jnp.asarray(rng.integers(-9, 9, ours.shape), jnp.float32)
     np.testing.assert_array_equal(*our_vjp(gradient), *their_vjp(gradient))

@@ -414,7 +414,7 @@ def test_the_deconvolution_is_pytorchs(torchvision: ModuleType):
 
     from mask_rcnn_jax.models.heads.keypoint import Deconv4x4
     from mask_rcnn_jax.models.layers import Deconv2x2
-    from mask_rcnn_jax.pretrained.table import DECONV
+    from mask_rcnn_jax.pretrained.names.table import DECONV
 
     for kind, side, padding in ((Deconv2x2, 2, 0), (Deconv4x4, 4, 1)):
         theirs = torch.nn.ConvTranspose2d(3, 5, side, stride=2, padding=padding)

@@ -3,10 +3,11 @@
 Shape letters: `B` images or RoIs, `H W` height and width, `I O` channels in and out.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -135,38 +136,43 @@ def call(network: nnx.Module, *inputs: Any) -> Any:
     return nnx.remat(type(network).__call__)(network, *inputs)
 
 
-@jax.custom_vjp
-def max_pool(x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 I"]:
-    """The largest of 3x3 values at a stride of 2, with a border of one; of values that are not negative.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool(x: Float[Array, "B H W I"], side: Literal[2, 3] = 3) -> Float[Array, "B H2 W2 I"]:
+    """The largest of 3x3 values at a stride of 2, with a border of one, or of 2x2 without; of values that are not
+    negative.
 
     The gradient goes to the first of equal maxima, as PyTorch's does, but as a sum of shifted arrays: XLA's own is a
     scatter, which a GPU adds up in any order.
     """
-    return nnx.max_pool(_with_border(x), (3, 3), strides=(2, 2), padding="VALID")
+    return nnx.max_pool(_with_border(x, side), (side, side), strides=(2, 2), padding="VALID")
 
 
-def _with_border(x: Float[Array, "B H W I"]) -> Float[Array, "B H+2 W+2 I"]:
+def _with_border(x: Float[Array, "B H W I"], side: int) -> Float[Array, "B _ _ I"]:
     # No maximum is below zero, so zeros may stand for minus infinity.
-    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    border = (side - 2, side - 2)
+    return jnp.pad(x, ((0, 0), border, border, (0, 0)))
 
 
-def _max_pool_fwd(x: Array) -> tuple[Array, tuple[Array, Array]]:
-    highest = max_pool(x)
+def _max_pool_fwd(x: Array, side: Literal[2, 3]) -> tuple[Array, tuple[Array, Array]]:
+    highest = jnp.asarray(max_pool(x, side))
     return highest, (x, highest)
 
 
-def _max_pool_bwd(residuals: tuple[Array, Array], gradient: Float[Array, "B H2 W2 I"]) -> tuple[Array]:
+def _max_pool_bwd(
+    side: int, residuals: tuple[Array, Array], gradient: Float[Array, "B H2 W2 I"]
+) -> tuple[Float[Array, "B H W I"]]:
     x, highest = residuals
-    wide = _with_border(x)
+    wide = _with_border(x, side)
     (_, height, width, _), (_, rows, columns, _) = wide.shape, highest.shape
     total, missing = jnp.zeros_like(wide), jnp.ones_like(highest, bool)
-    for top, left in itertools.product(range(3), range(3)):
+    for top, left in itertools.product(range(side), range(side)):
         bottom, right = top + 2 * rows - 1, left + 2 * columns - 1
         first = missing & (wide[:, top:bottom:2, left:right:2] == highest)
         missing &= ~first
         places = ((0, 0, 0), (top, height - bottom, 1), (left, width - right, 1), (0, 0, 0))
         total += jax.lax.pad(jnp.where(first, gradient, 0), jnp.zeros((), gradient.dtype), places)
-    return (total[:, 1:-1, 1:-1],)
+    border = side - 2
+    return (total[:, border : height - border, border : width - border],)
 
 
 max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)

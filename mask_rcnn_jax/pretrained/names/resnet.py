@@ -3,7 +3,7 @@
 Batch norm may be folded into a convolution of a backbone file, which then has a bias: it becomes the norm's.
 """
 
-from mask_rcnn_jax.pretrained.table import NORM, Layout, Row, Table, same, to_hwio
+from mask_rcnn_jax.pretrained.names.table import NORM, Layout, Row, Table, same, to_hwio
 
 _CONV: Layout = {"weight": ("/conv/kernel", to_hwio), "bias": ("/norm/bias", same)}
 _CAFFE2_CONV: Layout = {"w": ("/conv/kernel", to_hwio)}

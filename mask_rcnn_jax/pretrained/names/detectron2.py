@@ -1,7 +1,7 @@
 """Names of Detectron2's model zoo. Background is the last class there as here."""
 
-from mask_rcnn_jax.pretrained.resnet import detectron2_rows
-from mask_rcnn_jax.pretrained.table import (
+from mask_rcnn_jax.pretrained.names.resnet import detectron2_rows
+from mask_rcnn_jax.pretrained.names.table import (
     CONV,
     DECONV,
     FIRST_LINEAR,

@@ -5,8 +5,8 @@ Its background is class 0: here the logit moves to the end, and its unused boxes
 
 import numpy as np
 
-from mask_rcnn_jax.pretrained.resnet import torchvision_rows
-from mask_rcnn_jax.pretrained.table import CONV, DECONV, FIRST_LINEAR, LINEAR, NORM, Layout, Row, Table, pointwise
+from mask_rcnn_jax.pretrained.names.resnet import torchvision_rows
+from mask_rcnn_jax.pretrained.names.table import CONV, DECONV, FIRST_LINEAR, LINEAR, NORM, Layout, Row, Table, pointwise
 
 
 def _background_last(tensor: np.ndarray, side: int) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Tables of names, one file a publisher or a family of backbones; `table.py` says what a table is."""
