@@ -10,7 +10,7 @@ from flax import nnx
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.resize import Preprocessing, preprocess
-from mask_rcnn_jax.models import ConvNeXtConfig
+from mask_rcnn_jax.models import ConvNeXtConfig, VGGConfig
 from mask_rcnn_jax.ops.nms import nms
 from mask_rcnn_jax.ops.pooling.points import uncertain_cells, with_cells
 from mask_rcnn_jax.ops.pooling.roi_pool import multilevel_roi_pool
@@ -124,6 +124,10 @@ def drawn(build):
     return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype), state))
 
 
+def vgg(images):
+    return drawn(VGGConfig(depth=11, width=4).build)(images)
+
+
 def recomputed_convnext(images):
     network = drawn(ConvNeXtConfig(depths=(1, 1, 1, 1), channels=(8, 8, 12, 16), layer_scale=0.5).build)
     network.set_attributes(recomputed=True, raise_if_not_found=False)
@@ -217,6 +221,7 @@ CASES = {
     "platforms": (lambda x: jax.lax.platform_dependent(x, cuda=jnp.sin, default=jnp.cos), FLOATS),
     "recomputed": (lambda x: jax.checkpoint(lambda x: jnp.sin(x) + TIES[0, 0])(x) + nnx.remat(jnp.cos)(x), FLOATS),
     "convnext": (recomputed_convnext, RNG.normal(size=(1, 64, 64, 3)).astype(np.float32)),
+    "vgg": (vgg, RNG.normal(size=(1, 32, 48, 3)).astype(np.float32)),
     "while by rows": (jax.vmap(steps), np.array([3, 100, 0, 17], np.int32)),
     "while": (steps, np.array(50, np.int32)),
     "scan": (lambda x: jax.lax.scan(lambda c, row: (c + row.sum(), (row * c, c)), jnp.float32(0), x), FLOATS),

@@ -13,9 +13,11 @@ import pytest
 
 from mask_rcnn_jax.models import (
     KeypointHeadConfig,
+    MaskHeadConfig,
     MaskRCNNConfig,
     NormConfig,
     ResNetConfig,
+    VGGConfig,
     architectures,
     detect,
     init,
@@ -48,6 +50,15 @@ def with_keypoints(config: MaskRCNNConfig) -> MaskRCNNConfig:
     return replace(config, keypoint_head=head)
 
 
+def on_vgg() -> MaskRCNNConfig:
+    """With masks, from the pooler of the boxes, and losses of how boxes overlap."""
+    config = architectures.vgg(VGGConfig(depth=11, width=4, freeze_at=0), 3)
+    pooler = replace(config.box_head.pooler, output_size=14)
+    config = on_one_map(replace(config, mask_head=MaskHeadConfig(pooler)))
+    rpn, box_head = replace(config.rpn, box_loss="giou"), replace(config.box_head, box_loss="ciou")
+    return replace(config, rpn=rpn, box_head=box_head)
+
+
 def with_batch_norm() -> MaskRCNNConfig:
     """On one map, with all heads and every place of a batch norm but a pyramid's."""
     norm, one_map = NormConfig(kind="batch_norm"), one_map_model()
@@ -63,6 +74,7 @@ def with_batch_norm() -> MaskRCNNConfig:
 FAMILY = {
     "c4": on_one_map(architectures.c4(replace(RESNET, depth=10), 3)),
     "dc5": on_one_map(architectures.dc5(RESNET, 3)),
+    "vgg": on_vgg(),
     "batch norm": with_batch_norm(),
     "v2 cascade with keypoints": torchvision_v2(architectures.cascade(with_keypoints(tiny_model()))),
 }

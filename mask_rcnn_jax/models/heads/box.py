@@ -7,24 +7,26 @@ or 1 where they are class-agnostic.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from mask_rcnn_jax.models.box_regression import BoxLoss, box_regression_loss
 from mask_rcnn_jax.models.context import Inputs
 from mask_rcnn_jax.models.layers import ConvNorm, Kernel, over_rois
 from mask_rcnn_jax.models.layers.initialisers import msra_init, normal_init, xavier_init
 from mask_rcnn_jax.models.layers.norms import NormConfig
-from mask_rcnn_jax.models.losses import Mean, counted, counted_by_iou, masked_mean, smooth_l1, softmax_cross_entropy
+from mask_rcnn_jax.models.losses import Mean, counted, counted_by_iou, masked_mean, softmax_cross_entropy
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ops.matching import Matches, match_boxes
 from mask_rcnn_jax.ops.nms import nms
 from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 from mask_rcnn_jax.ops.sampling import sample
-from mask_rcnn_jax.ranges import AtLeastZero, BoxWeights, Channels, Layers, Positive, Share
+from mask_rcnn_jax.ranges import AddedLater, AtLeastZero, BoxWeights, Channels, Layers, Positive, Share
 from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, Proposals, SampledRoIs
 
 
@@ -47,6 +49,8 @@ class BoxHeadConfig:
     max_detections: Positive = 100
     min_box_size: AtLeastZero = 0.0  # detections keep sides above it; torchvision: 1e-2
     max_candidates: Positive = 4096  # box and class pairs that enter NMS, best first
+    box_loss: Annotated[BoxLoss, AddedLater()] = "smooth_l1"  # of deltas, or of how boxes overlap
+    box_loss_weight: Annotated[AtLeastZero, AddedLater()] = 1.0
 
     def __post_init__(self) -> None:
         if self.num_convs:
@@ -170,12 +174,12 @@ def box_losses(
 ) -> dict[str, Mean]:
     """Losses of one image: classes of all sampled RoIs, and boxes of the foreground, over the same count."""
     classification = masked_mean(softmax_cross_entropy(class_logits, rois.classes), rois.valid)
-    gt_deltas = box_ops.encode(truth.boxes[rois.gt_index], rois.boxes, config.box_weights)
-    error = jnp.where(rois.foreground[:, None], _of_class(config, box_deltas, rois) - gt_deltas, 0.0)
+    deltas = _of_class(config, box_deltas, rois)
+    boxes = box_regression_loss(config, deltas, rois.boxes, truth.boxes[rois.gt_index], rois.foreground)
     correct = jnp.argmax(class_logits, axis=-1) == rois.classes
     return {
         "loss/box_class": classification,
-        "loss/box": Mean(jnp.sum(smooth_l1(error, config.smooth_l1_beta)), classification.count),
+        "loss/box": Mean(boxes, classification.count),
         "box/accuracy": masked_mean(correct, rois.valid),
         "box/foreground_accuracy": masked_mean(correct, rois.foreground),
         "box/foreground_rois": Mean(jnp.sum(at_least_float32(rois.foreground)), jnp.float32(1)),

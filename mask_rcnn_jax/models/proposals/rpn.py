@@ -18,11 +18,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from mask_rcnn_jax.models.box_regression import BoxLoss, box_regression_loss
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms, priorities
 from mask_rcnn_jax.models.layers import ConvNorm, Kernel, call
 from mask_rcnn_jax.models.layers.initialisers import normal_init
 from mask_rcnn_jax.models.layers.norms import NormConfig
-from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy, counted, counted_by_iou, masked_mean, smooth_l1
+from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy, counted, counted_by_iou, masked_mean
 from mask_rcnn_jax.models.proposals.base import Losses, ProposalsConfig, ProposalSource
 from mask_rcnn_jax.ops import anchors as anchor_ops
 from mask_rcnn_jax.ops import boxes as box_ops
@@ -30,7 +31,7 @@ from mask_rcnn_jax.ops.matching import match_boxes
 from mask_rcnn_jax.ops.nms import nms
 from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.ops.sampling import sample
-from mask_rcnn_jax.ranges import AboveZero, AtLeastZero, BoxWeights, Items, Layers, Positive, Share
+from mask_rcnn_jax.ranges import AboveZero, AddedLater, AtLeastZero, BoxWeights, Items, Layers, Positive, Share
 from mask_rcnn_jax.structures import GroundTruth, Proposals
 
 _ANCHORS = 0  # the sampler of anchors among those that share an image's key
@@ -58,6 +59,8 @@ class RPNConfig(ProposalsConfig):
     post_nms_test: Positive = 1000
     nms_iou: Share = 0.7
     min_box_size: AtLeastZero = 0.0  # proposals keep sides above it; torchvision: 1e-3
+    box_loss: Annotated[BoxLoss, AddedLater()] = "smooth_l1"  # of deltas, or of how boxes overlap
+    box_loss_weight: Annotated[AtLeastZero, AddedLater()] = 1.0
 
     def __post_init__(self) -> None:
         if len(self.sizes) != len(self.features):
@@ -176,10 +179,8 @@ def rpn_losses(
     """
     anchors = jnp.concatenate(level_anchors)
     gt_index, sampled, foreground = rpn_targets(config, anchors, truth, priority)
-    gt_deltas = box_ops.encode(truth.boxes[gt_index], anchors, config.box_weights)
     objectness = masked_mean(binary_cross_entropy(objectness_logits, at_least_float32(foreground)), sampled)
-    error = jnp.where(foreground[:, None], pred_anchor_deltas - gt_deltas, 0.0)
-    boxes = jnp.sum(smooth_l1(error, config.smooth_l1_beta))
+    boxes = box_regression_loss(config, pred_anchor_deltas, anchors, truth.boxes[gt_index], foreground)
     count = objectness.count if config.normalizer == "sampled" else jnp.float32(config.samples)
     ends = np.cumsum([len(level) for level in level_anchors])
     levels = zip(config.features, jnp.split(foreground, ends[:-1]), strict=True)
