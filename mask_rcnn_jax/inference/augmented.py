@@ -32,7 +32,7 @@ from mask_rcnn_jax.models import MaskRCNNConfig, Variables, networks, rcnn
 from mask_rcnn_jax.models.checks import check_found
 from mask_rcnn_jax.models.context import Features
 from mask_rcnn_jax.models.heads.base import Head
-from mask_rcnn_jax.ops import nms
+from mask_rcnn_jax.models.heads.box import suppress
 from mask_rcnn_jax.ranges import Items, NotNegative, Range, check
 from mask_rcnn_jax.structures import EvalBatch, PaddedDetections
 
@@ -200,15 +200,7 @@ def _merge(
         jnp.concatenate([getattr(view.found, name).reshape(-1) for view in views])
         for name in ("scores", "classes", "valid")
     )
-    head = config.box_head
-    keep = nms(boxes, scores, valid, head.nms_iou, head.max_detections, classes=classes)
-    merged = PaddedDetections(
-        boxes=jnp.where(keep.valid[:, None], boxes[keep.indices], 0.0),
-        scores=jnp.where(keep.valid, scores[keep.indices], 0.0),
-        classes=jnp.where(keep.valid, classes[keep.indices], 0),
-        masks=None,
-        valid=keep.valid,
-    )
+    merged = suppress(config.box_head, boxes, scores, classes, valid)
     return jax.tree.map(lambda x: x[None], merged)
 
 

@@ -8,7 +8,7 @@ from mask_rcnn_jax.models.backbones.vgg import VGGConfig
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms
 from mask_rcnn_jax.models.conventions import torchvision, torchvision_v2
 from mask_rcnn_jax.models.heads.base import Head, HeadConfig
-from mask_rcnn_jax.models.heads.box import BoxHeadConfig
+from mask_rcnn_jax.models.heads.box import BoxHeadConfig, SoftNMSConfig
 from mask_rcnn_jax.models.heads.cascade import CascadeConfig
 from mask_rcnn_jax.models.heads.keypoint import KeypointHeadConfig
 from mask_rcnn_jax.models.heads.mask import MaskBranchConfig, MaskHeadConfig
@@ -50,6 +50,7 @@ __all__ = [
     "ResNetConfig",
     "RoIPoolConfig",
     "RoIPoolerConfig",
+    "SoftNMSConfig",
     "Terms",
     "VGGConfig",
     "Variables",

@@ -14,11 +14,13 @@ from mask_rcnn_jax.ops.pooling.interpolation import RoIGrid
 from mask_rcnn_jax.ops.pooling.roi_align import assign_levels, multilevel_roi_align, roi_align
 from mask_rcnn_jax.ops.pooling.roi_pool import multilevel_roi_pool, roi_pool
 from mask_rcnn_jax.ops.sampling import Samples, sample
+from mask_rcnn_jax.ops.soft_nms import Rescored, soft_nms
 
 __all__ = [
     "Kept",
     "Matches",
     "PasteConvention",
+    "Rescored",
     "RoIGrid",
     "Samples",
     "anchors",
@@ -43,4 +45,5 @@ __all__ = [
     "roi_pool",
     "sample",
     "sampling",
+    "soft_nms",
 ]

@@ -10,8 +10,8 @@ from flax import nnx
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.resize import Preprocessing, preprocess
-from mask_rcnn_jax.models import ConvNeXtConfig, VGGConfig
-from mask_rcnn_jax.ops.nms import nms
+from mask_rcnn_jax.models import ConvNeXtConfig, SoftNMSConfig, VGGConfig
+from mask_rcnn_jax.ops import nms, soft_nms
 from mask_rcnn_jax.ops.pooling.points import uncertain_cells, with_cells
 from mask_rcnn_jax.ops.pooling.roi_pool import multilevel_roi_pool
 
@@ -230,6 +230,11 @@ CASES = {
     "large reduction": (lambda i: preprocess(TO_64, i, jnp.array([[8000, 2]])), LONG),
     "roi_pool": (lambda a, b, r, i: multilevel_roi_pool((a, b), r, i, (0.25, 0.125), 7), *MAPS, BOXES, LEVELS),
     "nms": (jax.vmap(lambda b, s: nms(b, s, s > 5, 0.4, 40)), BOXES, SCORES),
+    "soft nms": (
+        jax.vmap(lambda b, s: soft_nms(b, s, s > 0.1, 40, **vars(SoftNMSConfig()))),
+        BOXES,
+        (SCORES / 50).astype(np.float32),
+    ),
 }
 
 

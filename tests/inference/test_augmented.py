@@ -13,7 +13,7 @@ from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import Detections, Model, Predictor
 from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor, _merge, _View
-from mask_rcnn_jax.models import KeypointHeadConfig, init
+from mask_rcnn_jax.models import KeypointHeadConfig, SoftNMSConfig, init
 from mask_rcnn_jax.structures import PaddedDetections
 from tests.tiny import one_map_model, tiny_model
 
@@ -108,6 +108,18 @@ def test_boxes_of_all_versions_are_merged_within_their_class():
     kept = [(k, *box) for k, box in zip(merged.classes.tolist(), merged.boxes.tolist(), strict=True)]
     assert merged.valid.sum() == 3
     assert kept[:3] == [(1, 10, 10, 30, 30), (2, 10, 10, 30, 30), (1, 40, 40, 60, 60)]
+
+
+def test_soft_nms_merges_as_it_finds():
+    config = tiny_model()
+    config = replace(config, box_head=replace(config.box_head, soft_nms=SoftNMSConfig()))
+    boxes = jnp.array([[[10.0, 10, 30, 30], [10, 10, 30, 26]]])
+    found = PaddedDetections(boxes, jnp.array([[0.9, 0.8]]), jnp.ones((1, 2), int), None, jnp.ones((1, 2), bool))
+    size = jnp.array([64, 64])
+    merged = _merge(config, (False,), size, [_View({}, found, size, (64, 64))])
+    np.testing.assert_allclose(merged.boxes[0, :2], boxes[0])
+    np.testing.assert_allclose(merged.scores[0, :2], [0.9, 0.8 * np.exp(-(0.8**2) / 0.5)], rtol=1e-6)
+    assert merged.valid.sum() == 2
 
 
 @pytest.mark.parametrize("seed", range(3))

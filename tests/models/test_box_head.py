@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mask_rcnn_jax.models import BoxHeadConfig
+from mask_rcnn_jax.models import BoxHeadConfig, SoftNMSConfig
 from mask_rcnn_jax.models.heads import box as box_head
 from mask_rcnn_jax.structures import GroundTruth, Proposals, SampledRoIs
+from tests.ops.test_soft_nms import plain as plain_soft_nms
 
 box_losses, detect_boxes = (jax.jit(f, static_argnums=0) for f in (box_head.box_losses, box_head.detect_boxes))
 sample_rois = jax.jit(box_head.sample_rois, static_argnums=(0, 1))
@@ -113,6 +114,34 @@ def test_detections_are_those_of_a_plain_loop(nms_iou):
         assert found.classes[i] == label
         np.testing.assert_allclose(found.boxes[i], box, atol=1e-3)
     np.testing.assert_array_equal(found.boxes[count:], 0)
+
+
+@pytest.mark.parametrize("settings", [SoftNMSConfig(), SoftNMSConfig(decay="linear", min_score=0.1)])
+def test_soft_nms_lowers_the_scores_of_what_nms_would_take_away(settings):
+    rng = np.random.default_rng(2)
+    corners = rng.uniform(0, 40, (12, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + rng.uniform(8, 40, (12, 2))], 1).astype(np.float32)
+    valid = np.arange(12) < 10
+    logits = rng.normal(size=(12, 4)).astype(np.float32) * 2
+    config = replace(CONFIG, max_detections=50, nms_iou=1.0, soft_nms=settings)
+    found = detect_boxes(
+        config,
+        jax.nn.softmax(jnp.asarray(logits)),
+        jnp.zeros((12, 3, 4)),
+        Proposals(jnp.asarray(boxes), jnp.zeros(12), jnp.asarray(valid)),
+        jnp.array([70, 80]),
+    )
+    candidates = plain_detections(config, logits, np.zeros((12, 3, 4)), boxes, valid, (70, 80))
+    scores, classes, places = (np.array(part) for part in zip(*candidates, strict=True))
+    expected = plain_soft_nms(places, scores, np.ones(len(places), bool), classes=classes, **vars(settings))
+    assert found.valid.sum() == len(expected) > 5
+    assert any(score < scores[row] - 0.01 for row, score in expected)
+    for i, (row, score) in enumerate(expected):
+        assert found.scores[i] == pytest.approx(score, abs=1e-6)
+        assert found.classes[i] == classes[row]
+        np.testing.assert_allclose(found.boxes[i], places[row], atol=1e-3)
+    for array in (found.boxes, found.scores, found.classes):
+        np.testing.assert_array_equal(array[len(expected) :], 0)
 
 
 def plain_detections(config, logits, deltas, boxes, valid, size):

@@ -26,8 +26,19 @@ from mask_rcnn_jax.ops.matching import Matches, match_boxes
 from mask_rcnn_jax.ops.nms import nms
 from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 from mask_rcnn_jax.ops.sampling import sample
-from mask_rcnn_jax.ranges import AddedLater, AtLeastZero, BoxWeights, Channels, Layers, Positive, Share
+from mask_rcnn_jax.ops.soft_nms import Decay, soft_nms
+from mask_rcnn_jax.ranges import AboveZero, AddedLater, AtLeastZero, BoxWeights, Channels, Layers, Positive, Share
 from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, Proposals, SampledRoIs
+
+
+@dataclass(frozen=True)
+class SoftNMSConfig:
+    """Detections that overlap better ones lose score, and with test-time augmentation once more as all are merged."""
+
+    decay: Decay = "gaussian"
+    sigma: AboveZero = 0.5  # gaussian: scores times exp(-IoU^2 / sigma)
+    iou_threshold: Share = 0.3  # linear: scores times 1 - IoU, above it
+    min_score: Share = 0.001  # detections have lowered scores above it; unlowered ones are above `score_threshold`
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,7 @@ class BoxHeadConfig:
     max_candidates: Positive = 4096  # box and class pairs that enter NMS, best first
     box_loss: Annotated[BoxLoss, AddedLater()] = "smooth_l1"  # of deltas, or of how boxes overlap
     box_loss_weight: Annotated[AtLeastZero, AddedLater()] = 1.0
+    soft_nms: Annotated[SoftNMSConfig | None, AddedLater()] = None  # in the place of NMS by `nms_iou`
 
     def __post_init__(self) -> None:
         if self.num_convs:
@@ -225,10 +237,26 @@ def detect_boxes(
     finite = jnp.isfinite(boxes).all(axis=-1)
     boxes = box_ops.clip(jnp.where(finite[:, None], boxes, 0.0), image_size)
     valid = (order > config.score_threshold) & finite & box_ops.nonempty(boxes, config.min_box_size)
-    keep = nms(boxes, order, valid, config.nms_iou, config.max_detections, classes=classes)
+    return suppress(config, boxes, order, classes, valid)
+
+
+def suppress(
+    config: BoxHeadConfig,
+    boxes: Float[Array, "N 4"],
+    scores: Float[Array, " N"],
+    classes: Int[Array, " N"],
+    valid: Bool[Array, " N"],
+) -> PaddedDetections:
+    """Return the best of the boxes of one image, without those that better ones of their class suppress."""
+    if config.soft_nms is None:
+        keep = nms(boxes, scores, valid, config.nms_iou, config.max_detections, classes=classes)
+        scores = jnp.where(keep.valid, scores[keep.indices], 0.0)
+    else:
+        keep = soft_nms(boxes, scores, valid, config.max_detections, **vars(config.soft_nms), classes=classes)
+        scores = keep.scores
     return PaddedDetections(
         boxes=jnp.where(keep.valid[:, None], boxes[keep.indices], 0.0),
-        scores=jnp.where(keep.valid, order[keep.indices], 0.0),
+        scores=scores,
         classes=jnp.where(keep.valid, classes[keep.indices], 0),
         masks=None,
         valid=keep.valid,
