@@ -30,6 +30,7 @@ LEAVES = {
 }
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
+    "arrays": {"errors"},
     "extras": {"errors"},
     "ranges": {"errors"},
     "value_names": {"errors"},
@@ -45,9 +46,9 @@ LAYERS: dict[str, set[str]] = {
     "processes": {"errors", "failures"},
     "ops": LEAVES,
     "models": {"ops"} | LEAVES,
-    "data": {"disk", "errors", "extras", "media", "ranges", "rle", "structures"},
+    "data": {"arrays", "disk", "errors", "extras", "media", "ranges", "rle", "structures"},
     "visualize": {"data", "disk", "errors", "media", "rle", "structures"},
-    "pretrained": {"models", "ops"} | LEAVES,
+    "pretrained": {"arrays", "models", "ops"} | LEAVES,
     "inference": {"models", "ops", "data", "media", "config", "rle"} | LEAVES,
     "evaluation": {"inference", "models", "ops", "data", "rle"} | LEAVES,
     "export": {"inference", "models", "ops", "data"} | LEAVES,
@@ -65,6 +66,7 @@ ONLY = {
     "ranges": set(),
     "value_names": set(),
     "disk": set(),
+    "arrays": {"numpy"},
     "structures": {"jax", "jaxtyping", "numpy"},
     "sharding": {"jax"},
     "ops": {"jax", "jaxtyping", "numpy"},

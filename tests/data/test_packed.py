@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.data.records import Federated, Record
-from mask_rcnn_jax.data.records import packed as packed_module
+from mask_rcnn_jax.data.records import shared as shared_module
 from mask_rcnn_jax.data.records.packed import Selection, pack
 from mask_rcnn_jax.data.records.shards import ShardImage
 from tests.data.same_records import assert_same_records
@@ -90,7 +90,7 @@ def test_other_processes_map_the_same_file():
     assert len(message) < 10_000 < sum(record.boxes.nbytes for record in records)
     assert_same_records(packed, records, ignore={"image"})  # after the move to the file as before
     assert_same_records(pickle.loads(message), records, ignore={"image"})
-    path = packed._file[0]
+    path = packed._shared._file[0]
     assert path.exists()
     assert len(pickle.dumps({"inside": [Selection(packed, np.arange(5))]})) < 10_000
     code = f"import pickle; print(sum(float(r.boxes.sum()) for r in pickle.loads({message!r})))"
@@ -103,7 +103,7 @@ def test_other_processes_map_the_same_file():
 
 @pytest.mark.parametrize("nameless", [False, pytest.param(True, marks=LINUX)])
 def test_the_file_goes_with_the_records(nameless, monkeypatch, tmp_path):
-    monkeypatch.setattr(packed_module, "_NAMELESS", nameless)
+    monkeypatch.setattr(shared_module, "_NAMELESS", nameless)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     records = made_up_records()
     packed = pack(records)

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from mask_rcnn_jax.arrays import budget
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.pretrained import files, read_tensors
+from mask_rcnn_jax.pretrained import read_tensors
 
 TENSORS = {
     "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
@@ -260,7 +261,7 @@ def test_members_that_unpack_to_too_much_are_limited(tmp_path, monkeypatch):
     file = tmp_path / "bomb.npz"
     np.savez_compressed(file, a=np.zeros(1 << 20), b=np.zeros(1 << 20))
     assert set(read_tensors(file)) == {"a", "b"}
-    monkeypatch.setattr(files, "_MOST_BYTES", 15 << 20)
+    monkeypatch.setattr(budget, "_MOST_BYTES", 15 << 20)
     assert peak_of(file, "would take more than") < 1 << 20
 
 

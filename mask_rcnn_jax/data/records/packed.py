@@ -1,20 +1,14 @@
 """Records in few large arrays: what a dataset of COCO's size costs in memory, once for all processes.
 
 A list of records is millions of small objects, and every worker would get its own copy. Here the annotations of all
-images lie end to end in one array a field, and a record is cut out of them when it is asked for. Sent to another
-process, the arrays go to a file without a name that all processes map, so that they share its pages.
+images lie end to end in one array a field, and a record is cut out of them when it is asked for.
 
 `N` instances in all, `J` keypoints. A segmentation has parts: its polygons, or one RLE.
 """
 
 import os
-import tempfile
-import threading
-import weakref
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, SupportsIndex, TypeVar, overload
 
 import numpy as np
 from jaxtyping import Int
@@ -22,10 +16,7 @@ from jaxtyping import Int
 from mask_rcnn_jax.data.records import Federated, Record
 from mask_rcnn_jax.data.records.masks import Segmentation
 from mask_rcnn_jax.data.records.shards import ShardImage
-
-Item = TypeVar("Item")
-
-_Layout = dict[str, tuple[str, tuple[int, ...], int]]  # name -> type, shape, and offset in bytes
+from mask_rcnn_jax.data.records.shared import CutSequence, SharedArrays
 
 # Types as `array` names them. "first_X" is where each record, instance or part begins in X, and at last X's length.
 _RECORD = {"image_id": "q", "height": "i", "width": "i", "source": "i", "federated": "B"}
@@ -33,24 +24,6 @@ _RECORD |= {"shards": "i", "shard_index": "q"}  # -1 where the image is a file
 _OF_RECORD = {"instance": "", "path": "B", "absent": "i", "not_exhaustive": "i"}
 _INSTANCE = {"boxes": "f", "classes": "i", "iscrowd": "B", "areas": "d", "annotation_ids": "q", "is_rle": "B"}
 _OF_PART = {"coordinates": "d", "counts": "B"}  # a part has one of them
-_ALIGNMENT = 64  # bytes, of every array in the file
-_MOVING = threading.Lock()
-_NAMELESS = os.path.isdir("/proc/self/fd")
-
-
-class _CutSequence(Sequence[Item]):
-    """A sequence whose items are made by `_cut` when they are asked for; a slice makes a tuple of them."""
-
-    def _cut(self, row: int) -> Item:
-        raise NotImplementedError
-
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Item]: ...
-    def __getitem__(self, index: SupportsIndex | slice) -> Item | Sequence[Item]:
-        rows = range(len(self))[index]
-        return tuple(map(self._cut, rows)) if isinstance(rows, range) else self._cut(rows)
 
 
 def pack(records: Iterable[Record]) -> "PackedRecords":
@@ -108,32 +81,28 @@ def pack(records: Iterable[Record]) -> "PackedRecords":
     arrays["iscrowd"] = arrays["iscrowd"].view(np.bool_)
     if num_keypoints:
         arrays["keypoints"] = arrays["keypoints"].reshape(-1, num_keypoints, 3)
-    return PackedRecords(arrays, tuple(shards))
+    return PackedRecords(SharedArrays(arrays), tuple(shards))
 
 
-class PackedRecords(_CutSequence[Record]):
+class PackedRecords(CutSequence[Record]):
     """Records made by `pack`; each is cut out anew when it is asked for, and its arrays are read-only.
 
-    What `pickle` makes of them refers to an open file of this process: other processes of the machine can read it as
-    long as the object that was pickled exists.
+    What `pickle` makes of them is as for `SharedArrays`.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray], shards: tuple[tuple[str, str], ...]):
-        self._arrays, self._shards = arrays, shards
-        for values in arrays.values():
-            values.flags.writeable = False
-        self._file: tuple[Path, _Layout] | None = None
+    def __init__(self, shared: SharedArrays, shards: tuple[tuple[str, str], ...]):
+        self._shared, self._shards = shared, shards
 
     @property
     def arrays(self) -> Mapping[str, np.ndarray]:
         """All that the records hold, by field."""
-        return self._arrays
+        return self._shared.arrays
 
     def __len__(self) -> int:
-        return len(self._arrays["image_id"])
+        return len(self.arrays["image_id"])
 
     def _cut(self, row: int) -> Record:
-        a = self._arrays
+        a = self.arrays
         start, stop = a["first_instance"][row : row + 2].tolist()
         table = int(a["shards"][row])
         keypoints, path = a["keypoints"], os.fsdecode(self._of_record("path", row).tobytes())
@@ -159,51 +128,14 @@ class PackedRecords(_CutSequence[Record]):
         )
 
     def _of_record(self, name: str, row: int) -> np.ndarray:
-        start, stop = self._arrays[f"first_{name}"][row : row + 2].tolist()
-        return self._arrays[name][start:stop]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        with _MOVING:  # workers are started, and so sent the records, from threads of their own
-            if self._file is None:
-                self._move_to_file()
-        return _mapped, (*self._file, self._shards)  # type: ignore[misc]  # set by the line above
-
-    def _move_to_file(self) -> None:
-        """Writes the arrays to a file that goes with this object, and maps them from there."""
-        # Without a name nothing is left of it, however the process ends; only Linux can open such a file again.
-        open_file: Any = tempfile.TemporaryFile if _NAMELESS else tempfile.NamedTemporaryFile
-        file = open_file(prefix="mask_rcnn_jax-")
-        path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}" if _NAMELESS else file.name)
-        weakref.finalize(self, file.close)
-        layout, offset = {}, 0
-        for name, values in self._arrays.items():
-            layout[name] = (values.dtype.str, values.shape, offset)
-            file.write(values.tobytes())
-            offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
-            file.write(bytes(offset - file.tell()))
-        file.flush()
-        self._file = path, layout
-        self._arrays = _mapped_arrays(path, layout)
+        start, stop = self.arrays[f"first_{name}"][row : row + 2].tolist()
+        return self.arrays[name][start:stop]
 
 
-def _mapped(path: Path, layout: _Layout, shards: tuple[tuple[str, str], ...]) -> PackedRecords:
-    records = PackedRecords(_mapped_arrays(path, layout), shards)
-    records._file = path, layout
-    return records
-
-
-def _mapped_arrays(path: Path, layout: _Layout) -> dict[str, np.ndarray]:
-    whole = np.asarray(np.memmap(path, np.uint8, "r"))
-    return {
-        name: np.ndarray(shape, kind, whole[offset:].data) if 0 not in shape else np.zeros(shape, kind)
-        for name, (kind, shape, offset) in layout.items()
-    }
-
-
-class _Segmentations(_CutSequence[Segmentation]):
+class _Segmentations(CutSequence[Segmentation]):
     """Those of one record, cut out one by one: most passes over records need none."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], start: int, stop: int, size: tuple[int, int]):
+    def __init__(self, arrays: Mapping[str, np.ndarray], start: int, stop: int, size: tuple[int, int]):
         self._arrays, self._rows, self._size = arrays, range(start, stop), size
 
     def __len__(self) -> int:
@@ -221,7 +153,7 @@ class _Segmentations(_CutSequence[Segmentation]):
         return self._arrays[name][start:stop]
 
 
-class Selection(_CutSequence[Record]):
+class Selection(CutSequence[Record]):
     """Some of `records`, by index, without copying them."""
 
     def __init__(self, records: Sequence[Record], indices: Int[np.ndarray, " n"]):

@@ -51,8 +51,11 @@ class Pickled:
         raise NotImplementedError
 
 
-def read_zip(archive: zipfile.ZipFile, name: str) -> Any:
-    """The tree of containers and `Pickled` tensors in a file of `torch.save`. UserError for a forbidden name."""
+def read_zip(archive: zipfile.ZipFile, name: str, advice: str) -> Any:
+    """The tree of containers and `Pickled` tensors in a file of `torch.save`.
+
+    UserError for a forbidden name, with the `advice` of what to save in its place.
+    """
     root = next(member for member in archive.namelist() if member.endswith("data.pkl")).removesuffix("data.pkl")
     if any(member.startswith(f"{root}code/") for member in archive.namelist()):
         raise UserError(f"{name} is a TorchScript program; save the model's state_dict() with torch.save instead")
@@ -67,11 +70,11 @@ def read_zip(archive: zipfile.ZipFile, name: str) -> Any:
             storages[key] = _Storage(dtype, order, archive.read(f"{root}data/{key}"))
         return storages[key]
 
-    return _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl")), name, load).load()
+    return _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl")), name, advice, load).load()
 
 
-def read_stream(file: BinaryIO, name: str) -> Any:
-    """The tree of a pickle, or of PyTorch's stream, which is told by the number it begins with."""
+def read_stream(file: BinaryIO, name: str, advice: str) -> Any:
+    """The tree of a pickle, or of PyTorch's stream, which is told by the number it begins with; else as `read_zip`."""
     storages: dict[str, _Storage] = {}
 
     def load(reference: Any) -> _Storage:
@@ -80,14 +83,14 @@ def read_stream(file: BinaryIO, name: str) -> Any:
             raise ValueError(f"unknown reference {kind!r}")
         return storages.setdefault(key, _Storage(dtype, "little", None, count))
 
-    tree = _Unpickler(file, name, load).load()
+    tree = _Unpickler(file, name, advice, load).load()
     if tree != _MAGIC:
         return tree
-    if (protocol := _Unpickler(file, name, load).load()) != _PROTOCOL:
+    if (protocol := _Unpickler(file, name, advice, load).load()) != _PROTOCOL:
         raise UserError(f"{name} was written by an unknown version of torch.save ({protocol}); save it again")
-    order = "little" if _Unpickler(file, name, load).load().get("little_endian", True) else "big"
-    tree = _Unpickler(file, name, load).load()
-    for key in _Unpickler(file, name, load).load():
+    order = "little" if _Unpickler(file, name, advice, load).load().get("little_endian", True) else "big"
+    tree = _Unpickler(file, name, advice, load).load()
+    for key in _Unpickler(file, name, advice, load).load():
         storage = storages[key]
         count = int.from_bytes(file.read(8), order)
         if count != storage.count:
@@ -103,18 +106,17 @@ class _Unpickler(pickle._Unpickler):
     object: ten bytes may ask for gigabytes.
     """
 
-    def __init__(self, file: BinaryIO, name: str, load: Callable[[Any], "_Storage"]):
+    def __init__(self, file: BinaryIO, name: str, advice: str, load: Callable[[Any], "_Storage"]):
         # Detectron1's pickles are Python 2's, whose strings are bytes.
         super().__init__(file, encoding="latin1")
-        self._name, self._load = name, load
+        self._name, self._advice, self._load = name, advice, load
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _GLOBALS[module, name]
         except KeyError:
             raise UserError(
-                f"{self._name} asks for {module}.{name}, which could run code and is refused; save only"
-                " the state_dict() of the model, or its tensors as .safetensors"
+                f"{self._name} asks for {module}.{name}, which could run code and is refused; {self._advice}"
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
@@ -253,6 +255,7 @@ _GLOBALS: Mapping[tuple[str, str], Any] = {
     ("torch.storage", "UntypedStorage"): "uint8",
     **{("torch", storage): dtype for storage, dtype in _STORAGES.items()},
     **{("torch", dtype): dtype for dtype in _DTYPES},
+    ("detectron2.structures.boxes", "BoxMode"): _Call(lambda mode: mode),  # of its files of proposals
     ("numpy", "ndarray"): None,  # an argument only
     ("numpy", "dtype"): _Call(lambda code, *_: _NumpyDtype(code)),
     **{
