@@ -9,6 +9,7 @@ EXTRAS = {
     "onnx": ("onnx",),
     "outlines": ("contourpy",),
     "plots": ("matplotlib",),
+    "proposals": ("cv2",),
     "supervision": ("supervision",),
     "tfds": ("tensorflow_datasets",),
     "tiles": ("scipy",),

@@ -74,6 +74,7 @@ class EvalBatch:
     original_sizes: Int[np.ndarray, "B 2"]  # (height, width) before resizing
     image_ids: Int[np.ndarray, " B"]
     valid: Bool[np.ndarray, " B"]
+    proposals: "Proposals | None" = None  # for a model that is given them
 
 
 @jax.tree_util.register_dataclass

@@ -21,7 +21,7 @@ from mask_rcnn_jax.cli.runs.experiment import (
     load_experiment,
 )
 from mask_rcnn_jax.config import override
-from mask_rcnn_jax.data import verify_images
+from mask_rcnn_jax.data import load_split, verify_images
 from mask_rcnn_jax.disk.output_folder import OutputFolder
 from mask_rcnn_jax.disk.places import check_place, run_folder
 from mask_rcnn_jax.errors import UserError, printable
@@ -30,7 +30,7 @@ from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, abstract
 from mask_rcnn_jax.ranges import Range
 from mask_rcnn_jax.training import ExperimentConfig, restore_for_inference
-from mask_rcnn_jax.training.datasets import check_alike
+from mask_rcnn_jax.training.datasets import check_alike, check_proposals
 from mask_rcnn_jax.training.runs.determinism import use_deterministic_programs
 from mask_rcnn_jax.training.runs.workdir import read_config
 from mask_rcnn_jax.visualize import picture_files, write_pictures
@@ -92,7 +92,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     config = override(_config(options, stored), options.set)
     _check_fits(config.model, variables)
-    dataset = config.data.source.load(options.split or config.data.source.val_split)
+    check_proposals(config)
+    dataset = load_split(config.data, options.split or config.data.source.val_split)
     dataset = verify_images(dataset, config.data)
     check_alike({"eval": dataset})
     outputs = OutputFolder(out, [dataset.annotation_file, *(r.path for r in dataset.records)], options.overwrite)

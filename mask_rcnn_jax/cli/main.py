@@ -21,6 +21,7 @@ COMMANDS = {
     "lint": ("data.lint", "count what a dataset holds and find what is wrong with it"),
     "replay": ("runs.replay", "repeat a step whose loss was not finite, and say where that began"),
     "predict": ("prediction.predict", "find instances in images and write them as pictures, tables, labels, polygons"),
+    "propose": ("data.propose", "write boxes that may hold objects, for models that are given their proposals"),
     "reproduce": ("runs.reproduce", "train a finished run again, and compare the two bit for bit"),
     "train": ("runs.train", "train a model, from the last checkpoint where there is one"),
 }

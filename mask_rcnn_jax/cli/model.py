@@ -19,5 +19,10 @@ def add_average_option(parser: argparse.ArgumentParser) -> None:
 
 
 def model_of(options: argparse.Namespace) -> Model:
-    """The model that the options name. Raises UserError as `load_model` does."""
-    return load_model(options.checkpoint, options.which, options.average)
+    """The model that the options name.
+
+    Raises UserError as `load_model` does, and for a model that is given its proposals.
+    """
+    model = load_model(options.checkpoint, options.which, options.average)
+    model.check_proposing()
+    return model

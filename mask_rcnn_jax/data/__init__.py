@@ -4,8 +4,10 @@ from mask_rcnn_jax.data.augment.transforms import read_image, resize, resized_si
 from mask_rcnn_jax.data.batching.pipeline import describe_left_out, eval_batches, train_batches, trainable_records
 from mask_rcnn_jax.data.batching.plan import plan_batches, repeat_factors
 from mask_rcnn_jax.data.batching.workers import BatchIterator
-from mask_rcnn_jax.data.config import ColorJitterConfig, DataConfig, LargeScaleJitterConfig
-from mask_rcnn_jax.data.records import CocoDataset, Record
+from mask_rcnn_jax.data.config import ColorJitterConfig, DataConfig, LargeScaleJitterConfig, ProposalFilesConfig
+from mask_rcnn_jax.data.proposals.attach import load_split, with_proposals
+from mask_rcnn_jax.data.proposals.files import write_proposals
+from mask_rcnn_jax.data.records import BoxProposals, CocoDataset, Record
 from mask_rcnn_jax.data.records.fingerprint import fingerprint
 from mask_rcnn_jax.data.records.masks import Segmentation, coverage, to_rle
 from mask_rcnn_jax.data.sources.base import SourceConfig
@@ -20,6 +22,7 @@ from mask_rcnn_jax.data.verify import leave_out, verify_images
 
 __all__ = [
     "BatchIterator",
+    "BoxProposals",
     "CocoConfig",
     "CocoDataset",
     "ColorJitterConfig",
@@ -27,6 +30,7 @@ __all__ = [
     "LargeScaleJitterConfig",
     "LvisConfig",
     "MixtureConfig",
+    "ProposalFilesConfig",
     "Record",
     "Segmentation",
     "ShapesConfig",
@@ -41,6 +45,7 @@ __all__ = [
     "image_folder",
     "leave_out",
     "load_coco",
+    "load_split",
     "plan_batches",
     "read_image",
     "repeat_factors",
@@ -50,5 +55,7 @@ __all__ = [
     "train_batches",
     "trainable_records",
     "verify_images",
+    "with_proposals",
+    "write_proposals",
     "write_shapes",
 ]

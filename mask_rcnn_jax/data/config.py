@@ -49,6 +49,18 @@ class ColorJitterConfig:
 
 
 @dataclass(frozen=True)
+class ProposalFilesConfig:
+    """Files of boxes that come with the images, for models that are given their proposals.
+
+    In a name, {split} stands for that of the split. `docs/data.md` has the formats.
+    """
+
+    train: Annotated[str, Incidental()] = "data/proposals/{split}.npz"  # of the source's train split
+    val: Annotated[str, Incidental()] = "data/proposals/{split}.npz"  # of every other one
+    slots: Annotated[int, Range(1, 100_000)] = 2000  # proposals of an image, those with the highest scores
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Source, augmentation and fixed shapes of the batches."""
 
@@ -81,10 +93,13 @@ class DataConfig:
     broken_images: Literal["fail", "skip"] = "fail"  # "skip" leaves out and counts what cannot be read
     # Images whose header asks for more are refused before they are decoded.
     max_pixels: Annotated[int, Range(1, 10**12), Incidental()] = MAX_PIXELS
+    proposals: Annotated[ProposalFilesConfig | None, AddedLater()] = None
 
     def __post_init__(self) -> None:
         if self.large_scale_jitter is not None and self.crop is not None:
             raise ValueError("large_scale_jitter cuts images itself; leave crop at none")
+        if self.proposals is not None and self.copy_paste > 0:
+            raise ValueError("copy_paste pastes instances for which nothing was proposed; set it to 0 with proposals")
         for name, canvas in (("canvas", self.canvas), ("canvas_eval", self.canvas_eval)):
             if canvas is not None and canvas[0] > canvas[1]:
                 raise ValueError(f"{name} {canvas} is portrait; give (height, width) of the landscape canvas")

@@ -38,7 +38,7 @@ class SparseCOCOeval(COCOeval):
         crowd = np.array([bool(g["iscrowd"]) for g in truth], bool)
 
         thresholds = np.minimum(self.params.iouThrs, 1 - 1e-10)
-        matches = _match(ious, thresholds, ignored, crowd)
+        matches = match(ious, thresholds, ignored, crowd)
         truth_ids = np.array([g["id"] for g in truth] + [0])  # the last for "not matched", which is -1
         matched = matches >= 0
         unmatched_outside = ~matched & np.array([outside(d) for d in detections], bool)
@@ -56,7 +56,7 @@ class SparseCOCOeval(COCOeval):
         }
 
 
-def _match(
+def match(
     ious: Float[np.ndarray, "D G"],
     thresholds: Float[np.ndarray, " T"],
     ignored: Bool[np.ndarray, " G"],

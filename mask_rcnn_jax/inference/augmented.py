@@ -88,7 +88,10 @@ class AugmentedPredictor:
     def __init__(
         self, model: Model, config: AugmentationConfig = AugmentationConfig(), *, score_threshold: float | None = None
     ):
-        """`score_threshold` as for `Predictor`. Raises `UserError` where the mirrored keypoints are not known."""
+        """`score_threshold` as for `Predictor`. Raises `UserError` where the mirrored keypoints are not known, and as
+        `Predictor` does.
+        """
+        model.check_proposing()
         if score_threshold is not None:
             Range(0, 1).check(score_threshold, "score_threshold")
         head = model.config.box_head

@@ -5,12 +5,13 @@ Shape letters: `B` images, `H W` padded height and width, `K` classes of the mod
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, Num, Shaped
+from jaxtyping import Int, Shaped
 
 from mask_rcnn_jax import models
 from mask_rcnn_jax.inference.results.detections import Detections
@@ -18,9 +19,11 @@ from mask_rcnn_jax.inference.results.masks import encode_masks
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
 from mask_rcnn_jax.ops import PasteConvention
 from mask_rcnn_jax.sharding import EVERYWHERE, ROWS, by_rows, data_mesh, everywhere
-from mask_rcnn_jax.structures import EvalBatch, PaddedDetections
+from mask_rcnn_jax.structures import EvalBatch, PaddedDetections, Proposals
 
-DetectFn = Callable[[MaskRCNNConfig, Variables, Num[Array, "B H W 3"], Int[Array, "B 2"]], PaddedDetections]
+# Takes the configuration, the variables, images [B, H, W, 3] and their sizes [B, 2]; and `proposals=`, of a batch that
+# has them.
+DetectFn = Callable[..., PaddedDetections]
 
 
 def predict(
@@ -35,8 +38,8 @@ def predict(
 ) -> Iterator[tuple[int, Detections]]:
     """The id of each image of `batches` and what is found in it, in their order, as `by_image` says.
 
-    A batch is shared by the process's devices where they divide it, else one of them takes it. `detect` is compiled
-    once for each shape of images.
+    A batch is shared by the process's devices where they divide it, else one of them takes it. `detect` is handed the
+    proposals of batches that have them, and compiled once for each shape of images.
     """
     take_apart = functools.partial(
         by_image, convention=config.paste, class_names=class_names, min_score=min_score, class_of=class_of
@@ -49,8 +52,9 @@ def predict(
         mesh = _mesh(len(batch.images))
         if mesh not in placed:
             placed[mesh] = jax.device_put(variables, everywhere(mesh))
-        inputs = jax.device_put((batch.images, batch.image_sizes), by_rows(mesh))
-        detections = _compiled(detect, config, mesh)(placed[mesh], *inputs)
+        proposals = () if batch.proposals is None else (batch.proposals,)
+        inputs = jax.device_put((batch.images, batch.image_sizes, *proposals), by_rows(mesh))
+        detections = _compiled(detect, config, mesh, bool(proposals))(placed[mesh], *inputs)
         # The devices work on this batch while the host takes the last one apart.
         if pending is not None:
             yield from take_apart(*pending)
@@ -65,9 +69,16 @@ def _mesh(batch_size: int) -> Mesh:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(detect: DetectFn, config: MaskRCNNConfig, mesh: Mesh) -> Callable[..., PaddedDetections]:
-    in_specs = (EVERYWHERE, ROWS, ROWS)
-    return jax.jit(jax.shard_map(functools.partial(detect, config), mesh=mesh, in_specs=in_specs, out_specs=ROWS))
+def _compiled(
+    detect: DetectFn, config: MaskRCNNConfig, mesh: Mesh, with_proposals: bool
+) -> Callable[..., PaddedDetections]:
+    def detect_in(variables: Variables, images: Any, sizes: Any, proposals: Proposals) -> PaddedDetections:
+        return detect(config, variables, images, sizes, proposals=proposals)
+
+    run, in_specs = functools.partial(detect, config), (EVERYWHERE, ROWS, ROWS)
+    if with_proposals:
+        run, in_specs = detect_in, (*in_specs, ROWS)
+    return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=ROWS))
 
 
 def by_image(

@@ -25,7 +25,7 @@ from mask_rcnn_jax.disk.places import FOLDER, checkpoints_in, finished_steps, st
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.faults import damaged, familiar, fitting, readable, whole
 from mask_rcnn_jax.inference.stored import Damaged, check_readable, plainly_named, read_json, stored_shapes
-from mask_rcnn_jax.models import MaskRCNNConfig, Variables, abstract
+from mask_rcnn_jax.models import GivenProposalsConfig, MaskRCNNConfig, Variables, abstract
 
 EVALUATION = "evaluation.json"
 
@@ -57,6 +57,14 @@ class Model:
     def canvas_divisor(self) -> int:
         """The number that the sides of canvases are multiples of."""
         return math.lcm(CANVAS_DIVISOR, self.config.backbone.size_divisor)
+
+    def check_proposing(self) -> None:
+        """Raise `UserError` for a model that is given its proposals: images alone come without."""
+        if isinstance(self.config.rpn, GivenProposalsConfig):
+            raise UserError(
+                "the model is given its proposals (rpn is GivenProposalsConfig), and images alone have none; evaluate"
+                " it with data.proposals (mask-rcnn eval), or call models.detect in Python with proposals"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,8 +73,9 @@ class Predictor:
     def __init__(self, model: Model, *, score_threshold: float | None = None, batch_size: int | None = None):
         """`score_threshold` is the score above which instances count (the model's own unless given), `batch_size` the
         number of images run at once: one on CPU and four a device elsewhere unless given, and fewer where a call has
-        no more images than fewer hold.
+        no more images than fewer hold. Raises `UserError` for a model that is given its proposals.
         """
+        model.check_proposing()
         if score_threshold is not None:
             Range(0, 1).check(score_threshold, "score_threshold")
         if batch_size is not None:

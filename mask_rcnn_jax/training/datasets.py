@@ -7,25 +7,22 @@ from mask_rcnn_jax.data import (
     CocoDataset,
     eval_batches,
     fingerprint,
+    load_split,
     trainable_records,
     verify_images,
 )
 from mask_rcnn_jax.data.augment.keypoint_flips import describe_flips, mirrored
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import keypoint_sigmas
-from mask_rcnn_jax.models import GivenProposalsConfig
+from mask_rcnn_jax.models import GivenProposalsConfig, RPNConfig
 from mask_rcnn_jax.training.config import ExperimentConfig
 
 
 def load_datasets(config: ExperimentConfig) -> dict[str, CocoDataset]:
     """The two splits, checked against each other, the model, and the image files."""
-    if isinstance(config.model.rpn, GivenProposalsConfig):
-        raise UserError(
-            "model.rpn is GivenProposalsConfig, and no source of data has proposals; train such a model in Python, by"
-            " models.loss_terms of batches that hold them, or set model.rpn to RPNConfig"
-        )
+    check_proposals(config)
     source = config.data.source
-    train_set, val_set = source.load(source.train_split), source.load(source.val_split)
+    train_set, val_set = load_split(config.data, source.train_split), load_split(config.data, source.val_split)
     if (train_set.categories, train_set.class_names) != (val_set.categories, val_set.class_names):
         raise UserError(f"{train_set.annotation_file} and {val_set.annotation_file} have different categories")
     if len(train_set.class_names) != config.model.num_classes:
@@ -41,6 +38,21 @@ def load_datasets(config: ExperimentConfig) -> dict[str, CocoDataset]:
     datasets = {"train": train_set, "val": val_set}
     check_alike(datasets)
     return datasets
+
+
+def check_proposals(config: ExperimentConfig) -> None:
+    """Raise `UserError` where the model is given its proposals and the data have none, or the other way round."""
+    if isinstance(config.model.rpn, GivenProposalsConfig) and config.data.proposals is None:
+        raise UserError(
+            "model.rpn is GivenProposalsConfig, and the data have no proposals; name files of them with --set"
+            " data.proposals=ProposalFilesConfig data.proposals.train=FILE data.proposals.val=FILE, or set model.rpn to"
+            " RPNConfig"
+        )
+    if isinstance(config.model.rpn, RPNConfig) and config.data.proposals is not None:
+        raise UserError(
+            "data.proposals names files of proposals, and model.rpn is RPNConfig, which makes its own; set"
+            " data.proposals to none, or model.rpn to GivenProposalsConfig"
+        )
 
 
 def check_alike(datasets: Mapping[str, CocoDataset]) -> None:
@@ -95,6 +107,9 @@ def describe(dataset: CocoDataset) -> str:
     """Describe what was read and what was left out, in a few lines."""
     instances = sum(len(record.boxes) for record in dataset.records)
     count = f"{len(dataset.records)} images, {instances} instances, {len(dataset.class_names)} classes"
+    proposals = [len(record.proposals.scores) for record in dataset.records if record.proposals is not None]
+    if proposals:
+        count += f", {sum(proposals)} proposals"
     return "\n".join([f"{dataset.annotation_file}: {count}", *dataset.describe_problems()])
 
 

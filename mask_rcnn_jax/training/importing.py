@@ -163,7 +163,8 @@ def _told(
     shown = ", ".join(named.names[:4]) + (", ..." if len(named.names) > 4 else "")
     commands = f"mask-rcnn eval --workdir {out}, and for mask-rcnn train --config {out} --workdir ANOTHER"
     if isinstance(config.model.rpn, GivenProposalsConfig):
-        commands = "models.detect in Python, which is given the proposals; the commands have none"
+        proposals = "--set data.proposals=ProposalFilesConfig data.proposals.val=FILE"
+        commands += f"; both need files of proposals: {proposals}"
     return [
         f"{path}: {first}",
         *more,

@@ -10,7 +10,7 @@ import pytest
 
 from mask_rcnn_jax.config import to_json
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import GivenProposalsConfig, KeypointHeadConfig
+from mask_rcnn_jax.models import KeypointHeadConfig
 from mask_rcnn_jax.training import train
 from mask_rcnn_jax.training.datasets import describe_keypoints, load_datasets
 from tests.tiny import one_map_model, tiny_experiment, tiny_pooler
@@ -92,13 +92,6 @@ def test_keypoints_that_change_places_are_checked_and_said(tmp_path):
     assert describe_keypoints(dataset, config) == []
     with pytest.raises(UserError, match=r"data\.keypoint_flips names 'l_eye', but the dataset has no keypoints"):
         load_datasets(replace(config, data=replace(config.data, keypoint_flips=(("l_eye", "r_eye"),))))
-
-
-def test_a_model_that_is_given_its_proposals_is_refused_before_data_are_read(tmp_path):
-    config = tiny_experiment(tmp_path)
-    config = replace(config, model=replace(config.model, rpn=GivenProposalsConfig()))
-    with pytest.raises(UserError, match=r"model\.rpn is GivenProposalsConfig, and no source of data has proposals"):
-        load_datasets(config)
 
 
 def test_a_keypoint_model_needs_data_with_its_keypoints(finished, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Num, UInt8
 
 from mask_rcnn_jax.data.augment import transforms
+from mask_rcnn_jax.data.records import BoxProposals
 from mask_rcnn_jax.data.records.masks import Segmentation, bitmap, coverage
 from mask_rcnn_jax.rle import Window, encode_bitmap
 
@@ -69,6 +70,7 @@ class Sample:
     masks: tuple[PlacedMask, ...]
     keypoints: Float[np.ndarray, "n J 3"]  # (x, y, visibility), zeros where not annotated; J is 0 without keypoints
     dropped: int = 0  # instances left out because there are more than slots
+    proposals: BoxProposals | None = None  # None for a dataset without
 
     def select(self, rows: Int[np.ndarray, " m"]) -> "Sample":
         """The sample with these instances alone."""

@@ -1,7 +1,7 @@
 """Augmentation, step by step: each takes a sample, or a record to begin with, and draws from the generator handed in.
 
-Boxes, masks and keypoints follow the image through every step. Draws come in a fixed order and only for what the
-settings ask for, so that a setting that is off changes nothing for the others.
+Boxes, masks, keypoints and proposals follow the image through every step. Draws come in a fixed order and only for what
+the settings ask for, so that a setting that is off changes nothing for the others.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance
 from mask_rcnn_jax.data.augment import transforms
 from mask_rcnn_jax.data.augment.sample import PlacedMask, Sample, Window, mask_of_pixels
 from mask_rcnn_jax.data.config import ColorJitterConfig, DataConfig, LargeScaleJitterConfig
-from mask_rcnn_jax.data.records import Record
+from mask_rcnn_jax.data.records import BoxProposals, Record
 from mask_rcnn_jax.data.records.masks import visible_box
 
 _PASTED = 0.5  # probability of each instance of the donor
@@ -91,7 +91,22 @@ def _sample(record: Record, size: tuple[int, int], window: Window, image: np.nda
         keypoints = transforms.crop_keypoints(resized, window)
     segmentations = [record.segmentations[instance] for instance in kept.tolist()]
     masks = tuple(PlacedMask(s, box / scale) for s, box in zip(segmentations, boxes, strict=True))
-    return Sample(image, boxes - np.array(window[:2] * 2, np.float32), record.classes[kept], masks, keypoints)
+    boxes = boxes - np.array(window[:2] * 2, np.float32)
+    proposals = resized_proposals(record, size, window)
+    return Sample(image, boxes, record.classes[kept], masks, keypoints, proposals=proposals)
+
+
+def resized_proposals(record: Record, size: tuple[int, int], window: Window) -> BoxProposals | None:
+    """The record's proposals inside `window` of the image at `size` (height, width), from the window's corner.
+
+    What has no area there is left out. None where the record has none.
+    """
+    if record.proposals is None:
+        return None
+    boxes = transforms.clip_boxes(_resized(record.proposals.boxes, record, size), window)
+    kept = _has_area(boxes)
+    corner = np.array(window[:2] * 2, np.float32)
+    return BoxProposals(boxes[kept] - corner, record.proposals.scores[kept])
 
 
 def _scale(record: Record, size: tuple[int, int]) -> np.ndarray:
@@ -99,8 +114,11 @@ def _scale(record: Record, size: tuple[int, int]) -> np.ndarray:
 
 
 def _resized_boxes(record: Record, size: tuple[int, int]) -> np.ndarray:
-    boxes = record.boxes[~record.iscrowd] * _scale(record, size)
-    return transforms.clip_boxes(boxes, (0, 0, size[1], size[0]))
+    return _resized(record.boxes[~record.iscrowd], record, size)
+
+
+def _resized(boxes: np.ndarray, record: Record, size: tuple[int, int]) -> np.ndarray:
+    return transforms.clip_boxes(boxes * _scale(record, size), (0, 0, size[1], size[0]))
 
 
 def _has_area(boxes: np.ndarray) -> np.ndarray:
@@ -142,7 +160,8 @@ def flip_and_turn(
     sample: Sample, rng: np.random.Generator, config: DataConfig, mirrored: Int[np.ndarray, " J"]
 ) -> Sample:
     """Mirrors and quarter-turns; in a mirror each keypoint is taken for the one at its place in `mirrored`."""
-    image, boxes, masks, keypoints = sample.image, sample.boxes, sample.masks, sample.keypoints
+    image, masks, keypoints, proposals = sample.image, sample.masks, sample.keypoints, sample.proposals
+    boxes = sample.boxes if proposals is None else np.concatenate([sample.boxes, proposals.boxes])
     height, width = image.shape[:2]
     flip, vertical_flip, turn = rng.random(3) < (config.flip, config.vertical_flip, config.rotate90)
     turns = int(rng.integers(1, 4)) if turn else 0
@@ -160,7 +179,10 @@ def flip_and_turn(
         image, masks = np.rot90(image, turns), [mask.turned(turns) for mask in masks]
         boxes = transforms.rotate_boxes(boxes, height, width, turns)
         keypoints = transforms.rotate_keypoints(keypoints, height, width, turns)
-    return replace(sample, image=image, boxes=boxes, masks=tuple(masks), keypoints=keypoints)
+    boxes, proposed = boxes[: len(sample.boxes)], boxes[len(sample.boxes) :]
+    if proposals is not None:
+        proposals = replace(proposals, boxes=proposed)
+    return replace(sample, image=image, boxes=boxes, masks=tuple(masks), keypoints=keypoints, proposals=proposals)
 
 
 def copy_paste(

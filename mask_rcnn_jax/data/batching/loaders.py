@@ -1,7 +1,7 @@
 """From a step of the plan to the arrays of its batch.
 
 `B` images on a canvas of `H W` pixels (one orientation a batch), `G` ground-truth slots, `C` side of a mask grid,
-`J` keypoints of an instance. Padding rows and slots hold zeros and are marked by `valid`.
+`J` keypoints of an instance, `P` slots of proposals. Padding rows and slots hold zeros and are marked by `valid`.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,14 +13,15 @@ from jaxtyping import Bool, Int, Num
 
 from mask_rcnn_jax.data.augment.reading import read_resized, training_sample
 from mask_rcnn_jax.data.augment.sample import Sample
-from mask_rcnn_jax.data.augment.steps import is_portrait
+from mask_rcnn_jax.data.augment.steps import is_portrait, resized_proposals
 from mask_rcnn_jax.data.config import DataConfig
-from mask_rcnn_jax.data.records import Record
+from mask_rcnn_jax.data.records import BoxProposals, Record
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.structures import Batch, EvalBatch, GroundTruth, TrainBatch
+from mask_rcnn_jax.structures import Batch, EvalBatch, GroundTruth, Proposals, TrainBatch
 
 OnBroken = Callable[[Record, UserError], None]
 
+_BYTES_OF_PROPOSAL = 5 * 4 + 1  # a box and a score in float32, and whether there is one
 _REPLACEMENTS = 20  # images that are tried in the place of one that cannot be read
 
 
@@ -31,9 +32,10 @@ def on_portrait_canvas(records: Sequence[Record], config: DataConfig) -> Bool[np
 
 
 def bytes_of_row(config: DataConfig) -> int:
-    """Count the bytes of an image and its masks in a training batch."""
+    """Count the bytes of an image, its masks and its proposals in a training batch."""
     pixels, cells = config.canvas[0] * config.canvas[1], config.max_instances * config.mask_crop**2
-    return 3 * pixels * np.dtype(_pixel_type(config)).itemsize + cells
+    proposals = 0 if config.proposals is None else config.proposals.slots * _BYTES_OF_PROPOSAL
+    return 3 * pixels * np.dtype(_pixel_type(config)).itemsize + cells + proposals
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ class TrainLoader:
         size, first = len(self.rows), self.records[int(self.plan[step, 0])]
         images, sizes, ids = _blank_images(first, self.config, size)
         dropped, replaced = np.zeros(size, np.int32), np.zeros(size, np.int32)
-        truth = self._no_instances(size)
+        truth, proposals = self._no_instances(size), _no_proposals(first, self.config, size)
         for row, global_row in enumerate(self.rows):
             record, sample, replaced[row] = self._sample(step, global_row)
             ids[row], dropped[row] = record.image_id, sample.dropped
@@ -64,8 +66,9 @@ class TrainLoader:
             truth.valid[row, used] = True
             if self.keypoint_names:
                 truth.keypoints[row, used] = sample.keypoints
+            _place_proposals(sample.proposals, proposals, row)
         index = np.array(self.rows, np.int32) + np.int32(step * self.plan.shape[1])
-        inputs: Any = images, sizes, truth, index
+        inputs: Any = images, sizes, truth, index, proposals
         return TrainBatch(Batch(*inputs), ids, dropped, replaced)
 
     def _no_instances(self, size: int) -> Any:
@@ -109,7 +112,9 @@ class EvalLoader:
         indices, size = self.plan[step]
         chosen = [self.records[index] for index in indices]
         images, sizes, ids = _blank_images(chosen[0], self.config, size)
-        batch = EvalBatch(images, sizes, np.zeros((size, 2), np.int32), ids, np.arange(size) < len(chosen))
+        proposals = _no_proposals(chosen[0], self.config, size)
+        valid = np.arange(size) < len(chosen)
+        batch = EvalBatch(images, sizes, np.zeros((size, 2), np.int32), ids, valid, proposals)
         for row, record in enumerate(chosen):
             try:
                 image = read_resized(record, self.config.short_side_eval, self.config)
@@ -121,6 +126,8 @@ class EvalLoader:
                     self.on_broken(record, error)
                 continue
             _place(image, images, sizes, row)
+            height, width = image.shape[:2]
+            _place_proposals(resized_proposals(record, (height, width), (0, 0, width, height)), proposals, row)
             batch.image_ids[row] = record.image_id
             batch.original_sizes[row] = record.height, record.width
         return batch
@@ -143,3 +150,21 @@ def _place(
     height, width = image.shape[:2]
     images[row, :height, :width] = image
     sizes[row] = height, width
+
+
+def _no_proposals(record: Record, config: DataConfig, size: int) -> Any:
+    """Slots for the proposals of `size` images, all empty; None where images have none, as `record` shows."""
+    if record.proposals is None or config.proposals is None:
+        return None
+    slots = config.proposals.slots
+    arrays: Any = np.zeros((size, slots, 4), np.float32), np.zeros((size, slots), np.float32)
+    return Proposals(*arrays, valid=np.zeros((size, slots), bool))  # type: ignore[arg-type]
+
+
+def _place_proposals(found: BoxProposals | None, proposals: Any, row: int) -> None:
+    if found is None or proposals is None:
+        return
+    used = slice(len(found.boxes))
+    proposals.boxes[row, used] = found.boxes
+    proposals.logits[row, used] = found.scores
+    proposals.valid[row, used] = True

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.data.records.packed import PackedRecords, Selection, pack
+from mask_rcnn_jax.data.records.proposed import ProposedRecords
 
 _PLACES = {"path", "first_path", "shards"}  # arrays that say where the images lie
 
@@ -23,17 +25,24 @@ def fingerprint(dataset: CocoDataset) -> str:
     of_dataset = (dataset.class_names, dataset.categories, dataset.keypoint_names, dataset.weights, dataset.boxes_only)
     digest.update(json.dumps(of_dataset).encode())
     records, rows = dataset.records, np.arange(len(dataset.records))
-    while isinstance(records, Selection):
-        records, rows = records.records, records.indices[rows]
+    while isinstance(records, Selection | ProposedRecords):
+        if isinstance(records, ProposedRecords):
+            _update(digest, "proposals/", records.shared.arrays)
+        else:
+            rows = records.indices[rows]
+        records = records.records
     if not isinstance(records, PackedRecords):
         records = pack(records)
-    for name, values in sorted(records.arrays.items()):
-        if name not in _PLACES:
-            digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
-            digest.update(np.ascontiguousarray(values).data)
+    _update(digest, "", {name: values for name, values in records.arrays.items() if name not in _PLACES})
     digest.update(rows.astype("<i8").tobytes())
     digest.update(b"\0".join(_names(records, rows)))
     return digest.hexdigest()
+
+
+def _update(digest: Any, prefix: str, arrays: Mapping[str, np.ndarray]) -> None:
+    for name, values in sorted(arrays.items()):
+        digest.update(f"{prefix}{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).data)
 
 
 def _names(records: Sequence[Record], rows: np.ndarray) -> list[bytes]:

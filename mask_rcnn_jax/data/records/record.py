@@ -22,6 +22,14 @@ class Federated:
 
 
 @dataclass(frozen=True, eq=False)
+class BoxProposals:
+    """Boxes of one image that may hold an object, best first."""
+
+    boxes: Float[np.ndarray, "p 4"]  # (x1, y1, x2, y2) with an area, in pixels of the image, clipped to it
+    scores: Float[np.ndarray, " p"]  # the higher the better; of any range
+
+
+@dataclass(frozen=True, eq=False)
 class Record:
     """One image with its usable annotations, in pixels of the original image as displayed (turned as EXIF says)."""
 
@@ -40,6 +48,7 @@ class Record:
     federated: Federated | None = None  # None: every class was looked for
     shard: ShardImage | None = None  # where the encoded image lies, if not in the file `path`
     source: int = 0  # which of the sources of a mixture it comes from
+    proposals: BoxProposals | None = None  # None for a dataset without
 
     def open(self) -> EncodedFile:
         """The encoded image as a file to read; OSError where there is none."""

@@ -18,7 +18,7 @@ from mask_rcnn_jax.disk.files import replacing
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Variables
 from mask_rcnn_jax.pretrained import read_tensors
-from mask_rcnn_jax.structures import Batch, GroundTruth, TrainBatch
+from mask_rcnn_jax.structures import Batch, GroundTruth, Proposals, TrainBatch
 from mask_rcnn_jax.training.config import ExperimentConfig
 from mask_rcnn_jax.training.reporting.metrics import Writer
 from mask_rcnn_jax.training.runs.diagnosis import NOTHING, diagnose, named
@@ -28,6 +28,7 @@ from mask_rcnn_jax.training.window import StepValues
 FOLDER = "divergence"
 _KEPT = 20  # batches of skipped steps; a run that skips often must not fill the disk
 _INPUTS = ("images", "image_sizes", "example_index")  # arrays of a `Batch`
+_TRUTH, _PROPOSALS = "gt_", "given_"  # before the names of the arrays of its `ground_truth` and `proposals`
 _NOTES = ("image_ids", "dropped_instances", "replaced_images")  # and of a `TrainBatch`
 _ADVICE = (
     "lower schedule.learning_rate, lengthen schedule.warmup_steps, or set optimizer.clip_norm; or let"
@@ -101,17 +102,22 @@ def load_kept_step(path: Path) -> KeptStep:
 
 
 def _as_arrays(batch: TrainBatch) -> dict[str, Any]:
-    """The batch's arrays by their names in the file; those of the ground truth begin with `gt_`."""
+    """The batch's arrays by their names in the file; those of ground truth and proposals begin with their prefix."""
     inputs, truth = batch.inputs, batch.inputs.ground_truth
     arrays = {name: getattr(inputs, name) for name in _INPUTS} | {name: getattr(batch, name) for name in _NOTES}
-    arrays |= {f"gt_{item.name}": getattr(truth, item.name) for item in fields(GroundTruth)}
+    for prefix, part in ((_TRUTH, truth), (_PROPOSALS, inputs.proposals)):
+        if part is not None:
+            arrays |= {prefix + item.name: getattr(part, item.name) for item in fields(part)}
     return {name: array for name, array in arrays.items() if array is not None}
 
 
 def _as_batch(arrays: Mapping[str, Any]) -> TrainBatch:
-    of_truth = {name.removeprefix("gt_"): array for name, array in arrays.items() if name.startswith("gt_")}
-    truth = GroundTruth(**of_truth)
-    inputs = Batch(ground_truth=truth, **{name: arrays[name] for name in _INPUTS})
+    def part(prefix: str) -> dict[str, Any]:
+        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+    truth, given = GroundTruth(**part(_TRUTH)), part(_PROPOSALS)
+    proposals = Proposals(**given) if given else None
+    inputs = Batch(ground_truth=truth, proposals=proposals, **{name: arrays[name] for name in _INPUTS})
     return TrainBatch(inputs, **{name: arrays[name] for name in _NOTES})
 
 

@@ -1,0 +1,1 @@
+"""Boxes that come with the images, for models that are given their proposals."""
