@@ -52,7 +52,7 @@ class ColorJitterConfig:
 class ProposalFilesConfig:
     """Files of boxes that come with the images, for models that are given their proposals.
 
-    In a name, {split} stands for that of the split. `docs/data.md` has the formats.
+    In a name, {split} stands for that of the split. `docs/proposals.md` has the formats.
     """
 
     train: Annotated[str, Incidental()] = "data/proposals/{split}.npz"  # of the source's train split

@@ -14,9 +14,9 @@ from mask_rcnn_jax.cli.main import main
 from mask_rcnn_jax.data.batching import loaders
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Mean, Variables, init
-from mask_rcnn_jax.structures import Batch, TrainBatch
+from mask_rcnn_jax.structures import Batch, Proposals, TrainBatch
 from mask_rcnn_jax.training import ExperimentConfig, train
-from mask_rcnn_jax.training.runs import diagnosis
+from mask_rcnn_jax.training.runs import diagnosis, divergence
 from mask_rcnn_jax.training.runs.diagnosis import NOTHING, diagnose
 from mask_rcnn_jax.training.runs.divergence import load_kept_step
 from tests.tiny import one_map_model, tiny_batch, tiny_experiment, tiny_model
@@ -187,6 +187,15 @@ def test_other_files_are_no_kept_steps(tmp_path, arrays):
         path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"step_00000002\.npz is no step that a run kept"):
         load_kept_step(path)
+
+
+def test_a_kept_step_has_the_proposals_of_its_batch(tmp_path):
+    boxes = np.arange(16, dtype=np.float32).reshape(2, 2, 4)
+    given = Proposals(boxes, boxes[..., 0], boxes[..., 0] > 5)
+    batch = TrainBatch(replace(tiny_batch(), proposals=given), *np.zeros((3, 2), np.int32))
+    assert "replay" in divergence._save(tmp_path, 2, batch, None)
+    kept = load_kept_step(tmp_path / "divergence" / "step_00000002.npz").batch
+    assert jax.tree.all(jax.tree.map(np.array_equal, kept, batch))
 
 
 def empty(batch: Batch) -> Batch:

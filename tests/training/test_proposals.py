@@ -33,9 +33,7 @@ def write_near_boxes(path, records):
 def finished(tmp_path_factory):
     """A run of a Fast R-CNN on shapes, which it tells apart by what is given."""
     root = tmp_path_factory.mktemp("given")
-    model = smallest_model()
-    # Nothing of the backbone is trained: its program is small.
-    model = replace(model, rpn=GivenProposalsConfig(num_train=24, num_test=24))
+    model = replace(smallest_model(), rpn=GivenProposalsConfig(num_train=24, num_test=24))
     config = tiny_experiment(root, model=model, steps=24)
     config.data.source.prepare()
     for split in ("train", "val"):
@@ -45,21 +43,23 @@ def finished(tmp_path_factory):
     return config, root / "run", train(config, root / "run")
 
 
-def losses(workdir):
+def losses(workdir, name):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line[name] for line in lines if name in line]
 
 
 def test_it_learns_from_the_proposals_of_files(finished):
     _, workdir, metrics = finished
-    found = losses(workdir)
-    assert len(found) == 24
-    assert np.mean(found[-4:]) < 0.7 * np.mean(found[:4])
-    assert metrics["bbox/AP50"] > 0
+    total, classes = losses(workdir, "loss"), losses(workdir, "loss/box_class")
+    assert len(total) == 24
+    assert not losses(workdir, "loss/rpn_box")
+    assert np.mean(total[-4:]) < np.mean(total[:4])
+    assert np.mean(classes[-4:]) < 0.7 * np.mean(classes[:4])  # boxes are learnt later
+    assert metrics["bbox/AP50"] > 0.1  # of random boxes about nothing
 
 
 def test_eval_takes_the_files_of_the_run_or_others(finished, tmp_path, capsys):
-    config, workdir, metrics = finished
+    _, workdir, metrics = finished
     assert main(["eval", "--workdir", str(workdir), "--out", str(tmp_path / "eval"), "--pictures", "0"]) == 0
     written = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert written["bbox/AP"] == pytest.approx(metrics["bbox/AP"])
