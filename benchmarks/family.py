@@ -17,6 +17,7 @@ from mask_rcnn_jax.models import (
     FPNConfig,
     MaskRCNNConfig,
     ResNetConfig,
+    VGGConfig,
     abstract,
     architectures,
     detect,
@@ -33,6 +34,7 @@ def members() -> dict[str, MaskRCNNConfig]:
     x101 = replace(r50, backbone=FPNConfig(ResNetConfig(depth=101, groups=32, width_per_group=8)))
     return {
         "Fast R-CNN R50-FPN": architectures.fast_rcnn(r50),
+        "Faster R-CNN VGG-16": architectures.vgg(VGGConfig()),
         "Faster R-CNN R50-C4": replace(architectures.c4(ResNetConfig()), mask_head=None),
         "Faster R-CNN R50-FPN": replace(r50, mask_head=None),
         "Mask R-CNN R50-C4": architectures.c4(ResNetConfig()),

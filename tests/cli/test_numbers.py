@@ -77,6 +77,6 @@ def test_every_number_on_a_command_line_has_a_range(monkeypatch) -> None:
         return add(self, *names, **settings)
 
     monkeypatch.setattr(argparse._ActionsContainer, "add_argument", watched)
-    for name in [*(module for module, _ in COMMANDS.values()), "train", "eval"]:
+    for name, _ in COMMANDS.values():
         importlib.import_module(f"mask_rcnn_jax.cli.{name}")._parser()
     assert set(plain) <= {"--input", "--canvas"}
