@@ -164,7 +164,14 @@ def test_other_files_are_refused_in_a_sentence(dataset, tmp_path, monkeypatch):
     assert "is damaged or was not written to its end" in refused(dataset, path)
     saved(path, image_ids=[7], boxes=np.zeros((1, 4)))
     assert "lacks counts, scores; an .npz of proposals has image_ids, counts, boxes, scores" in refused(dataset, path)
-    for change in ({"counts": [3]}, {"counts": [-1]}, {"counts": [2.0]}, {"image_ids": [[7]]}, {"scores": [1.0]}):
+    for change in (
+        {"counts": [3]},
+        {"counts": [-1]},
+        {"counts": [2**63 + 1]},
+        {"counts": [2.0]},
+        {"image_ids": [[7]]},
+        {"scores": [1.0]},
+    ):
         arrays = {"image_ids": [7], "counts": [2], "boxes": np.zeros((2, 4)), "scores": np.zeros(2)} | change
         saved(path, **arrays)
         assert "which do not belong together" in refused(dataset, path)
@@ -172,7 +179,7 @@ def test_other_files_are_refused_in_a_sentence(dataset, tmp_path, monkeypatch):
     assert "has 1 boxes and 2 scores of 2 images" in refused(dataset, pickled(path, boxes=[np.zeros((3, 4))]))
     assert "bbox_mode 4; write them as corners" in refused(dataset, pickled(path, bbox_mode=4))
     assert "has the proposals of an image twice" in refused(dataset, pickled(path, ids=[7, "7"]))
-    assert "the image id 'seven' is no whole number" in refused(dataset, pickled(path, ids=["seven", 3]))
+    assert "has the image id 'seven', which is no whole number" in refused(dataset, pickled(path, ids=["seven", 3]))
     shapes = [np.zeros((3, 5)), np.zeros((1, 4))]
     assert "has boxes float64 [3, 5] and scores float32 [3] of image 7" in refused(dataset, pickled(path, boxes=shapes))
     assert "has no proposals of the 2 images of" in refused(dataset, npz(path, {9: ([[0, 0, 1, 1]], [1])}))

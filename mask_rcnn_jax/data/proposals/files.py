@@ -71,7 +71,7 @@ def read_proposals(path: str | Path) -> ProposalFile:
     try:
         with open_file(path) as file, _damage(path):
             ids, pair = _read(file, path)
-            rows = {_whole(image_id): row for row, image_id in enumerate(ids)}
+            rows = {_whole(image_id, path): row for row, image_id in enumerate(ids)}
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file of proposals") from None
     except OSError as error:
@@ -99,9 +99,9 @@ def _damage(path: Path) -> Iterator[None]:
     except (UserError, OSError):
         raise
     except Exception as error:
-        problem = " ".join(str(error).split()) or type(error).__name__
+        problem = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{path} is damaged or was not written to its end ({shown(problem)}); write or fetch it again"
+            f"{path} is damaged or was not written to its end ({problem}); write or fetch it again"
         ) from None
 
 
@@ -125,9 +125,11 @@ def _read_npz(
         if lacking := [name for name in _ARRAYS if f"{name}.npy" not in archive.namelist()]:
             raise UserError(f"{path} lacks {', '.join(lacking)}; an .npz of proposals has {', '.join(_ARRAYS)}")
         ids, counts, boxes, scores = (read_npy(archive, f"{name}.npy") for name in _ARRAYS)
-    ends = np.cumsum(counts, dtype=np.int64) if counts.dtype.kind in "iu" else np.zeros(0, np.int64)
+    are_counts = counts.dtype.kind in "iu" and counts.ndim == 1
+    counts = counts.astype(np.int64)
+    ends = np.cumsum(counts)
     total = int(ends[-1]) if ends.size else 0
-    if not ids.shape == counts.shape == ends.shape or (counts < 0).any() or {len(boxes), len(scores)} != {total}:
+    if not are_counts or ids.shape != counts.shape or (counts < 0).any() or {len(boxes), len(scores)} != {total}:
         raise UserError(
             f"{path} has image_ids {list(ids.shape)}, counts {list(counts.shape)} that add up to {total}, boxes"
             f" {list(boxes.shape)} and scores {list(scores.shape)}, which do not belong together; write it again"
@@ -173,9 +175,9 @@ def _read_pickle(
     return ids, pair
 
 
-def _whole(image_id: Any) -> int:
+def _whole(image_id: Any, path: Path) -> int:
     """The id, which Detectron2 also writes as text."""
     text = str(image_id)
     if not text.removeprefix("-").isdecimal() or len(text) > 20:
-        raise ValueError(f"the image id {shown(image_id)} is no whole number")
+        raise UserError(f"{path} has the image id {shown(image_id)}, which is no whole number; write the dataset's ids")
     return int(text)
