@@ -185,6 +185,7 @@ def _with_heads(config: MaskRCNNConfig, shapes: Shapes, norm: NormConfig) -> Mas
             num_convs=_count(shapes, "mask_head/conv"),
             channels=shapes["mask_head/deconv/kernel"][1],
             norm=norm if "mask_head/conv1/norm/scale" in shapes else plain,
+            class_agnostic=_shape(shapes, "mask_head/predictor_bias")[0] == 1 and config.num_classes > 1,
         )
         config = replace(config, mask_head=mask)
     elif "mask_head/coarse_head/prediction/kernel" in shapes:

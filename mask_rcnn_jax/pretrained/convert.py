@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import MaskRCNNConfig, PointRendConfig, Variables, VGGConfig, abstract
+from mask_rcnn_jax.models import MaskHeadConfig, MaskRCNNConfig, PointRendConfig, Variables, VGGConfig, abstract
 from mask_rcnn_jax.pretrained.names import detectron2, resnet, torchvision, vgg
 from mask_rcnn_jax.pretrained.names.table import Found, Table, translate
 from mask_rcnn_jax.pretrained.rows import BY_NUMBER, ByName, listed, reads_classes
@@ -178,7 +178,7 @@ def _taken(
     """The predictors with a part for each class or keypoint, in the order of the model's names."""
     taken = {}
     for path in found.keys() & expected.keys():
-        if config.box_head.class_agnostic and "/box_deltas/" in path:
+        if _without_classes(config, path):
             continue  # one class and no class have as many
         array = found[path].turned(_side(config)(path)) if _PREDICTORS.fullmatch(path) else None
         if array is not None and (values := by_name.take(path, array, np.asarray(expected[path]))) is not None:
@@ -221,6 +221,14 @@ def _fit(
 
 
 # --- Paths ------------------------------------------------------------------------------------------------------------
+
+
+def _without_classes(config: MaskRCNNConfig, path: str) -> bool:
+    """Tell whether a predictor of boxes or masks has one output for all classes."""
+    mask = config.mask_head
+    if path.startswith("mask_head/predictor_"):
+        return isinstance(mask, MaskHeadConfig) and mask.class_agnostic
+    return config.box_head.class_agnostic and "/box_deltas/" in path
 
 
 def _side(config: MaskRCNNConfig) -> Side:

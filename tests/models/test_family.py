@@ -51,12 +51,12 @@ def with_keypoints(config: MaskRCNNConfig) -> MaskRCNNConfig:
 
 
 def on_vgg() -> MaskRCNNConfig:
-    """With masks, from the pooler of the boxes, and losses of how boxes overlap."""
+    """With class-agnostic masks, from the pooler of the boxes, and losses of how boxes overlap."""
     config = architectures.vgg(VGGConfig(depth=11, width=4, freeze_at=0), 3)
     pooler = replace(config.box_head.pooler, output_size=14)
     config = on_one_map(replace(config, mask_head=MaskHeadConfig(pooler)))
     rpn, box_head = replace(config.rpn, box_loss="giou"), replace(config.box_head, box_loss="ciou")
-    return replace(config, rpn=rpn, box_head=box_head)
+    return replace(config, rpn=rpn, box_head=box_head, mask_head=replace(config.mask_head, class_agnostic=True))
 
 
 def with_batch_norm() -> MaskRCNNConfig:

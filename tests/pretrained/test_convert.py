@@ -67,6 +67,11 @@ def narrow_heads(config: MaskRCNNConfig) -> MaskRCNNConfig:
 
 CONFIGS = {
     "fpn": FPN,
+    "class-agnostic": replace(
+        FPN,
+        box_head=replace(FPN.box_head, class_agnostic=True),
+        mask_head=replace(FPN.mask_head, class_agnostic=True),
+    ),
     "c4": narrow_heads(architectures.c4(RESNET, 5)),
     "dc5": narrow_heads(architectures.dc5(RESNET, 5)),
     "r101": replace(FPN, backbone=FPNConfig(replace(RESNET, depth=101), channels=16), mask_head=None),
@@ -389,6 +394,18 @@ def test_class_agnostic_deltas_survive_another_number_of_classes():
     stages = ("box_head", "cascade/stage2", "cascade/stage3")
     expected = {f"{stage}/class_logits/{leaf}" for stage in stages for leaf in ("kernel", "bias")}
     assert set(report.reset) == expected | {"mask_head/predictor_kernel", "mask_head/predictor_bias"}
+
+
+def test_class_agnostic_masks_survive_another_number_of_classes():
+    agnostic = CONFIGS["class-agnostic"]
+    before, one = random_variables(agnostic), replace(agnostic, num_classes=1)
+    for by_name in (ByName(), ByName(match("abcde", "x"))):
+        after, report = transplant(before, one, init(one, jax.random.key(0)), by_name)
+        assert set(report.reset) == {"box_head/class_logits/kernel", "box_head/class_logits/bias"}
+        kernel = "mask_head/predictor_kernel"
+        np.testing.assert_array_equal(flat(after)[kernel], flat(before)[kernel])
+    _, report = transplant(random_variables(FPN), agnostic, init(agnostic, jax.random.key(0)))
+    assert {path.partition("/")[2] for path in report.reset} >= {"predictor_kernel", "predictor_bias"}
 
 
 def test_a_mask_head_may_be_added_or_left_out():

@@ -6,7 +6,7 @@ Shape letters: `B` images, `R` RoIs, `D` detection slots, `P` side of the pooled
 
 import functools
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
 from mask_rcnn_jax.ops.masks import PasteConvention, mask_targets
 from mask_rcnn_jax.ops.pooling.interpolation import RoIGrid
 from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
-from mask_rcnn_jax.ranges import Channels, Layers
+from mask_rcnn_jax.ranges import AddedLater, Channels, Layers
 from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, SampledRoIs
 
 
@@ -45,6 +45,7 @@ class MaskHeadConfig(MaskBranchConfig):
     norm: NormConfig = NormConfig(kind="none")
     aligned_targets: bool = True  # False, with soft targets: torchvision
     soft_targets: bool = False
+    class_agnostic: Annotated[bool, AddedLater()] = False  # one mask a RoI, not one a class
 
     def __post_init__(self) -> None:
         if self.num_convs:
@@ -75,7 +76,8 @@ def predictor_of_class(
 class MaskHead(MaskBranch):
     """Convolutions and a deconvolution, then the mask of one class a RoI.
 
-    The predictor has K channels; only the channel of the class at hand is computed, as a product with its weights.
+    The predictor has K channels; only the channel of the class at hand is computed, as a product with its weights. A
+    class-agnostic one has a channel for all.
     """
 
     def __init__(self, config: MaskHeadConfig, in_channels: int, num_classes: int, *, rngs: nnx.Rngs):
@@ -87,14 +89,16 @@ class MaskHead(MaskBranch):
             setattr(self, f"conv{i + 1}", conv)
             channels = config.channels
         self.deconv = Deconv2x2(channels, config.channels, rngs=rngs)
-        kernel = normal_init(0.001)(rngs.params(), (config.channels, num_classes), jnp.float32)
-        self.predictor_kernel, self.predictor_bias = nnx.Param(kernel), nnx.Param(jnp.zeros(num_classes))
+        outputs = 1 if config.class_agnostic else num_classes
+        kernel = normal_init(0.001)(rngs.params(), (config.channels, outputs), jnp.float32)
+        self.predictor_kernel, self.predictor_bias = nnx.Param(kernel), nnx.Param(jnp.zeros(outputs))
 
     @jax.named_scope("mask_head")
     def __call__(
         self, roi_features: Float[Array, "B R P P C"], classes: Int[Array, "B R"], valid: Bool[Array, "B R"]
     ) -> Float[Array, "B R M M"]:
-        """Mask logits of each RoI for its class in 0..K-1; another class, such as background, gives zeros.
+        """Mask logits of each RoI for its class in 0..K-1; another class, such as background, gives zeros, unless the
+        head is class-agnostic, which goes by no class.
 
         RoIs that are not `valid` leave a batch norm's statistics alone, and have zeros or any finite logits.
         """
@@ -107,6 +111,7 @@ class MaskHead(MaskBranch):
             x = jax.nn.relu(getattr(self, f"conv{i + 1}")(x, valid))
         x = jax.nn.relu(self.deconv(x))
         kernel, bias = self.predictor_kernel[...].astype(x.dtype), self.predictor_bias[...].astype(x.dtype)
+        classes = jnp.zeros_like(classes) if self.config.class_agnostic else classes
         kernel, bias = predictor_of_class(kernel, bias, classes)
         logits = jnp.einsum("rhwc,rc->rhw", x, kernel) + bias[:, None, None]
         return at_least_float32(logits)
@@ -127,7 +132,7 @@ class MaskHead(MaskBranch):
 def mask_losses(
     config: MaskHeadConfig, mask_logits: Float[Array, "R M M"], rois: SampledRoIs, truth: GroundTruth
 ) -> dict[str, Mean]:
-    """Binary cross-entropy of one image's foreground masks, on the channel of the ground truth's class."""
+    """Binary cross-entropy of one image's foreground masks, on the channel of the ground truth's class or of all."""
     grid = RoIGrid(mask_logits.shape[-1], aligned=config.aligned_targets)
     targets = mask_targets(truth.masks, truth.regions, rois.boxes, rois.gt_index, grid)
     if not config.soft_targets:
