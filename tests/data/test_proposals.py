@@ -3,6 +3,7 @@
 import enum
 import os
 import pickle
+import random
 import sys
 from dataclasses import replace
 from types import ModuleType
@@ -28,6 +29,7 @@ from mask_rcnn_jax.data import (
 )
 from mask_rcnn_jax.data.augment.reading import training_sample
 from mask_rcnn_jax.errors import UserError
+from tests.byte_mutants import mutant
 from tests.data.coco_files import annotation, write_dataset
 
 BOXES = {7: [[0, 0, 5, 5], [2, 1, 9, 8], [-3, 2, 4, 40]], 3: [[1, 1, 3, 2]]}
@@ -186,6 +188,32 @@ def test_other_files_are_refused_in_a_sentence(dataset, tmp_path, monkeypatch):
     malice = refused(dataset, pickled(path, boxes=[Malice(), Malice()]))
     assert "asks for posix.system, which could run code and is refused; save lists and arrays of NumPy" in malice
     assert not (tmp_path / "malice").exists()
+
+
+def records_or_refusal(dataset, path):
+    try:
+        return with_proposals(dataset, path, 10).records
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("form", ["npz", "pkl"])
+def test_mutants_are_proposals_or_refused(form, dataset, tmp_path):
+    path, rng, taken = tmp_path / f"given.{form}", random.Random(0), 0
+    source = (whole if form == "npz" else pickled)(path).read_bytes()
+    for _ in range(300):
+        path.write_bytes(mutant([source], rng))
+        found = records_or_refusal(dataset, path)
+        if isinstance(found, str):
+            assert str(path) in found
+            continue
+        taken += 1
+        for record in found:
+            boxes = record.proposals.boxes
+            assert (boxes[:, 2:] > boxes[:, :2]).all()
+            assert ((boxes >= 0) & (boxes <= [16, 12, 16, 12])).all()
+            assert (np.diff(record.proposals.scores) <= 0).all()
+    assert 0 < taken < 300
 
 
 def test_ids_that_repeat_cannot_be_told_apart(dataset, tmp_path):
