@@ -157,8 +157,9 @@ def _no_proposals(record: Record, config: DataConfig, size: int) -> Any:
     if record.proposals is None or config.proposals is None:
         return None
     slots = config.proposals.slots
-    arrays: Any = np.zeros((size, slots, 4), np.float32), np.zeros((size, slots), np.float32)
-    return Proposals(*arrays, valid=np.zeros((size, slots), bool))  # type: ignore[arg-type]
+    rows = (size, slots)
+    arrays: Any = np.zeros((*rows, 4), np.float32), np.zeros(rows, np.float32), np.zeros(rows, bool)
+    return Proposals(*arrays)
 
 
 def _place_proposals(found: BoxProposals | None, proposals: Any, row: int) -> None:
