@@ -51,18 +51,42 @@ def score_coco(
 
     For keypoints, raises `UserError` where the results have not as many as the dataset, or these have no sigmas.
     """
+    return metrics_of(matched(dataset, results, kind, config), kind, dataset.class_names)
+
+
+def matched(
+    dataset: CocoDataset,
+    results: Sequence[Result],
+    kind: Kind,
+    config: EvaluationConfig,
+    only_instances_of_any_size: bool = False,
+) -> SparseCOCOeval:
+    """COCOeval with detections matched to ground truth image by image, for `metrics_of`.
+
+    With `only_instances_of_any_size` those metrics lack what is by area or of fewer detections than AP counts, and
+    cost a fraction. Raises `UserError` as `score_coco` does.
+    """
     if kind == "keypoints":
         _check_keypoints(dataset, results)
     # COCOeval reports its progress on standard output, which belongs to the command.
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator = SparseCOCOeval(truth_index(dataset), results_index(dataset, results, kind), kind)
+        params: Any = evaluator.params
         if kind == "keypoints":
-            evaluator.params.kpt_oks_sigmas = keypoint_sigmas(dataset, config)
+            params.kpt_oks_sigmas = keypoint_sigmas(dataset, config)
         else:
-            evaluator.params.maxDets = list(config.max_detections)
+            params.maxDets = list(config.max_detections)
+        if only_instances_of_any_size:
+            params.maxDets, params.areaRng, params.areaRngLbl = params.maxDets[-1:], params.areaRng[:1], ["all"]
         evaluator.evaluate()
+    return evaluator
+
+
+def metrics_of(evaluator: SparseCOCOeval, kind: Kind, class_names: Sequence[str]) -> dict[str, float]:
+    """The metrics of what `matched` has matched."""
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluator.accumulate()
-    metrics = _summary(evaluator, kind) | _by_class(evaluator, dataset.class_names)
+    metrics = _summary(evaluator, kind) | _by_class(evaluator, class_names)
     return {f"{kind}/{name}": value for name, value in metrics.items()}
 
 
