@@ -26,18 +26,26 @@ def load_config_file(path: str | Path) -> object:
     or returns something that is not a dataclass, or one with a value that `from_json` refuses.
     """
     path = Path(path)
-    module = load_python_file(path, "config file")
-    get_config = getattr(module, "get_config", None)
-    if get_config is None:
-        raise UserError(f"config file {path} has no function get_config()")
-    with _failures_of(path):
-        config = get_config() if callable(get_config) else None
+    config = call_python_file(path, "config file", "get_config")
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise UserError(f"get_config() of {path} must return a configuration, not {config!r}")
     try:
         return checked(config)
     except UserError as error:
         raise UserError(f"get_config() of {path}: {error}") from None
+
+
+def call_python_file(path: Path, what: str, function: str) -> object:
+    """Return what the `function` of the Python file `path` returns, None where it is no function.
+
+    Raises UserError, in which `what` says what the file is, as `load_python_file` does, where the file has nothing of
+    that name, and where the function fails.
+    """
+    found = getattr(load_python_file(path, what), function, None)
+    if found is None:
+        raise UserError(f"{what} {path} has no function {function}()")
+    with _failures_of(path):
+        return found() if callable(found) else None
 
 
 def load_plugins(names: Sequence[str]) -> None:

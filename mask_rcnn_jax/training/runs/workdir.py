@@ -23,6 +23,10 @@ LOCK_FILE = ".lock"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of network file systems, and some others
 
 
+class AtWork(UserError):
+    """Another run has the folder."""
+
+
 def read_config(workdir: Path) -> ExperimentConfig | None:
     """The configuration of the run in `workdir`, or None where there is no run."""
     path = workdir / CONFIG_FILE
@@ -51,6 +55,23 @@ def claim(workdir: Path, config: ExperimentConfig) -> ExperimentConfig:
     not decide its result, which are then recorded; where its weights once came from stays. Raises UserError where
     another setting differs, or where the configuration of what was trained is lost.
     """
+    config = continued(workdir, config)
+    if read_config(workdir) == config:
+        return config
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with replacing(workdir / CONFIG_FILE) as part:
+            part.write_text(json.dumps(to_json(config), indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror or error}") from None
+    return config
+
+
+def continued(workdir: Path, config: ExperimentConfig) -> ExperimentConfig:
+    """Returns the configuration with which the run in `workdir`, if there is one, goes on when `config` is asked for.
+
+    Raises UserError as `claim` does. Touches nothing.
+    """
     trained = _trained(workdir)
     present = read_config(workdir)
     if trained and present is None:
@@ -63,14 +84,6 @@ def claim(workdir: Path, config: ExperimentConfig) -> ExperimentConfig:
                 f"{workdir} holds a run with another configuration ({'; '.join(different)}); use another --workdir, or"
                 " the run's own settings to go on with it"
             )
-    if present == config:
-        return config
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with replacing(workdir / CONFIG_FILE) as part:
-            part.write_text(json.dumps(to_json(config), indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror or error}") from None
     return config
 
 
@@ -87,26 +100,27 @@ def check_workdir(workdir: Path) -> None:
 
 
 @contextmanager
-def locked(workdir: Path) -> Iterator[list[str]]:
+def locked(workdir: Path, lock: str = LOCK_FILE) -> Iterator[list[str]]:
     """Keeps other runs out of `workdir`; the system lets go of the lock when the process ends, however it ends.
 
-    Gives what is to be said: where the file system has no locks the run goes on without. Raises `UserError` where
-    another run has it. Of several processes of a run the first one holds it.
+    Gives what is to be said: where the file system has no locks the run goes on without. Raises `AtWork` where
+    another run has it. Of several processes of a run the first one holds it. `lock` is the name of its file: what is
+    done before and after a run, too, needs one beside the run's own.
     """
     with ExitStack() as stack:
-        yield processes.by_first(lambda: _lock(workdir, stack))
+        yield processes.by_first(lambda: _lock(workdir, lock, stack))
 
 
-def _lock(workdir: Path, stack: ExitStack) -> list[str]:
+def _lock(workdir: Path, lock: str, stack: ExitStack) -> list[str]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context((workdir / LOCK_FILE).open("a"))
+        file = stack.enter_context((workdir / lock).open("a"))
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written: {error.strerror or error}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"another run is at work in {workdir}; wait for it to end, or use another --workdir") from None
+        raise AtWork(f"another run is at work in {workdir}; wait for it to end, or use another --workdir") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
