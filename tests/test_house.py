@@ -54,6 +54,7 @@ LAYERS: dict[str, set[str]] = {
     "export": {"inference", "models", "ops", "data"} | LEAVES,
     "training": {"evaluation", "inference", "pretrained", "models", "ops", "data", "config", "python_files"} | LEAVES,
 }
+LAYERS["studies"] = {"training", "evaluation", "data", "config", "python_files"} | LEAVES
 LAYERS["cli"] = set(LAYERS)
 FULLEST = 12  # files in a folder of the package
 
@@ -119,7 +120,7 @@ def test_nothing_but_a_config_imports_a_config() -> None:
 
 
 # Imported by functions that call `require` before.
-NEED_AN_EXTRA = {"training/reporting/curves.py", "export/onnx_graph.py", "export/to_onnx.py"}
+NEED_AN_EXTRA = {"training/reporting/curves.py", "studies/plots.py", "export/onnx_graph.py", "export/to_onnx.py"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -23,6 +23,7 @@ COMMANDS = {
     "predict": ("prediction.predict", "find instances in images and write them as pictures, tables, labels, polygons"),
     "propose": ("data.propose", "write boxes that may hold objects, for models that are given their proposals"),
     "reproduce": ("runs.reproduce", "train a finished run again, and compare the two bit for bit"),
+    "study": ("runs.study", "train rows of settings with several seeds each, and compare them"),
     "train": ("runs.train", "train a model, from the last checkpoint where there is one"),
 }
 
