@@ -24,6 +24,8 @@ from mask_rcnn_jax.training.runs.provenance import RESULT_FILE
 from mask_rcnn_jax.training.runs.workdir import locked
 
 _LOCK = ".study-lock"  # held beside the run's own, as what follows the run is one process's, too
+Say = Callable[[str], None]
+
 _KINDS: tuple[Kind, ...] = ("bbox", "segm", "keypoints")
 
 
@@ -48,7 +50,7 @@ def cells_of(plan: Plan, folder: Path) -> list[Cell]:
     return [replace(cell, workdir=folder / cell.name) for cell in cells]
 
 
-def finish(cell: Cell, plan: Plan, say: Callable[[str], None]) -> None:
+def finish(cell: Cell, plan: Plan, say: Say) -> None:
     """Train, evaluate and resample the cell, as far as that has not been done.
 
     Raises `AtWork` where another process has it, `UserError` where it fails for a reason that a person can mend, and
@@ -60,9 +62,9 @@ def finish(cell: Cell, plan: Plan, say: Callable[[str], None]) -> None:
         if not _is_trained(cell):
             train(cell.config, cell.workdir)
         if read_outcome(cell, plan) is None:
-            _evaluate(cell, plan)
+            _evaluate(cell, plan, say)
         if read_resamples(cell, plan) is None:
-            _resample(cell, plan)
+            _resample(cell, plan, say)
 
 
 def is_finished(cell: Cell, plan: Plan) -> bool:
@@ -99,7 +101,7 @@ def _is_trained(cell: Cell) -> bool:
     return result is not None and result.get("step") == cell.config.steps
 
 
-def _evaluate(cell: Cell, plan: Plan) -> None:
+def _evaluate(cell: Cell, plan: Plan, say: Say) -> None:
     config = cell.config
     _, variables, metadata = restore_for_inference(cell.workdir, plan.checkpoint)
     result = evaluate_model(
@@ -116,28 +118,31 @@ def _evaluate(cell: Cell, plan: Plan) -> None:
     _write(_file(cell, "detections"), result.results)
     _write(_file(cell, "outcome"), outcome)
     # While the images that turned out to be unreadable are known.
-    _write_resamples(cell, plan, result.dataset, result.results)
+    _write_resamples(cell, plan, result.dataset, result.results, say)
 
 
-def _resample(cell: Cell, plan: Plan) -> None:
+def _resample(cell: Cell, plan: Plan, say: Say) -> None:
     """Draw again from the detections that are kept, or evaluate again where they are not those of the images here."""
     outcome, detections = read_outcome(cell, plan), _read(_file(cell, "detections"))
     images = _images(cell.config)
     if outcome is None or detections is None or outcome["data"] != fingerprint(images):
-        _evaluate(cell, plan)
+        _evaluate(cell, plan, say)
     else:
-        _write_resamples(cell, plan, images, detections)
+        _write_resamples(cell, plan, images, detections, say)
 
 
 def _images(config: ExperimentConfig) -> CocoDataset:
     return verify_images(config.data.source.load(config.data.source.val_split), config.data)
 
 
-def _write_resamples(cell: Cell, plan: Plan, images: CocoDataset, detections: Sequence[dict[str, Any]]) -> None:
+def _write_resamples(
+    cell: Cell, plan: Plan, images: CocoDataset, detections: Sequence[dict[str, Any]], say: Say
+) -> None:
     found: dict[str, list[float | None]] = {}
     if plan.resamples and not images.frequencies:
         outcome = read_outcome(cell, plan)
         names = [name for name in plan.metrics if outcome is not None and name in outcome["metrics"]]
+        say(f"study: {cell.name}: its {len(images.records)} images are drawn {plan.resamples} times")
         draws = draw_images(len(images.records), plan.resamples, plan.bootstrap_seed)
         for kind in _KINDS:
             if any(name.startswith(f"{kind}/") for name in names):

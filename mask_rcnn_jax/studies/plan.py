@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,7 +43,7 @@ class Row:
 
     name: str
     overrides: tuple[str, ...]
-    config: ExperimentConfig  # with the base's seed
+    config: ExperimentConfig  # with the seed 0; each run has its own
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def plan_of(study: Study) -> Plan:
     """Return the plan of a study. Raises UserError naming the row, the key or the field that is wrong."""
     if not isinstance(study.config, ExperimentConfig):
         raise UserError(f"config must be an ExperimentConfig, not {type(study.config).__name__}")
-    base, equalities = checked(study.config), _listed(study.equalities)
+    base, equalities = replace(checked(study.config), seed=0), _listed(study.equalities)
     pairs = equalities if isinstance(equalities, tuple) else ()
     paired = {name for pair in pairs if isinstance(pair, tuple | list) for name in pair if isinstance(name, str)}
     rows = tuple(_row(base, name, overrides, paired) for name, overrides in _named(study.rows))
@@ -184,7 +184,7 @@ def _check_metric(name: str, rows: Sequence[Row]) -> None:
 
 
 def _lacking(metric: str, rows: Sequence[Row]) -> str | None:
-    """What no row has that the metric needs."""
+    """The part of a model that the metric needs and no row has, None where one has it."""
     configs = [row.config for row in rows]
     if metric.startswith("average/") and not any(config.ema_decay for config in configs):
         return "ema_decay"

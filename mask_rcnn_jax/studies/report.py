@@ -102,7 +102,7 @@ def _equality(plan: Plan, finished: Finished, first: str, second: str) -> dict[s
 def _judged(
     plan: Plan, first: tuple[Cell, dict[str, Any]], second: tuple[Cell, dict[str, Any]]
 ) -> tuple[str, list[str]]:
-    """What two cells of one seed are to each other, and what `mask-rcnn reproduce` would say of them."""
+    """The verdict on two cells of one seed, and the lines that `mask-rcnn reproduce` would print of them."""
     try:
         verdict = compare(first[0].workdir, second[0].workdir)
     except UserError as error:

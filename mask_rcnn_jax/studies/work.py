@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from mask_rcnn_jax.disk.places import check_place
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.extras import require
 from mask_rcnn_jax.ranges import with_incidentals_of
-from mask_rcnn_jax.studies.cells import Cell, cells_of, finish, is_finished
+from mask_rcnn_jax.studies.cells import Cell, Say, cells_of, finish, is_finished
 from mask_rcnn_jax.studies.plan import Plan
 from mask_rcnn_jax.studies.report import report_of
 from mask_rcnn_jax.studies.tables import as_markdown
@@ -20,8 +20,6 @@ from mask_rcnn_jax.training.runs.workdir import AtWork, check_workdir, continued
 from mask_rcnn_jax.training.step import make_mesh
 
 REPORT_FILE, TABLES_FILE, PICTURE_FILE = "study.json", "study.md", "study.png"
-
-Say = Callable[[str], None]
 
 
 def run_study(plan: Plan, folder: Path, title: str, only: Collection[str] = (), say: Say = print) -> None:
@@ -68,13 +66,15 @@ def _checked(plan: Plan, folder: Path, only: Collection[str]) -> list[Cell]:
     if unknown := sorted(set(only) - set(names)):
         raise UserError(f"--rows: there is no row {unknown[0]}; there are {', '.join(names)}")
     _check_same(plan, folder)
-    cells = [cell for cell in cells_of(plan, folder) if not only or cell.row in only]
+    cells = cells_of(plan, folder)
     for cell in cells:
         check_workdir(cell.workdir)
         continued(cell.workdir, cell.config)
+    chosen = [cell for cell in cells if not only or cell.row in only]
+    for cell in chosen:
         with _named(cell.row):
             make_mesh(cell.config)
-    return cells
+    return chosen
 
 
 @contextmanager

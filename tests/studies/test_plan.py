@@ -14,6 +14,7 @@ from mask_rcnn_jax.studies import Plan, Study, load_plan, plan_of
 from mask_rcnn_jax.training import ExperimentConfig
 from tests.tiny import smallest_model
 
+ROOT = Path(__file__).parents[2]
 BASE = ExperimentConfig()
 LOW = {"schedule.learning_rate": 0.01}
 
@@ -37,6 +38,10 @@ def test_rows_override_the_base_by_tables_or_as_on_the_command_line() -> None:
         "data.canvas=(64, 128)",
     )
     assert plan_of(study([("base", {}), ("low", LOW)])) == plan_of(study())
+
+
+def test_the_seed_of_the_base_is_no_matter() -> None:
+    assert plan_of(study(config=replace(BASE, seed=7))) == plan_of(study())
 
 
 def test_a_plan_is_stored_and_read_again() -> None:
@@ -156,6 +161,12 @@ def test_what_is_wrong_with_a_file_is_named_and_nothing_is_made(tmp_path: Path, 
     assert words in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_example_is_a_study() -> None:
+    plan = load_plan(ROOT / "examples" / "study.py")
+    assert [row.name for row in plan.rows] == ["base", "lr=5e-4", "lr=2e-3", "again"]
+    assert [row.config.schedule.learning_rate for row in plan.rows] == [1e-3, 5e-4, 2e-3, 1e-3]
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_a_study_is_trained_evaluated_and_goes_on(file, tmp_path, capsys) -> Non
     said = capsys.readouterr().out
     assert [line for line in said.splitlines() if line.startswith("study: ")] == [
         "study: again/seed_1",
+        "study: again/seed_1: its 4 images are drawn 20 times",
         f"study: 2 of 2 cells are finished; see {out / 'study.md'}",
     ]
     check_report(out)

@@ -269,8 +269,9 @@ def test_what_is_wrong_with_a_place_or_a_row_is_said_before_anything_is_trained(
     other = tmp_path / "out" / "low" / "seed_1"
     claim(other, override(plan.rows[1].config, ["steps=9"]))
     (other / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match=r"out/low/seed_1 holds a run with another configuration \(steps: 9 != 4"):
-        work(plan, tmp_path / "out")
+    for only in ((), ("base",)):
+        with pytest.raises(UserError, match=r"out/low/seed_1 holds a run with another configuration \(steps: 9 != 4"):
+            work(plan, tmp_path / "out", *only)
     assert pretended.trained == []
     assert not (tmp_path / "out" / "study.json").exists()
 
