@@ -29,7 +29,7 @@ from pycocotools import mask as coco_mask
 from benchmarks.machine import machine, sentence, write
 from mask_rcnn_jax.data import CocoConfig, DataConfig, LargeScaleJitterConfig, Record, load_coco, trainable_records
 from mask_rcnn_jax.data.augment import steps, transforms
-from mask_rcnn_jax.data.batching.pipeline import TrainingBatches
+from mask_rcnn_jax.data.batching.loaders import TrainLoader
 
 Seconds = dict[str, float]  # CPU time by stage, and "total" of those that are compared
 
@@ -84,7 +84,7 @@ def ours(records: list[Record], config: DataConfig, seed: int) -> Seconds:
         with stage("transfer"):
             jax.block_until_ready(jax.device_put((image, masks)))
     orientation = np.array([steps.is_portrait(record) for record in records])
-    load = TrainingBatches(records, orientation, (), config, np.arange(len(records))[:, None], seed, range(1))
+    load = TrainLoader(records, orientation, (), config, np.arange(len(records))[:, None], seed, range(1))
     with stage("total"):
         for step in range(len(records)):
             load(step)
