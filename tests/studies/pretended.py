@@ -55,6 +55,7 @@ class Pretended:
     """Stands in for training and evaluation, and tells which cells have come to them."""
 
     def __init__(self, monkeypatch: Any) -> None:
+        self.images = images()  # as they are loaded
         self.trained: list[str] = []
         self.evaluated: list[str] = []
         self.at_start: Callable[[str], object] = lambda cell: None  # of a training
@@ -62,7 +63,7 @@ class Pretended:
         monkeypatch.setattr(cells, "train", self._train)
         monkeypatch.setattr(cells, "restore_for_inference", self._restore)
         monkeypatch.setattr(cells, "evaluate_model", self._evaluate)
-        monkeypatch.setattr(cells, "_images", lambda config: images())
+        monkeypatch.setattr(cells, "_images", lambda config: self.images)
         monkeypatch.setattr(work, "require", _no_pictures)  # they would be most of the time
 
     def _train(self, config: ExperimentConfig, workdir: Path) -> None:
@@ -81,7 +82,7 @@ class Pretended:
         self.at_evaluation(f"{row}/seed_{seed}")
         self.evaluated.append(f"{row}/seed_{seed}")
         found = detections(row, seed)
-        return EvaluationResult(score_coco(images(), found, "bbox", EvaluationConfig()), found, images())
+        return EvaluationResult(score_coco(images(), found, "bbox", EvaluationConfig()), found, self.images)
 
 
 def _no_pictures(extra: str, purpose: object) -> None:

@@ -125,6 +125,20 @@ def test_rows_that_saw_other_images_have_no_interval(finished) -> None:
         assert one["difference"] is not None
 
 
+def test_lvis_and_averaged_weights_have_no_interval(tmp_path, monkeypatch) -> None:
+    pretended = Pretended(monkeypatch)
+    rows = {"base": {}, "low": {"ema_decay": 0.5}}
+    plan = small_plan(tmp_path, rows, metrics=("average/bbox/AP", "bbox/AP"))
+    run_study(plan, tmp_path / "coco", "mine", (), lambda line: None)
+    average, plain = report_of(plan, tmp_path / "coco")["comparisons"]
+    assert (average["difference"], average["interval"]) == (0.0, None)  # each is .25, as training has told
+    assert plain["interval"] is not None
+    pretended.images = replace(images(), frequencies=("c",))
+    run_study(plan, tmp_path / "lvis", "mine", (), lambda line: None)
+    _, of_lvis = report_of(plan, tmp_path / "lvis")["comparisons"]
+    assert of_lvis == plain | {"interval": None}
+
+
 def test_the_text_has_every_number_and_a_command_for_every_cell(finished) -> None:
     plan, folder = finished
     report = report_of(plan, folder)
