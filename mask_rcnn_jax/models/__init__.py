@@ -10,6 +10,7 @@ from mask_rcnn_jax.models.conventions import torchvision, torchvision_v2
 from mask_rcnn_jax.models.heads.base import Head, HeadConfig
 from mask_rcnn_jax.models.heads.box import BoxHeadConfig, SoftNMSConfig
 from mask_rcnn_jax.models.heads.cascade import CascadeConfig
+from mask_rcnn_jax.models.heads.classification import FederatedConfig
 from mask_rcnn_jax.models.heads.keypoint import KeypointHeadConfig
 from mask_rcnn_jax.models.heads.mask import MaskBranchConfig, MaskHeadConfig
 from mask_rcnn_jax.models.heads.point_rend import PointRendConfig
@@ -31,6 +32,7 @@ __all__ = [
     "ConvNeXtConfig",
     "FPNConfig",
     "Feature",
+    "FederatedConfig",
     "GivenProposalsConfig",
     "Head",
     "HeadConfig",

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from mask_rcnn_jax.models import (
+    FederatedConfig,
     KeypointHeadConfig,
     MaskHeadConfig,
     MaskRCNNConfig,
@@ -51,11 +52,12 @@ def with_keypoints(config: MaskRCNNConfig) -> MaskRCNNConfig:
 
 
 def on_vgg() -> MaskRCNNConfig:
-    """With class-agnostic masks, from the pooler of the boxes, and losses of how boxes overlap."""
+    """With class-agnostic masks, from the pooler of the boxes, losses of how boxes overlap, and a federated one."""
     config = architectures.vgg(VGGConfig(depth=11, width=4, freeze_at=0), 3)
     pooler = replace(config.box_head.pooler, output_size=14)
     config = on_one_map(replace(config, mask_head=MaskHeadConfig(pooler)))
     rpn, box_head = replace(config.rpn, box_loss="giou"), replace(config.box_head, box_loss="ciou")
+    box_head = replace(box_head, class_loss="sigmoid", federated=FederatedConfig(num_classes=4))
     return replace(config, rpn=rpn, box_head=box_head, mask_head=replace(config.mask_head, class_agnostic=True))
 
 

@@ -16,10 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mask_rcnn_jax.models.box_regression import BoxLoss, box_regression_loss
 from mask_rcnn_jax.models.context import Inputs
+from mask_rcnn_jax.models.heads.classification import ClassLoss, FederatedConfig, class_loss, predicted_classes
 from mask_rcnn_jax.models.layers import ConvNorm, Kernel, over_rois
 from mask_rcnn_jax.models.layers.initialisers import msra_init, normal_init, xavier_init
 from mask_rcnn_jax.models.layers.norms import NormConfig
-from mask_rcnn_jax.models.losses import Mean, counted, counted_by_iou, masked_mean, softmax_cross_entropy
+from mask_rcnn_jax.models.losses import Mean, counted, counted_by_iou, masked_mean
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ops.matching import Matches, match_boxes
@@ -63,10 +64,14 @@ class BoxHeadConfig:
     box_loss: Annotated[BoxLoss, AddedLater()] = "smooth_l1"  # of deltas, or of how boxes overlap
     box_loss_weight: Annotated[AtLeastZero, AddedLater()] = 1.0
     soft_nms: Annotated[SoftNMSConfig | None, AddedLater()] = None  # in the place of NMS by `nms_iou`
+    class_loss: Annotated[ClassLoss, AddedLater()] = "softmax"  # over classes and background, or a sigmoid a class
+    federated: Annotated[FederatedConfig | None, AddedLater()] = None  # some classes count in an image, by sigmoids
 
     def __post_init__(self) -> None:
         if self.num_convs:
             self.norm.check_channels("conv_channels", self.conv_channels)
+        if self.federated is not None and self.class_loss != "sigmoid":
+            raise ValueError("a federated loss counts some classes of an image: set class_loss=sigmoid")
         if self.foreground_slots < 1:
             raise ValueError(
                 f"samples {self.samples} x foreground_fraction {self.foreground_fraction} leave no room for foreground;"
@@ -84,6 +89,8 @@ class BoxHeadConfig:
     def check(self, inputs: Inputs) -> None:
         """Raise ValueError, naming the setting, where the head cannot be built for these inputs."""
         inputs.check_poolers(self)
+        if self.federated is not None:
+            self.federated.check(inputs.num_classes)
 
 
 class BoxHead(nnx.Module):
@@ -185,10 +192,10 @@ def box_losses(
     truth: GroundTruth,
 ) -> dict[str, Mean]:
     """Losses of one image: classes of all sampled RoIs, and boxes of the foreground, over the same count."""
-    classification = masked_mean(softmax_cross_entropy(class_logits, rois.classes), rois.valid)
+    classification = class_loss(config.class_loss, class_logits, rois)
     deltas = _of_class(config, box_deltas, rois)
     boxes = box_regression_loss(config, deltas, rois.boxes, truth.boxes[rois.gt_index], rois.foreground)
-    correct = jnp.argmax(class_logits, axis=-1) == rois.classes
+    correct = predicted_classes(config.class_loss, class_logits) == rois.classes
     return {
         "loss/box_class": classification,
         "loss/box": Mean(boxes, classification.count),
@@ -223,7 +230,7 @@ def detect_boxes(
 ) -> PaddedDetections:
     """Detections of one image, without masks: classes of proposals above the threshold, after NMS within the class.
 
-    `class_scores` are probabilities, the softmax of the logits.
+    `class_scores` are probabilities, by `classification.class_scores`.
     """
     scores = class_scores[:, :-1]
     num_classes = scores.shape[1]

@@ -9,17 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mask_rcnn_jax.models.context import Context, Keys, Terms, priorities
 from mask_rcnn_jax.models.heads import box as box_head
 from mask_rcnn_jax.models.heads import cascade
 from mask_rcnn_jax.models.heads.box import BoxHead, BoxHeadConfig
+from mask_rcnn_jax.models.heads.classification import class_scores, draw_classes
 from mask_rcnn_jax.models.layers import call
 from mask_rcnn_jax.models.pooler import roi_levels
 from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, Proposals, SampledRoIs
 
-_ROIS = 1  # the sampler of RoIs among those that share an image's key
+_ROIS, _CLASSES = 1, 2  # the samplers of RoIs and classes among those that share an image's key
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,20 @@ class BoxStages:
 
 
 def sample_rois(stages: BoxStages, proposals: Proposals, truth: GroundTruth, keys: Keys) -> SampledRoIs:
-    """Draw the RoIs of each image on which the first box head and the other heads are trained."""
+    """Draw the RoIs of each image on which the first box head and the other heads are trained, and the classes that
+    count in it.
+    """
     candidates = proposals.valid.shape[1] + truth.valid.shape[1]
     priority = priorities(keys, _ROIS, (len(truth.valid), candidates))
     draw = functools.partial(box_head.sample_rois, stages.configs[0], stages.num_classes)
-    return jax.lax.stop_gradient(jax.vmap(draw)(proposals, truth, priority))
+    rois = jax.lax.stop_gradient(jax.vmap(draw)(proposals, truth, priority))
+    federated = stages.configs[0].federated
+    if federated is None:
+        return rois
+    race = priorities(keys, _CLASSES, (len(truth.valid), stages.num_classes))
+    race = race if keys is None else jnp.log(race)
+    counted = jax.vmap(functools.partial(draw_classes, federated))(truth, race)
+    return replace(rois, counted_classes=jnp.broadcast_to(counted[:, None], (*rois.valid.shape, stages.num_classes)))
 
 
 def box_terms(
@@ -66,7 +77,7 @@ def box_terms(
         if number < len(stages.heads):
             boxes = jax.vmap(functools.partial(cascade.refine, config))(rois.boxes, deltas, context.image_sizes)
             relabel = functools.partial(cascade.relabel, stages.configs[number], stages.num_classes)
-            rois = jax.vmap(relabel)(boxes, rois.valid, truth)
+            rois = replace(jax.vmap(relabel)(boxes, rois.valid, truth), counted_classes=rois.counted_classes)
             roi_features = context.pool(config.pooler, rois.boxes)
     return terms | matched, predicted
 
@@ -76,7 +87,7 @@ def detect_boxes(stages: BoxStages, context: Context, proposals: Proposals) -> P
 
     def classify(config: BoxHeadConfig, head: BoxHead) -> tuple[Float[Array, "B P K1"], Float[Array, "B P Kd 4"]]:
         class_logits, deltas = head(context.pool(config.pooler, proposals.boxes), proposals.valid)
-        return jax.nn.softmax(class_logits, axis=-1), deltas
+        return class_scores(config.class_loss, class_logits), deltas
 
     *earlier, last = zip(stages.configs, stages.heads, strict=True)
     scores = []
