@@ -198,6 +198,16 @@ def test_weights_of_another_network_are_refused(tmp_path):
         load_weights(tmp_path / "resnet.npz", config, abstract(config), ["this", "that"])
 
 
+def test_a_detector_of_another_program_is_refused(tmp_path):
+    config = detector(VGGConfig(width=4))
+    names = ("roi_heads.box_predictor.cls_score.weight", "backbone.body.conv1.weight")
+    np.savez(tmp_path / "detector.npz", **dict.fromkeys(names, np.zeros((8, 3, 7, 7), np.float32)))
+    with pytest.raises(
+        UserError, match=r"model\.backbone is a VGGConfig, and detectors of other programs are known with"
+    ):
+        load_weights(tmp_path / "detector.npz", config, abstract(config), ["this", "that"])
+
+
 def test_it_stands_under_a_pyramid_and_its_first_stages_are_frozen():
     pyramid = FPNConfig(VGGConfig(depth=11, width=4, out_features=("conv3", "conv4", "conv5")), channels=8)
     assert pyramid.out_strides == {"p2": 4, "p3": 8, "p4": 16, "p5": 32}

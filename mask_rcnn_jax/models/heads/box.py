@@ -34,12 +34,16 @@ from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, Proposals, S
 
 @dataclass(frozen=True)
 class SoftNMSConfig:
-    """Detections that overlap better ones lose score, and with test-time augmentation once more as all are merged."""
+    """Detections that overlap better ones lose score, and with test-time augmentation once more as all are merged.
+
+    Candidates are above `score_threshold` before, detections above `min_score` afterwards; a predictor leaves out those
+    that are not above its own threshold.
+    """
 
     decay: Decay = "gaussian"
     sigma: AboveZero = 0.5  # gaussian: scores times exp(-IoU^2 / sigma)
     iou_threshold: Share = 0.3  # linear: scores times 1 - IoU, above it
-    min_score: Share = 0.001  # detections have lowered scores above it; unlowered ones are above `score_threshold`
+    min_score: Share = 0.001
 
 
 @dataclass(frozen=True)
