@@ -83,8 +83,8 @@ def ours(records: list[Record], config: DataConfig, seed: int) -> Seconds:
             image[:height, :width] = sample.image
         with stage("transfer"):
             jax.block_until_ready(jax.device_put((image, masks)))
-    orientation = np.array([steps.is_portrait(record) for record in records])
-    load = TrainLoader(records, orientation, (), config, np.arange(len(records))[:, None], seed, range(1))
+    portrait = np.array([steps.is_portrait(record) for record in records])
+    load = TrainLoader(records, portrait, (), config, np.arange(len(records))[:, None], seed, range(1))
     with stage("total"):
         for step in range(len(records)):
             load(step)
