@@ -13,6 +13,7 @@ import numpy as np
 from mask_rcnn_jax import models
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import (
+    BackboneConfig,
     FPNConfig,
     GivenProposalsConfig,
     MaskHeadConfig,
@@ -240,15 +241,20 @@ def resnet_of(config: MaskRCNNConfig) -> tuple[ResNetConfig, str]:
 
 def backbone_of(config: MaskRCNNConfig) -> tuple[ResNetConfig | VGGConfig, str]:
     """The backbone below a pyramid, if there is one, and its key. Raises `UserError` where it has no known weights."""
-    backbone, key = config.backbone, "model.backbone"
-    if isinstance(backbone, FPNConfig):
-        backbone, key = backbone.bottom_up, "model.backbone.bottom_up"
+    backbone, key = bottom_up_of(config)
     if not isinstance(backbone, ResNetConfig | VGGConfig):
         raise UserError(
             f"weights of other programs are known for ResNets and VGGs, and {key} is a {type(backbone).__name__}; start"
             " from a run of this one, or set pretrained=none"
         )
     return backbone, key
+
+
+def bottom_up_of(config: MaskRCNNConfig) -> tuple[BackboneConfig, str]:
+    """The backbone below a pyramid, if there is one, and its key."""
+    if isinstance(config.backbone, FPNConfig):
+        return config.backbone.bottom_up, "model.backbone.bottom_up"
+    return config.backbone, "model.backbone"
 
 
 def _shape(shapes: Shapes, path: str) -> tuple[int, ...]:

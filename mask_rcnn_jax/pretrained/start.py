@@ -7,7 +7,7 @@ import numpy as np
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import MaskRCNNConfig, ResNetConfig, Variables, VGGConfig
-from mask_rcnn_jax.pretrained.architecture import backbone_of, find_source, infer, resnet_of
+from mask_rcnn_jax.pretrained.architecture import backbone_of, bottom_up_of, find_source, infer, resnet_of
 from mask_rcnn_jax.pretrained.classes import published_classes
 from mask_rcnn_jax.pretrained.convert import convert, load_resnet, load_vgg
 from mask_rcnn_jax.pretrained.files import read_tensors
@@ -51,7 +51,7 @@ def load_weights(
 
 def conventions(config: MaskRCNNConfig) -> Conventions:
     """The settings that no shape tells, and without which a backbone's weights mean nothing."""
-    backbone, key = backbone_of(config)
+    backbone, key = bottom_up_of(config)
     settings: dict[str, object] = {
         "model.channel_order": config.channel_order,
         "model.pixel_mean": tuple(round(value, 2) for value in config.pixel_mean),

@@ -1,5 +1,6 @@
 """ConvNeXt beside torchvision's, of which it has the weights: features, gradients, and its place under a pyramid."""
 
+from dataclasses import replace
 from types import ModuleType
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import ConvNeXtConfig, FPNConfig, MaskRCNNConfig, abstract
-from mask_rcnn_jax.pretrained import load_weights
+from mask_rcnn_jax.pretrained import contradictions, conventions, load_weights
 
 CONFIG = ConvNeXtConfig(depths=(1, 1, 2, 1), channels=(8, 12, 16, 24), layer_scale=0.5, feature_norms=False)
 
@@ -129,6 +130,13 @@ def test_weights_of_other_programs_are_refused(tmp_path):
         UserError, match=r"resnet\.npz: .*model\.backbone\.bottom_up is a ConvNeXtConfig; start from a run"
     ):
         load_weights(tmp_path / "resnet.npz", config, abstract(config), ["thing"] * 80)
+
+
+def test_a_run_goes_on_from_another_with_the_same_conventions():
+    config = MaskRCNNConfig(backbone=FPNConfig(CONFIG))
+    assert contradictions(conventions(config), config) == []
+    (line,) = contradictions(conventions(config), replace(config, channel_order="rgb"))
+    assert line == "the weights were made with model.channel_order=bgr, the model has rgb"
 
 
 def test_it_stands_under_a_pyramid_and_may_be_frozen():
