@@ -104,13 +104,21 @@ def test_features_and_the_box_heads_layers_are_torchvisions(torchvision: ModuleT
     np.testing.assert_allclose(x, of_rois, atol=1e-5 * abs(of_rois).max())
 
 
-@pytest.mark.parametrize("depth", [11, pytest.param(16, marks=pytest.mark.slow)])
-def test_features_and_gradients_are_torchvisions(torchvision: ModuleType, depth):
-    """Of images with an area of one colour, where maxima are equal, in float64."""
+@pytest.mark.parametrize(
+    ("depth", "dtype", "bound"),
+    [
+        (11, np.float32, 1e-4),
+        (11, np.float64, 1e-9),
+        pytest.param(16, np.float32, 1e-4, marks=pytest.mark.slow),
+        pytest.param(16, np.float64, 1e-9, marks=pytest.mark.slow),
+    ],
+)
+def test_features_and_gradients_are_torchvisions(torchvision: ModuleType, depth, dtype, bound):
+    """Of images with an area of one colour, where maxima are equal."""
     import torch
 
-    model = reference(depth, 4).double()
-    images = np.random.default_rng(0).normal(size=(2, 32, 48, 3))
+    model = reference(depth, 4).to(torch.float64 if dtype == np.float64 else torch.float32)
+    images = np.random.default_rng(0).normal(size=(2, 32, 48, 3)).astype(dtype)
     images[:, :, 20:] = 0.5
     theirs = stages_of(model.features, torch.from_numpy(images.transpose(0, 3, 1, 2)))
     theirs["conv5"].square().sum().backward()
@@ -118,7 +126,7 @@ def test_features_and_gradients_are_torchvisions(torchvision: ModuleType, depth)
     names = vgg.table(depth, "", has_norms=False)
     tensors, unknown = translate(tensors_of(model), names)
     assert not unknown
-    with jax.enable_x64(True):
+    with jax.enable_x64(dtype == np.float64):
         network = config.build(nnx.Rngs(0))
         for path, variable in nnx.to_flat_state(nnx.state(network)):
             variable.set_value(jnp.asarray(tensors["/".join(path)].turned(7)))
@@ -134,7 +142,7 @@ def test_features_and_gradients_are_torchvisions(torchvision: ModuleType, depth)
         gradients, features = run(network, jnp.asarray(images))
     for name, stage in theirs.items():
         expected = stage.detach().numpy().transpose(0, 2, 3, 1)
-        np.testing.assert_allclose(features[name], expected, rtol=1e-9, atol=1e-9 * abs(expected).max())
+        np.testing.assert_allclose(features[name], expected, rtol=bound, atol=bound * abs(expected).max())
     expected, _ = translate(
         {name: parameter.grad.numpy() for name, parameter in model.features.named_parameters("features")}, names
     )
@@ -142,7 +150,8 @@ def test_features_and_gradients_are_torchvisions(torchvision: ModuleType, depth)
     assert found.keys() == expected.keys()
     for path, gradient in found.items():
         of_theirs = expected[path].turned(7)
-        np.testing.assert_allclose(gradient, of_theirs, rtol=1e-8, atol=1e-8 * abs(of_theirs).max(), err_msg=path)
+        assert gradient.dtype == dtype
+        np.testing.assert_allclose(gradient, of_theirs, rtol=bound, atol=bound * abs(of_theirs).max(), err_msg=path)
 
 
 @pytest.mark.parametrize(
