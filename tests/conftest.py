@@ -40,7 +40,7 @@ _UNCHECKED = (
     "faults",
     "conformance",
     "cli",
-    "test_examples.py",
+    "examples",
     "training/test_reproduce.py",
     "studies/test_study.py",
     "data/convert/test_real.py",
@@ -65,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the folders and files that take long, so that workers that are given files finish together."""
-    first = ("conformance", "test_examples.py", "training", "models", "cli", "faults")
+    first = ("conformance", "examples", "training", "models", "cli", "faults")
     dearest = [Path(__file__).parent / name for name in first]
 
     def rank(item: pytest.Item) -> int:

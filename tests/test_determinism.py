@@ -11,8 +11,7 @@ import pytest
 from mask_rcnn_jax.cli import eval as eval_command
 from mask_rcnn_jax.cli.runs import train as train_command
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.training import reproduce
-from mask_rcnn_jax.training.runs import determinism
+from mask_rcnn_jax.training.runs import determinism, reproduce
 from mask_rcnn_jax.training.runs.determinism import FLAGS, is_deterministic, use_deterministic_programs
 from tests.tiny import tiny_experiment
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn_jax.data import CocoDataset, fingerprint, verify_images
+from mask_rcnn_jax.data import CocoDataset, fingerprint, load_split, verify_images
 from mask_rcnn_jax.disk.files import replacing
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import evaluate_model
@@ -113,7 +113,7 @@ def _evaluate(cell: Cell, plan: Plan, say: Say) -> None:
         "of": _identity(cell, plan),
         "step": metadata.step,
         "metrics": {name: _or_none(value) for name, value in metrics.items()},
-        "data": fingerprint(result.dataset),
+        "data": fingerprint(result.dataset, with_proposals=False),
     }
     _write(_file(cell, "detections"), result.results)
     _write(_file(cell, "outcome"), outcome)
@@ -125,14 +125,14 @@ def _resample(cell: Cell, plan: Plan, say: Say) -> None:
     """Draw again from the detections that are kept, or evaluate again where they are not those of the images here."""
     outcome, detections = read_outcome(cell, plan), _read(_file(cell, "detections"))
     images = _images(cell.config)
-    if outcome is None or detections is None or outcome["data"] != fingerprint(images):
+    if outcome is None or detections is None or outcome["data"] != fingerprint(images, with_proposals=False):
         _evaluate(cell, plan, say)
     else:
         _write_resamples(cell, plan, images, detections, say)
 
 
 def _images(config: ExperimentConfig) -> CocoDataset:
-    return verify_images(config.data.source.load(config.data.source.val_split), config.data)
+    return verify_images(load_split(config.data, config.data.source.val_split), config.data)
 
 
 def _write_resamples(
@@ -177,7 +177,7 @@ def _table(path: Path) -> dict[str, Any] | None:
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
 
 

@@ -10,14 +10,17 @@ from typing import Annotated, Any, Literal
 from mask_rcnn_jax.config import checked, override
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.python_files import call_python_file
-from mask_rcnn_jax.ranges import AtLeastZero, Items, NotNegative, Seed
+from mask_rcnn_jax.ranges import AtLeastZero, Items, Range, Seed
 from mask_rcnn_jax.training import ExperimentConfig
 
 BASE = "base"  # the row that may override nothing
 
 _ROW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}")  # of a folder, and in commands and tables
 _OWN_FILES = "study."  # begins the names of the files beside the rows' folders
-_METRIC = re.compile(r"(average/)?(bbox|segm|keypoints)/(AP|AP50|AP75|AP[smlrcf]|AP/.+|AR|AR[sml]|AR[0-9]+)")
+_METRIC = re.compile(
+    r"(average/)?((bbox|segm)/(AP|AP50|AP75|AP[smlrcf]|AP/.+|AR[sml]|AR[0-9]+)"
+    r"|keypoints/(AP|AP50|AP75|AP[ml]|AP/.+|AR|AR50|AR75|AR[ml]))"
+)
 
 Overrides = Mapping[str, object] | Sequence[str]  # {"key": value}, or "key=value" as after --set
 
@@ -56,7 +59,7 @@ class Plan:
     checkpoint: Literal["latest", "best"]
     equalities: tuple[tuple[str, str], ...]
     tolerance: AtLeastZero
-    resamples: NotNegative
+    resamples: Annotated[int, Range(0, 1_000_000)]
     bootstrap_seed: Seed
 
 
@@ -188,8 +191,13 @@ def _lacking(metric: str, rows: Sequence[Row]) -> str | None:
     configs = [row.config for row in rows]
     if metric.startswith("average/") and not any(config.ema_decay for config in configs):
         return "ema_decay"
-    if "segm/" in metric and all(config.model.mask_head is None for config in configs):
+    kind = metric.removeprefix("average/").partition("/")[0]
+    if kind == "segm" and all(config.model.mask_head is None for config in configs):
         return "a mask_head"
-    if "keypoints/" in metric and all(config.model.keypoint_head is None for config in configs):
+    if kind == "keypoints" and all(config.model.keypoint_head is None for config in configs):
         return "a keypoint_head"
+    name = metric.removeprefix("average/").partition("/")[2]
+    limits = {limit for config in configs for limit in config.evaluation.max_detections}
+    if kind != "keypoints" and re.fullmatch("AR[0-9]+", name) and int(name[2:]) not in limits:
+        return f"evaluation.max_detections with {name[2:]}"
     return None

@@ -110,8 +110,8 @@ def _judged(
     if verdict.same:
         return EQUAL, verdict.lines
     pairs = [[outcome["metrics"].get(metric, math.nan) for _, outcome in (first, second)] for metric in plan.metrics]
-    apart = max((abs(a - b) for a, b in pairs if not (math.isnan(a) and math.isnan(b))), default=0.0)
-    return WITHIN if apart <= plan.tolerance else DIFFERS, verdict.lines  # nan is not within any
+    near = all(abs(a - b) <= plan.tolerance or (math.isnan(a) and math.isnan(b)) for a, b in pairs)
+    return WITHIN if near else DIFFERS, verdict.lines
 
 
 def _or_none(value: float) -> float | None:

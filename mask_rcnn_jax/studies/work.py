@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mask_rcnn_jax.config import UnknownClass, differences, from_json
-from mask_rcnn_jax.disk.files import replacing
+from mask_rcnn_jax.disk.files import ANY_TEXT, replacing
 from mask_rcnn_jax.disk.places import check_place
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.extras import require
@@ -16,6 +16,7 @@ from mask_rcnn_jax.studies.cells import Cell, Say, cells_of, finish, is_finished
 from mask_rcnn_jax.studies.plan import Plan
 from mask_rcnn_jax.studies.report import report_of
 from mask_rcnn_jax.studies.tables import as_markdown
+from mask_rcnn_jax.training.datasets import check_proposals
 from mask_rcnn_jax.training.runs.workdir import AtWork, check_workdir, continued
 from mask_rcnn_jax.training.step import make_mesh
 
@@ -74,6 +75,7 @@ def _checked(plan: Plan, folder: Path, only: Collection[str]) -> list[Cell]:
     for cell in chosen:
         with _named(cell.row):
             make_mesh(cell.config)
+            check_proposals(cell.config)
     return chosen
 
 
@@ -98,6 +100,9 @@ def _check_same(plan: Plan, folder: Path) -> None:
             continue
         config = now[row.name]
         lines += [f"row {row.name}, {line}" for line in differences(with_incidentals_of(row.config, config), config)]
+        # A run knows its proposals by their content; rows may differ in nothing else.
+        if row.config.data.proposals != config.data.proposals:
+            lines.append(f"row {row.name}, data.proposals: {row.config.data.proposals} != {config.data.proposals}")
     lines += [f"seed {seed} is there and not in the file" for seed in stored.seeds if seed not in plan.seeds]
     if stored.checkpoint != plan.checkpoint:
         lines.append(f"checkpoint: {stored.checkpoint!r} != {plan.checkpoint!r}")
@@ -139,7 +144,7 @@ def _write_files(plan: Plan, folder: Path, title: str, say: Say) -> None:
         with replacing(folder / REPORT_FILE, owner) as part:
             part.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         with replacing(folder / TABLES_FILE, owner) as part:
-            part.write_text(as_markdown(report, title, folder))
+            part.write_text(as_markdown(report, title, folder), encoding="utf-8", errors=ANY_TEXT)
         try:
             require("plots", folder / PICTURE_FILE)
         except UserError as missing:

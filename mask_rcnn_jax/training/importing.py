@@ -163,7 +163,7 @@ def _told(
     shown = ", ".join(named.names[:4]) + (", ..." if len(named.names) > 4 else "")
     commands = f"mask-rcnn eval --workdir {out}, and for mask-rcnn train --config {out} --workdir ANOTHER"
     if isinstance(config.model.rpn, GivenProposalsConfig):
-        proposals = "--set data.proposals=ProposalFilesConfig data.proposals.val=FILE"
+        proposals = "--set data.proposals=ProposalFilesConfig data.proposals.train=FILE data.proposals.val=FILE"
         commands += f"; both need files of proposals: {proposals}"
     return [
         f"{path}: {first}",

@@ -2,13 +2,17 @@
 
 import re
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mask_rcnn_jax.cli.data import propose as propose_command
 from mask_rcnn_jax.cli.main import main
-from mask_rcnn_jax.data import ShapesConfig, with_proposals
+from mask_rcnn_jax.data import DataConfig, ShapesConfig, with_proposals
 from mask_rcnn_jax.data.proposals.selective_search import SelectiveSearch
+from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.recall import proposal_recall
 
 
@@ -46,6 +50,31 @@ def test_boxes_are_in_pixels_of_the_image_and_not_of_the_search(source):
     pytest.importorskip("cv2", reason="needs the extra `proposals`")
     (record, *_) = source.load("val").records
     assert SelectiveSearch(side=32)(record).boxes.max() == 64
+
+
+def test_one_image_that_cannot_be_read_costs_the_others_nothing(source, tmp_path, capsys):
+    pytest.importorskip("cv2", reason="needs the extra `proposals`")
+    (record, *rest) = source.load("train").records
+    path = Path(record.path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255  # whole by its header and its end
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        SelectiveSearch()(record)
+    skip = SelectiveSearch(data=DataConfig(broken_images="skip"))
+    assert len(skip(record).boxes) == 0
+    assert len(skip(rest[0]).boxes) > 0
+
+
+def test_images_that_share_an_id_are_said_before_the_search(source, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("cv2", reason="needs the extra `proposals`")
+    file = Path(source.root) / "annotations" / "instances_train.json"
+    dataset = source.load("train")
+    twice = replace(dataset, records=[dataset.records[0]] * 2)
+    monkeypatch.setattr(propose_command, "verify_images", lambda *_: twice)
+    monkeypatch.setattr(propose_command, "search_all", None)
+    assert propose(source, tmp_path / "train.npz") == 2
+    assert f"{file} has image ids that repeat" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_said_before_anything_is_read(source, tmp_path, monkeypatch, capsys):

@@ -28,6 +28,7 @@ from mask_rcnn_jax.data import (
     write_proposals,
 )
 from mask_rcnn_jax.data.augment.reading import training_sample
+from mask_rcnn_jax.data.proposals.files import read_proposals
 from mask_rcnn_jax.errors import UserError
 from tests.byte_mutants import mutant
 from tests.data.coco_files import annotation, write_dataset
@@ -190,6 +191,27 @@ def test_other_files_are_refused_in_a_sentence(dataset, tmp_path, monkeypatch):
     assert not (tmp_path / "malice").exists()
 
 
+def test_lists_in_a_pickle_are_numbers_and_no_larger_than_they_look(dataset, tmp_path):
+    path = tmp_path / "lists.pkl"
+    as_lists = [[[float(value) for value in box] for box in boxes] for boxes in BOXES.values()]
+    listed = found_in(dataset, pickled(path, boxes=as_lists, objectness_logits=[list(SCORES[key]) for key in BOXES]))
+    arrays = found_in(dataset, whole(tmp_path / "arrays.npz"))
+    for image_id, found in listed.items():
+        np.testing.assert_array_equal(found.boxes, arrays[image_id].boxes)
+    nested: object = [1.0] * 10
+    for _ in range(12):
+        nested = [nested] * 10  # ten names of one list each: a few hundred bytes for 10^13 numbers
+    refused(dataset, pickled(path, boxes=[nested] * len(BOXES)))
+    refused(dataset, pickled(path, ids=[nested] * len(BOXES)))
+
+
+def test_no_images_are_written_and_read(tmp_path):
+    path = tmp_path / "none.npz"
+    with path.open("wb") as file:
+        write_proposals(file, [])
+    assert not read_proposals(path).rows
+
+
 def records_or_refusal(dataset, path):
     try:
         return with_proposals(dataset, path, 10).records
@@ -249,6 +271,8 @@ def test_nothing_is_proposed_for_what_is_pasted():
 def test_fingerprints_tell_proposals_apart(dataset, tmp_path):
     prints = {fingerprint(with_proposals(dataset, whole(tmp_path / "given.npz"), slots)) for slots in (3, 4, 2)}
     assert len(prints | {fingerprint(dataset)}) == 3  # of three proposals there are no four
+    given = with_proposals(dataset, whole(tmp_path / "given.npz"), 3)
+    assert fingerprint(given, with_proposals=False) == fingerprint(dataset)
 
 
 # --- Augmentation and batches -----------------------------------------------------------------------------------------
@@ -302,6 +326,16 @@ def test_proposals_follow_the_image_as_its_boxes_do(augmentation, rectangles):
         np.testing.assert_allclose(given.proposals.boxes[::-1], given.boxes, atol=0.02)
         counts.add(len(given.boxes))
     assert (min(counts) < 5) == (augmentation in ("crops", "jitter"))
+
+
+def test_the_best_fill_the_slots_there_are(rectangles):
+    _, dataset = rectangles
+    config = replace(PLAIN, num_workers=0)
+    few = replace(config, proposals=ProposalFilesConfig(slots=1))
+    batch = next(train_batches(dataset, few, 1, 0, range(1)))
+    assert batch.inputs.proposals.valid.tolist() == [[True]]
+    with pytest.raises(UserError, match=r"the dataset has proposals and data\.proposals is none"):
+        next(train_batches(dataset, config, 1, 0, range(1)))
 
 
 def test_batches_have_slots_of_proposals(rectangles):

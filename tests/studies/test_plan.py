@@ -113,6 +113,13 @@ def test_settings_may_be_names(name: str) -> None:
         ({"metrics": "segm/AP"}, "metrics: expected tuple[str, ...], not 'segm/AP'"),
         ({"metrics": ("segm/AP", "segm/AP")}, "metrics: metric segm/AP is named twice"),
         ({"metrics": ("AP",)}, "metrics: there is none named AP; they are kind/name"),
+        ({"metrics": ("keypoints/APs",)}, "metrics: there is none named keypoints/APs"),
+        (
+            {"metrics": ("bbox/AR50",)},
+            "metrics: no row has bbox/AR50, for which a model needs evaluation.max_detections",
+        ),
+        ({"metrics": ("bbox/AP/segm/x", "keypoints/AP")}, "metrics: no row has keypoints/AP"),
+        ({"resamples": 10**9}, "resamples"),
         ({"metrics": ("segm/ap",)}, "metrics: there is none named segm/ap"),
         ({"metrics": ("keypoints/AP",)}, "metrics: no row has keypoints/AP, for which a model needs a keypoint_head"),
         ({"metrics": ("average/segm/AP",)}, "metrics: no row has average/segm/AP, for which a model needs ema_decay"),
@@ -122,7 +129,7 @@ def test_settings_may_be_names(name: str) -> None:
         ({"equalities": ("base", "low")}, "equalities[0]: expected tuple[str, str], not 'base'"),
         ({"equalities": None}, "equalities: expected"),
         ({"tolerance": -1.0}, "tolerance must be at least 0, not -1.0"),
-        ({"resamples": -1}, "resamples must be at least 0, not -1"),
+        ({"resamples": -1}, "resamples must be at least 0 and at most 1000000, not -1"),
         ({"bootstrap_seed": None}, "bootstrap_seed: expected int, not None"),
     ],
 )

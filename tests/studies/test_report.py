@@ -15,8 +15,9 @@ from mask_rcnn_jax.evaluation import EvaluationConfig
 from mask_rcnn_jax.evaluation.bootstrap import draw_images
 from mask_rcnn_jax.evaluation.coco import score_coco
 from mask_rcnn_jax.studies import Plan, run_study
+from mask_rcnn_jax.studies.cells import cells_of
 from mask_rcnn_jax.studies.plots import draw, write_picture
-from mask_rcnn_jax.studies.report import report_of
+from mask_rcnn_jax.studies.report import _judged, report_of
 from mask_rcnn_jax.studies.statistics import interval, spread
 from mask_rcnn_jax.studies.tables import as_markdown
 from tests.studies.pretended import ROWS, Pretended, detections, images, leave_result, small_plan
@@ -109,6 +110,17 @@ def test_equalities_are_judged_seed_by_seed(finished) -> None:
     (seed, *_) = report_of(plan, folder)["equalities"][0]["seeds"].values()
     assert seed["verdict"] == "cannot be compared"
     assert "metrics.jsonl cannot be read" in seed["lines"][0]
+
+
+def test_a_metric_that_one_of_two_rows_lacks_is_within_no_tolerance(finished) -> None:
+    plan, folder = finished
+    leave_result(folder / "b_twice" / "seed_0", 4, "other bits")
+    cells = {cell.name: cell for cell in cells_of(plan, folder)}
+    pair = cells["base/seed_0"], cells["b_twice/seed_0"]
+    for second, verdict in ((0.5, "within tolerance"), (np.nan, "differs")):
+        metrics = {NAMES[0]: 0.5, NAMES[1]: 0.5}, {NAMES[0]: 0.5, NAMES[1]: second}
+        both = [(cell, {"metrics": values}) for cell, values in zip(pair, metrics, strict=True)]
+        assert _judged(plan, *both)[0] == verdict
 
 
 def test_rows_that_saw_other_images_have_no_interval(finished) -> None:

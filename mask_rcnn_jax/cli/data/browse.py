@@ -1,5 +1,7 @@
 """`mask-rcnn browse`: pictures of training examples as the model is given them, with a contact sheet and a page.
 
+Proposals from files are not among what is drawn.
+
 mask-rcnn browse --data DIR --out pictures --set data.copy_paste=1
 mask-rcnn browse --config configs/mine.py --out pictures
 """

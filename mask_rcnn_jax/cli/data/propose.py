@@ -9,6 +9,7 @@ Then data.proposals=ProposalFilesConfig data.proposals.train=proposals/train.npz
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from mask_rcnn_jax.cli.command import run
 from mask_rcnn_jax.cli.numbers import number
 from mask_rcnn_jax.cli.runs.experiment import CONFIG_HELP, config_path, load_experiment
-from mask_rcnn_jax.data import CocoConfig, CocoDataset, DataConfig, verify_images, write_proposals
+from mask_rcnn_jax.data import CocoConfig, CocoDataset, DataConfig, ShapesConfig, verify_images, write_proposals
 from mask_rcnn_jax.data.proposals.selective_search import (
     Mode,
     SelectiveSearch,
@@ -90,7 +91,10 @@ def _propose(options: argparse.Namespace) -> None:
         print(printable(line))
     outputs = OutputFolder(options.out.parent, (record.path for record in dataset.records), options.overwrite)
     outputs.check([options.out])
-    search = SelectiveSearch(options.mode, options.side, options.most, DataConfig(max_pixels=data.max_pixels))
+    # Processes that search need no source, and may not know its class.
+    reading = replace(data, source=ShapesConfig(), proposals=None)
+    search = SelectiveSearch(options.mode, options.side, options.most, reading)
+    _check_ids(dataset)
     found = _found(dataset, search, options.workers)
     try:
         with outputs.replacing(options.out) as part, part.open("wb") as file:
@@ -98,11 +102,21 @@ def _propose(options: argparse.Namespace) -> None:
             write_proposals(file, zip(ids, found, strict=True))
     except OSError as error:
         raise UserError(f"--out {options.out} cannot be written: {error.strerror or error}") from None
-    print(f"{options.out}: {sum(len(each.boxes) for each in found)} proposals of {len(found)} images")
+    counts = [len(each.boxes) for each in found]
+    print(f"{options.out}: {sum(counts)} proposals of {len(counts)} images, {counts.count(0)} of them without any")
     recalls = proposal_recall(zip(dataset.records, found, strict=True))
     print("best of an image  recall at IoU .5  average recall, IoU .5 to .95")
     for limit, recall, average in zip(LIMITS, *recalls, strict=True):
         print(f"{limit:16}  {recall:16.3f}  {average:29.3f}")
+
+
+def _check_ids(dataset: CocoDataset) -> None:
+    """Raise UserError where the file could not tell whose proposals it holds."""
+    if len({record.image_id for record in dataset.records}) < len(dataset.records):
+        raise UserError(
+            f"{dataset.annotation_file} has image ids that repeat, as in a mixture; search in each source by itself, or"
+            " give every image an id of its own"
+        )
 
 
 def _found(dataset: CocoDataset, search: SelectiveSearch, workers: int) -> list[BoxProposals]:

@@ -154,8 +154,10 @@ def _place(
 
 def _no_proposals(record: Record, config: DataConfig, size: int) -> Any:
     """Slots for the proposals of `size` images, all empty; None where images have none, as `record` shows."""
-    if record.proposals is None or config.proposals is None:
+    if record.proposals is None:
         return None
+    if config.proposals is None:
+        raise UserError("the dataset has proposals and data.proposals is none, which says how many slots there are")
     slots = config.proposals.slots
     rows = (size, slots)
     arrays: Any = np.zeros((*rows, 4), np.float32), np.zeros(rows, np.float32), np.zeros(rows, bool)
@@ -165,7 +167,7 @@ def _no_proposals(record: Record, config: DataConfig, size: int) -> Any:
 def _place_proposals(found: BoxProposals | None, proposals: Any, row: int) -> None:
     if found is None or proposals is None:
         return
-    used = slice(len(found.boxes))
-    proposals.boxes[row, used] = found.boxes
-    proposals.logits[row, used] = found.scores
-    proposals.valid[row, used] = True
+    count = min(len(found.boxes), proposals.valid.shape[1])  # the best come first
+    proposals.boxes[row, :count] = found.boxes[:count]
+    proposals.logits[row, :count] = found.scores[:count]
+    proposals.valid[row, :count] = True

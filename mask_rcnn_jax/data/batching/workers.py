@@ -145,7 +145,7 @@ def _explained(error: BaseException) -> BaseException:
 
 
 def end_with_parent(index: int, count: int) -> None:
-    """Make this process end when the one that started it does, however that ended; called by Grain in worker `index`.
+    """Make this process, worker `index` of `count`, end when the one that started it does, however that ended.
 
     The system's own signal for it, PR_SET_PDEATHSIG, would come at the end of the *thread* that started the worker. The
     shared memory of both is then removed by Python's resource tracker, which outlives them.

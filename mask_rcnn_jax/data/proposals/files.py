@@ -83,10 +83,10 @@ def read_proposals(path: str | Path) -> ProposalFile:
 
 def write_proposals(file: BinaryIO, proposals: Iterable[tuple[int, BoxProposals]]) -> None:
     """Write the proposals of images, given with their ids, as an `.npz`."""
-    ids, found = zip(*proposals, strict=True)
-    counts = [len(each.boxes) for each in found]
-    boxes = np.concatenate([each.boxes for each in found], dtype=np.float32)
-    scores = np.concatenate([each.scores for each in found], dtype=np.float32)
+    pairs = list(proposals)
+    ids, counts = [image_id for image_id, _ in pairs], [len(found.boxes) for _, found in pairs]
+    boxes = np.concatenate([np.zeros((0, 4)), *(found.boxes for _, found in pairs)], dtype=np.float32)
+    scores = np.concatenate([np.zeros(0), *(found.scores for _, found in pairs)], dtype=np.float32)
     values = (np.array(ids, np.int64), np.array(counts, np.int64), boxes, scores)
     np.savez(file, **dict(zip(_ARRAYS, values, strict=True)))
 
@@ -153,6 +153,21 @@ def _read_pickle(
             return value.array()
         return value
 
+    def numbers(value: Any, width: int) -> np.ndarray:
+        """An array, or the numbers of a list, of lists of `width` where that is not 0."""
+        if isinstance(value, Pickled):
+            return array(value)
+        # A list may hold one and the same list many times over: it is small in the file.
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{shown(value)} is no list of numbers")
+        budget.check(8 * len(value) * max(width, 1))
+        rows = value if width else [value]
+        if not all(isinstance(row, list | tuple) and len(row) in (width or len(row),) for row in rows):
+            raise ValueError(f"its items are no lists of {width} numbers")
+        if not all(type(number) in (int, float) for row in rows for number in row):
+            raise ValueError("its items are no numbers")
+        return np.array(value, np.float64)
+
     def listed(*names: str) -> list[Any]:
         name = next((name for name in names if isinstance(tree, Mapping) and name in tree), None)
         if name is None:
@@ -167,17 +182,19 @@ def _read_pickle(
         raise UserError(f"{path} has boxes in the form bbox_mode {shown(mode)}; write them as corners, bbox_mode 0")
 
     def pair(row: int) -> tuple[np.ndarray, np.ndarray]:
-        corners = np.asarray(array(boxes[row]))
+        corners = numbers(boxes[row], 4)
         if mode == 1 and corners.ndim == 2:
             corners = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1)
-        return corners, np.asarray(array(scores[row])).reshape(-1)
+        return corners, numbers(scores[row], 0).reshape(-1)
 
     return ids, pair
 
 
 def _whole(image_id: Any, path: Path) -> int:
     """The id, which Detectron2 also writes as text."""
-    text = str(image_id)
+    if isinstance(image_id, np.ndarray | np.generic) and image_id.size == 1:
+        image_id = image_id.item()
+    text = str(image_id) if isinstance(image_id, int | str) else ""
     if not text.removeprefix("-").isdecimal() or len(text) > 20:
         raise UserError(f"{path} has the image id {shown(image_id)}, which is no whole number; write the dataset's ids")
     return int(text)

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mask_rcnn_jax.data.augment.reading import read_picture
+from mask_rcnn_jax.data.batching.workers import end_with_parent
 from mask_rcnn_jax.data.config import DataConfig
 from mask_rcnn_jax.data.records import BoxProposals, Record
 from mask_rcnn_jax.errors import UserError
@@ -35,9 +37,17 @@ class SelectiveSearch:
     data: DataConfig = DataConfig()  # how images are read
 
     def __call__(self, record: Record) -> BoxProposals:
-        """The proposals of an image, best first. Raises `UserError` where it cannot be read, or OpenCV is missing."""
+        """The proposals of an image, best first; none of one that cannot be read, where `broken_images` is "skip".
+
+        Raises `UserError` where it cannot be read otherwise, or OpenCV is missing.
+        """
         segmentation = contributed_segmentation()
-        picture = read_picture(record, self.data)
+        try:
+            picture = read_picture(record, self.data)
+        except UserError:
+            if self.data.broken_images == "fail":
+                raise
+            return BoxProposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
         scale = min(1.0, self.side / max(picture.size))
         width, height = (max(round(side * scale), 1) for side in picture.size)
         reduced = picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -76,6 +86,11 @@ def search_all(search: SelectiveSearch, records: Sequence[Record], workers: int)
     try:
         # The segmentations of a record would bring those of the whole dataset.
         yield from pool.map(search, (replace(record, segmentations=()) for record in records))
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A process that searches was ended from outside, most likely because memory ran out; lower --workers."
+            f" ({error})"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -86,5 +101,6 @@ def default_workers() -> int:
 
 
 def _begin() -> None:
-    """Leave Ctrl-C to the process that started this one."""
+    """Leave Ctrl-C to the process that started this one, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(0, 1)

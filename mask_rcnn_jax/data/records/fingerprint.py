@@ -15,7 +15,7 @@ from mask_rcnn_jax.data.records.proposed import ProposedRecords
 _PLACES = {"path", "first_path", "shards"}  # arrays that say where the images lie
 
 
-def fingerprint(dataset: CocoDataset) -> str:
+def fingerprint(dataset: CocoDataset, with_proposals: bool = True) -> str:
     """sha256 over classes, keypoints and records: names, sizes, boxes, classes, segmentations and all else they hold.
 
     Names of images are taken below the folder that all of them lie in, in a mixture all of one source. Pixels are not
@@ -26,9 +26,9 @@ def fingerprint(dataset: CocoDataset) -> str:
     digest.update(json.dumps(of_dataset).encode())
     records, rows = dataset.records, np.arange(len(dataset.records))
     while isinstance(records, Selection | ProposedRecords):
-        if isinstance(records, ProposedRecords):
+        if isinstance(records, ProposedRecords) and with_proposals:
             _update(digest, "proposals/", records.shared.arrays)
-        else:
+        if isinstance(records, Selection):
             rows = records.indices[rows]
         records = records.records
     if not isinstance(records, PackedRecords):
