@@ -49,6 +49,6 @@ constraints:
 $(venv)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; choose one with: make PYTHON=python3.12")'
 	test -x $(python) || $(PYTHON) -m venv $(venv)
-	$(pip) --require-hashes --requirement constraints.txt
+	$(pip) --no-compile --require-hashes --requirement constraints.txt
 	$(pip) --no-deps --no-build-isolation --editable .
 	@touch $@

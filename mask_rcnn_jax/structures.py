@@ -1,8 +1,8 @@
 """Small frozen pytrees that travel between the layers.
 
 Shape letters: `B` images, `H W` padded height and width, `G` ground-truth slots, `C` side of a mask grid,
-`P` proposals, `R` sampled RoIs, `D` detection slots, `M` side of a predicted mask, `J` keypoints of an instance,
-`h w` sides of a map.
+`K` classes, `P` proposals, `R` sampled RoIs, `D` detection slots, `M` side of a predicted mask, `J` keypoints of an
+instance, `h w` sides of a map.
 
 Padding rows hold finite zeros and are marked by `valid`; no coordinate or score ever encodes invalidity. What the
 loader yields holds NumPy arrays, in a program they are jax's.
