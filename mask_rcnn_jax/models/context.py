@@ -4,6 +4,7 @@ Shape letters: `B` images, `R` RoIs an image, `N` candidates of an image.
 """
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,3 +85,8 @@ def priorities(keys: Keys, number: int, shape: tuple[int, int]) -> Float[Array, 
     if keys is None:
         return jnp.broadcast_to(-jnp.arange(shape[1], dtype=jnp.float32), shape)
     return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, number), shape[1:]))(keys)
+
+
+def own_keys(keys: Keys, name: str) -> Keys:
+    """Return the keys of the head or other part of this name, which do not depend on other parts."""
+    return keys if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(keys)

@@ -13,8 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
 from mask_rcnn_jax.models.checks import check_features, check_found, check_terms
-from mask_rcnn_jax.models.context import Context, Features, Keys, Observe, Terms, unobserved
-from mask_rcnn_jax.models.heads.base import own_keys
+from mask_rcnn_jax.models.context import Context, Features, Keys, Observe, Terms, own_keys, unobserved
 from mask_rcnn_jax.models.heads.second_stage import BoxStages, box_terms, detect_boxes, sample_rois
 from mask_rcnn_jax.models.networks import MaskRCNN, MaskRCNNConfig, Variables, networks
 from mask_rcnn_jax.models.pooler import Pool, RoIPoolerConfig, pool
@@ -31,7 +30,7 @@ def loss_terms(
     Batch norm synchronises over the mesh axis `data`, which must then exist.
     """
     model, truth = networks(config, variables, train=True), batch.ground_truth
-    context = see(config, model, batch.images, batch.image_sizes, observe)
+    context = see(config, model, batch.images, batch.image_sizes, observe, keys=own_keys(keys, "backbone"))
     context = replace(context, proposals=batch.proposals)
     proposals, losses = model.rpn.propose(context, train=True)
     terms = losses(truth, keys)
@@ -98,11 +97,13 @@ def see(
     image_sizes: Int[Array, "B 2"],
     observe: Observe = unobserved,
     pool: Pool = pool,
+    keys: Keys = None,
 ) -> Context:
     """Normalise images and apply the backbone."""
     images = observe("images", normalize(config, images, image_sizes))
     padded_size = images.shape[1], images.shape[2]
-    features = check_features(config.backbone, model.backbone(images.astype(config.dtype)), padded_size)
+    made = config.backbone.apply(model.backbone, images.astype(config.dtype), keys)
+    features = check_features(config.backbone, made, padded_size)
     context = context_of(config, model, observe("backbone features", features), padded_size, image_sizes, pool)
     return replace(context, observe=observe)
 

@@ -155,3 +155,22 @@ def test_it_stands_under_a_pyramid_and_may_be_frozen():
     }
     trained = nnx.to_pure_dict(nnx.state(network, nnx.Param))["bottom_up"]
     assert set(trained) == {"stage2", "stage3", "norm_stage2", "norm_stage3"}
+
+
+def test_blocks_are_left_out_of_images_at_random_in_training():
+    """An image without a block has what the block was given; in the others what it adds is scaled up."""
+    config = replace(CONFIG, depths=(1, 1, 1, 1), out_features=("stage1", "stage2"), feature_norms=False, drop_path=0.5)
+    pyramid = FPNConfig(config, channels=8)
+    assert config.draws and pyramid.draws and not CONFIG.draws
+    network = config.build(nnx.Rngs(0))
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16, 16, 3)).repeat(64, axis=0), jnp.float32)
+    apply = nnx.jit(lambda network, keys: config.apply(network, images, keys))
+    keys = jax.random.split(jax.random.key(0), 64)
+    plain, drawn = apply(network, None), apply(network, keys)
+    # The first of four blocks is always there, the second is left out of a sixth of the images.
+    np.testing.assert_allclose(drawn["stage1"], plain["stage1"], rtol=1e-5, atol=1e-6)
+    without = network.stage2.downsample(plain["stage1"])
+    left_out = np.isclose(drawn["stage2"], without, rtol=1e-5, atol=1e-5).all(axis=(1, 2, 3))
+    assert 4 <= left_out.sum() <= 19  # binomial, 64 draws of 1/6: outside of it once in a thousand keys
+    scaled = without + (plain["stage2"] - without) * 6 / 5
+    np.testing.assert_allclose(drawn["stage2"][~left_out], scaled[~left_out], rtol=1e-4, atol=1e-5)

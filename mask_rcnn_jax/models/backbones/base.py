@@ -7,10 +7,10 @@ network that it builds. `docs/extending.md` shows one. Shape letters: `B` images
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 
 def built_stages(stages: tuple[str, ...], out_features: tuple[str, ...]) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ class Backbone(Protocol):
         """Compute the features [B, ceil(H / stride), ceil(W / stride), channels] by name.
 
         `images` are normalised, of the model's dtype, and zero where they are padding; sides are multiples of the
-        configuration's `size_divisor`.
+        configuration's `size_divisor`. The network of a configuration that `draws` takes keys too, see `apply`.
         """
         ...
 
@@ -58,9 +58,18 @@ class BackboneConfig(abc.ABC):
         """Return the number that the sides of images must be multiples of."""
         return 1
 
+    @property
+    def draws(self) -> bool:
+        """Tell whether the network draws at random in training; it then takes keys, one an image, after the images."""
+        return False
+
     @abc.abstractmethod
     def build(self, rngs: nnx.Rngs) -> Backbone:
         """Build the network, with random variables."""
+
+    def apply(self, network: Any, images: Float[Array, "B H W 3"], keys: Key[Array, " B"] | None) -> Any:
+        """Return what the configuration's network makes of images; without keys nothing is drawn at random."""
+        return network(images, keys) if self.draws else network(images)
 
     @property
     def out_strides(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""ConvNeXt (Liu et al. 2022, https://arxiv.org/abs/2201.03545), as torchvision has it, without stochastic depth.
+"""ConvNeXt (Liu et al. 2022, https://arxiv.org/abs/2201.03545), as torchvision has it.
 
 Features are named `stage1` to `stage4`, with strides 4 to 32. Shape letters: `B` images, `H W` height and width, `C`
 channels, `I O` channels in and out.
@@ -11,14 +11,15 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from mask_rcnn_jax.models.backbones.base import BackboneConfig, Feature, built_stages
 from mask_rcnn_jax.models.layers import Conv, call
+from mask_rcnn_jax.models.layers.drop_path import drop_path, rates_of_blocks
 from mask_rcnn_jax.models.layers.initialisers import normal_init
 from mask_rcnn_jax.models.layers.norms import freeze
 from mask_rcnn_jax.ops.conv import Window
-from mask_rcnn_jax.ranges import AtLeastZero, Channels, Positive, Range
+from mask_rcnn_jax.ranges import AddedLater, AtLeastZero, BelowOne, Channels, Positive, Range
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 _init = normal_init(0.02)
@@ -35,6 +36,8 @@ class ConvNeXtConfig(BackboneConfig):
     feature_norms: bool = True  # a norm of each feature, which detectors have and classifiers have not
     out_features: tuple[str, ...] = STAGES  # nothing beyond the last of them is built
     freeze_at: Annotated[int, Range(0, 5)] = 0  # 0 trains everything, 1 freezes the stem, 2 also stage1, and so on
+    # The share of images for which the last block is left out in training; it rises from 0 in the first one.
+    drop_path: Annotated[BelowOne, AddedLater()] = 0.0  # published: .1 for T, .4 for S, .5 for B
 
     def __post_init__(self) -> None:
         built_stages(STAGES, self.out_features)  # raises where they are none
@@ -53,6 +56,10 @@ class ConvNeXtConfig(BackboneConfig):
     def size_divisor(self) -> int:
         return 4 * 2 ** STAGES.index(self.stages[-1])
 
+    @property
+    def draws(self) -> bool:
+        return self.drop_path > 0
+
     def build(self, rngs: nnx.Rngs) -> "ConvNeXt":
         return ConvNeXt(self, rngs=rngs)
 
@@ -62,17 +69,18 @@ class Block(nnx.Module):
 
     recomputed = False
 
-    def __init__(self, channels: int, layer_scale: float, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, layer_scale: float, number: int, rate: float, *, rngs: nnx.Rngs):
+        self.number, self.rate = number, rate  # of the block in the network, and at which it is left out
         self.depthwise = _conv((7, 7, 1, channels), Window(padding=3), channels, rngs)
         self.norm = _norm(channels, rngs=rngs)
         self.expand = nnx.Linear(channels, 4 * channels, kernel_init=_init, rngs=rngs)
         self.contract = nnx.Linear(4 * channels, channels, kernel_init=_init, rngs=rngs)
         self.scale = nnx.Param(jnp.full(channels, layer_scale))
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[Array, "B H W C"], keys: Key[Array, " B"] | None) -> Float[Array, "B H W C"]:
         y = self.expand(self.norm(self.depthwise(x)))
         y = self.contract(jax.nn.gelu(y, approximate=False))
-        return x + y * self.scale[...].astype(x.dtype)
+        return x + drop_path(y * self.scale[...].astype(x.dtype), self.rate, keys, self.number)
 
 
 class Stage(nnx.Module):
@@ -82,14 +90,16 @@ class Stage(nnx.Module):
         number = STAGES.index(name)
         channels, self.blocks = config.channels[number], config.depths[number]
         self.downsample = Downsample(config.channels[number - 1], channels, rngs=rngs) if number else None
+        rates = rates_of_blocks(config.drop_path, sum(config.depths))
         for i in range(self.blocks):
-            setattr(self, f"block{i + 1}", Block(channels, config.layer_scale, rngs=rngs))
+            block = sum(config.depths[:number]) + i
+            setattr(self, f"block{i + 1}", Block(channels, config.layer_scale, block, rates[block], rngs=rngs))
 
-    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
+    def __call__(self, x: Float[Array, "B H W I"], keys: Key[Array, " B"] | None) -> Float[Array, "B H2 W2 O"]:
         if self.downsample is not None:
             x = self.downsample(x)
         for i in range(self.blocks):
-            x = call(getattr(self, f"block{i + 1}"), x)
+            x = call(getattr(self, f"block{i + 1}"), x, keys)
         return x
 
 
@@ -124,13 +134,15 @@ class ConvNeXt(nnx.Module):
         for name in ("stem", *config.stages)[: config.freeze_at]:
             freeze(getattr(self, name))
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B _ _ _"]]:
+    def __call__(
+        self, images: Float[Array, "B H W 3"], keys: Key[Array, " B"] | None = None
+    ) -> dict[str, Float[Array, "B _ _ _"]]:
         with jax.named_scope("stem"):
             x = self.stem(images)
         features = {}
         for name in self.stages:
             with jax.named_scope(name):
-                x = getattr(self, name)(x)
+                x = getattr(self, name)(x, keys)
                 norm = getattr(self, f"norm_{name}", None)
                 features[name] = x if norm is None else norm(x)
         return {name: features[name] for name in self.out_features}

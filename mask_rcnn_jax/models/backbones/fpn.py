@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from mask_rcnn_jax.models.backbones.base import BackboneConfig, Feature, is_power_of_two
 from mask_rcnn_jax.models.backbones.resnet import ResNetConfig
@@ -51,6 +51,10 @@ class FPNConfig(BackboneConfig):
     def size_divisor(self) -> int:
         return math.lcm(2 ** max(self.levels), self.bottom_up.size_divisor)
 
+    @property
+    def draws(self) -> bool:
+        return self.bottom_up.draws
+
     def build(self, rngs: nnx.Rngs) -> "FPN":
         return FPN(self, rngs=rngs)
 
@@ -74,11 +78,14 @@ class FPN(nnx.Module):
             setattr(self, f"lateral{level}", lateral)
             setattr(self, f"output{level}", output)
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B _ _ _"]]:
+    def __call__(
+        self, images: Float[Array, "B H W 3"], keys: Key[Array, " B"] | None = None
+    ) -> dict[str, Float[Array, "B _ _ _"]]:
         divisor = self.size_divisor
         if images.shape[1] % divisor or images.shape[2] % divisor:
             raise ValueError(f"images must have sides that are multiples of {divisor}, not {images.shape[1:3]}")
-        bottom_up = check_features(self.config.bottom_up, self.bottom_up(images), (images.shape[1], images.shape[2]))
+        made = self.config.bottom_up.apply(self.bottom_up, images, keys)
+        bottom_up = check_features(self.config.bottom_up, made, (images.shape[1], images.shape[2]))
         features, coarser = {}, None
         for level, name in reversed(self.levels):
             with jax.named_scope(f"p{level}"):

@@ -5,11 +5,9 @@ a `Head`, that it builds. `docs/extending.md` shows one. Shape letters: `B` imag
 """
 
 import abc
-import zlib
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import jax
 from flax import nnx
 
 from mask_rcnn_jax.errors import UserError
@@ -70,8 +68,3 @@ class HeadConfig(abc.ABC):
     def check(self, inputs: Inputs) -> None:
         """Raise ValueError, naming the setting, where the head cannot be built for these inputs."""
         inputs.check_poolers(self)
-
-
-def own_keys(keys: Keys, name: str) -> Keys:
-    """Return the keys of the head of this name, which do not depend on other heads."""
-    return keys if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(keys)
