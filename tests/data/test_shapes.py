@@ -121,3 +121,25 @@ def test_ids_are_unique(tmp_path):
     content = json.loads((tmp_path / "a" / "annotations" / "instances_train.json").read_text())
     ids = [annotation["id"] for annotation in content["annotations"]]
     assert len(set(ids)) == len(ids)
+
+
+def test_thin_shapes_cover_less_of_their_boxes_and_older_folders_are_still_read(tmp_path):
+    def coverage(config: ShapesConfig) -> dict[str, float]:
+        """The median share of its box that a whole shape of each class covers."""
+        shares: dict[str, list[float]] = {name: [] for name in CLASS_NAMES}
+        for seed in range(120):
+            for entry in draw_shapes(config, np.random.default_rng(seed))[1]:
+                _, _, width, height = entry["bbox"]
+                shares[CLASS_NAMES[entry["category_id"] - 1]].append(entry["area"] / (width * height))
+        return {name: float(np.median(values)) for name, values in shares.items()}
+
+    plain, thin = (coverage(replace(CONFIG, max_shapes=1, thin=thin)) for thin in (False, True))
+    # Areas by geometry, of the circle around a shape: pi (1 - hole^2) / 4 of a ring's box; a plus's box turns with it.
+    assert thin["ring"] == pytest.approx(np.pi / 4 * (1 - 0.8**2), rel=0.08)
+    assert plain["ring"] == pytest.approx(np.pi / 4 * (1 - 0.5**2), rel=0.08)
+    for name in CLASS_NAMES:
+        assert (thin[name] < 0.7 * plain[name]) == (name in ("ring", "cross", "star")), name
+    write_shapes(CONFIG, tmp_path / "shapes")
+    assert "thin" not in json.loads((tmp_path / "shapes" / "shapes.json").read_text())
+    with pytest.raises(UserError, match="of other settings"):
+        replace(CONFIG, root=str(tmp_path / "shapes"), thin=True).check_prepared()

@@ -20,7 +20,7 @@ from mask_rcnn_jax.data.sources.base import SourceConfig
 from mask_rcnn_jax.data.sources.coco import CocoConfig
 from mask_rcnn_jax.disk.files import is_file, is_folder
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.ranges import Incidental, NotNegative, Positive, Range, Seed
+from mask_rcnn_jax.ranges import AddedLater, Incidental, NotNegative, Positive, Range, Seed, may_be_missing
 from mask_rcnn_jax.rle import as_text, encode_bitmap
 
 CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
@@ -47,6 +47,7 @@ class ShapesConfig(SourceConfig):
     max_shape_size: Positive = 80
     max_shapes: Positive = 5  # per image; at least one
     seed: Seed = 0
+    thin: Annotated[bool, AddedLater()] = False  # rings, crosses and stars of lines, a tenth of their size
 
     def __post_init__(self) -> None:
         if self.min_shape_size > self.max_shape_size:
@@ -175,7 +176,7 @@ class _Shape:
         self.category = int(rng.integers(len(CLASS_NAMES)))
         radius = rng.uniform(config.min_shape_size, config.max_shape_size) / 2
         centre = rng.uniform(0.8 * radius, side - 0.8 * radius, 2)
-        outline, self.hole = _outline(CLASS_NAMES[self.category], rng)
+        outline, self.hole = _outline(CLASS_NAMES[self.category], rng, config.thin)
         self.polygon = centre + radius * outline
         self.alpha = _fill(self.polygon, side)
         if self.hole:
@@ -204,22 +205,23 @@ class _Shape:
         }
 
 
-def _outline(name: str, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+def _outline(name: str, rng: np.random.Generator, thin: bool) -> tuple[np.ndarray, float]:
     """Corners [P, 2] within the unit circle, turned at random, and the relative size of a hole (0 for none)."""
     turn, hole = rng.uniform(0, 2 * np.pi), 0.0
     if name in ("circle", "ring"):
         angles, radii = np.arange(40) / 40, np.ones(40)
-        hole = 0.5 if name == "ring" else 0.0
+        hole = (0.8 if thin else 0.5) if name == "ring" else 0.0
     elif name == "square":
         angles, radii = np.arange(4) / 4, np.ones(4)
     elif name == "triangle":
         angles, radii = np.arange(3) / 3, np.ones(3)
     elif name == "star":
-        angles, radii = np.arange(10) / 10, np.tile([1.0, 0.45], 5)
+        angles, radii = np.arange(10) / 10, np.tile([1.0, 0.2 if thin else 0.45], 5)
     else:
-        # A plus of arms a third as wide as long: eight corners on the unit circle, four where the arms meet.
-        arm = np.arctan(1 / 3) / (2 * np.pi)
-        inner = np.sqrt(2) / np.sqrt(10)
+        # A plus whose arms are so much longer than wide: eight corners on the unit circle, four where the arms meet.
+        longer = 10 if thin else 3
+        arm = np.arctan(1 / longer) / (2 * np.pi)
+        inner = np.sqrt(2) / np.sqrt(longer**2 + 1)
         angles = np.concatenate([quarter / 4 + np.array([-arm, arm, 1 / 8]) for quarter in range(4)])
         radii = np.tile([1.0, 1.0, inner], 4)
     angles = 2 * np.pi * angles + turn
@@ -253,5 +255,7 @@ def texture(rng: np.random.Generator, side: int, colour: np.ndarray) -> np.ndarr
 
 def _settings(config: ShapesConfig) -> str:
     """Everything that decides the files' content, as text."""
+    added = may_be_missing(type(config))
     content = {key: value for key, value in asdict(config).items() if key != "root"}
+    content = {key: value for key, value in content.items() if key not in added or value != added[key]}
     return json.dumps(content | {"format": _FORMAT})
