@@ -161,7 +161,9 @@ def test_blocks_are_left_out_of_images_at_random_in_training():
     """An image without a block has what the block was given; in the others what it adds is scaled up."""
     config = replace(CONFIG, depths=(1, 1, 1, 1), out_features=("stage1", "stage2"), feature_norms=False, drop_path=0.5)
     pyramid = FPNConfig(config, channels=8)
-    assert config.draws and pyramid.draws and not CONFIG.draws
+    assert config.draws
+    assert pyramid.draws
+    assert not CONFIG.draws
     network = config.build(nnx.Rngs(0))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16, 16, 3)).repeat(64, axis=0), jnp.float32)
     apply = nnx.jit(lambda network, keys: config.apply(network, images, keys))
