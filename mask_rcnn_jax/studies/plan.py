@@ -22,7 +22,8 @@ _METRIC = re.compile(
     r"|keypoints/(AP|AP50|AP75|AP[ml]|AP/.+|AR|AR50|AR75|AR[ml]))"
 )
 
-Overrides = Mapping[str, object] | Sequence[str]  # {"key": value}, or "key=value" as after --set
+# {"key": value}, or "key=value" as after --set, or a configuration in the place of the study's.
+Overrides = Mapping[str, object] | Sequence[str] | ExperimentConfig
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Row:
     """A row of a plan."""
 
     name: str
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...] | None  # None: of a configuration of its own
     config: ExperimentConfig  # with the seed 0; each run has its own
 
 
@@ -126,6 +127,11 @@ def _row(base: ExperimentConfig, name: str, overrides: object, paired: set[str])
             f"row {name!r} cannot be the name of a folder here; take letters, digits and any of _ . + = -, first a"
             f" letter or digit, and not {_OWN_FILES} at the beginning"
         )
+    if isinstance(overrides, ExperimentConfig):
+        try:
+            return Row(name, None, replace(checked(overrides), seed=0))
+        except UserError as error:
+            raise UserError(f"row {name}: {error}") from None
     if isinstance(overrides, Mapping):
         assignments = tuple(f"{key}={value}" for key, value in overrides.items())
     elif isinstance(overrides, str) or not isinstance(overrides, Sequence):

@@ -29,13 +29,19 @@ def _rows(report: Mapping[str, Any]) -> Iterator[str]:
             (
                 [
                     row["name"],
-                    ", ".join(f"`{_text(text)}`" for text in row["overrides"]) or _NOTHING,
+                    _settings(row["overrides"]),
                     f"{len(report['cells'][row['name']])} of {total}",
                     *(_number(spread[name]) for name in ("mean", "standard_deviation", "minimum", "maximum")),
                 ]
                 for row, spread in ((row, report["rows"][row["name"]][metric]) for row in plan["rows"])
             ),
         )
+
+
+def _settings(overrides: Sequence[str] | None) -> str:
+    if overrides is None:
+        return "a configuration of its own"
+    return ", ".join(f"`{_text(text)}`" for text in overrides) or _NOTHING
 
 
 def _comparisons(report: Mapping[str, Any]) -> Iterator[str]:

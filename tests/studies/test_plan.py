@@ -44,8 +44,19 @@ def test_the_seed_of_the_base_is_no_matter() -> None:
     assert plan_of(study(config=replace(BASE, seed=7))) == plan_of(study())
 
 
+def test_a_row_may_be_a_configuration_of_its_own() -> None:
+    other = replace(BASE, model=smallest_model(), seed=5)
+    plan = plan_of(study({"base": {}, "boxes": other}))
+    assert plan.rows[1].overrides is None
+    assert plan.rows[1].config == replace(other, seed=0)
+    wrong = replace(BASE, steps=0)
+    with pytest.raises(UserError, match="row boxes: steps must be at least 1, not 0"):
+        plan_of(study({"base": {}, "boxes": wrong}))
+
+
 def test_a_plan_is_stored_and_read_again() -> None:
-    plan = plan_of(study(seeds=range(3), equalities=[["base", "low"]]))
+    rows = {"base": {}, "low": LOW, "boxes": replace(BASE, model=smallest_model())}
+    plan = plan_of(study(rows, seeds=range(3), equalities=[["base", "low"]]))
     assert from_json(Plan, to_json(plan)) == plan
     assert checked(plan) == plan
     assert plan.seeds == (0, 1, 2)

@@ -169,10 +169,13 @@ def test_the_text_has_every_number_and_a_command_for_every_cell(finished) -> Non
 def test_before_a_cell_is_finished_there_are_no_numbers(tmp_path, monkeypatch) -> None:
     Pretended(monkeypatch)
     plan = small_plan(tmp_path)
+    own = replace(plan.rows[1], name="low", overrides=None)
+    plan = replace(plan, rows=(plan.rows[0], own))
     report = report_of(plan, tmp_path)
     (one,) = report["comparisons"]
     assert (one["seeds"], one["difference"], one["interval"]) == ([], None, None)
     text = as_markdown(report, "mine", tmp_path)
+    assert "| low | a configuration of its own | 0 of 2 |" in text
     assert "| base | - | 0 of 2 | - | - | - | - |" in text
     assert text.endswith("No cell is finished yet.\n")
     assert len(draw(report, "mine").axes) == 2
