@@ -11,7 +11,7 @@ from flax import nnx
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.resize import Preprocessing, preprocess
 from mask_rcnn_jax.models import ConvNeXtConfig, SoftNMSConfig, VGGConfig
-from mask_rcnn_jax.ops import nms, soft_nms
+from mask_rcnn_jax.ops import RoIGrid, multilevel_roi_align, nms, soft_nms
 from mask_rcnn_jax.ops.pooling.points import uncertain_cells, with_cells
 from mask_rcnn_jax.ops.pooling.roi_pool import multilevel_roi_pool
 
@@ -134,6 +134,10 @@ def recomputed_convnext(images):
     return network(images)
 
 
+def highest_samples(a, b, rois, levels):
+    return multilevel_roi_align((a, b), rois, levels, (0.25, 0.125), RoIGrid(2), "max")
+
+
 BRANCHES = [lambda x, k: x + k, lambda x, k: x, lambda x, k: x * INTEGERS.max()]
 
 CASES = {
@@ -228,6 +232,7 @@ CASES = {
     "scan in reverse": (lambda x: jax.lax.scan(lambda c, r: (c + r, (r * c, c)), x[0], x, reverse=True), FLOATS[0]),
     "map": (lambda x: jax.lax.map(lambda row: row * 2, x.reshape(10, 3), batch_size=4), FLOATS),
     "large reduction": (lambda i: preprocess(TO_64, i, jnp.array([[8000, 2]])), LONG),
+    "highest samples": (highest_samples, *MAPS, np.round(BOXES[:, :40]), LEVELS[:, :40]),
     "roi_pool": (lambda a, b, r, i: multilevel_roi_pool((a, b), r, i, (0.25, 0.125), 7), *MAPS, BOXES, LEVELS),
     "nms": (jax.vmap(lambda b, s: nms(b, s, s > 5, 0.4, 40)), BOXES, SCORES),
     "soft nms": (

@@ -4,7 +4,8 @@ Shape letters: `H W` sides of a feature map, `R` RoIs, `P` bins a side, `S` samp
 
 `roi_align` is the plain form: it gathers samples and reduces them by average or maximum. `multilevel_roi_align`, which
 models call, multiplies by interpolation weights instead, `Wy @ F @ Wx.T`: on CPU it gathers the cells that they touch,
-and elsewhere it takes products over whole levels. No gradient scatters, so all are deterministic.
+and elsewhere it takes products over whole levels. No gradient of it scatters in any order, so all are deterministic;
+for the maximum see `roi_align_max`.
 """
 
 import math
@@ -21,6 +22,7 @@ from mask_rcnn_jax.ops.cpu import roi_align_taps as taps
 from mask_rcnn_jax.ops.cpu import roi_align_windows as windows
 from mask_rcnn_jax.ops.gpu import roi_align_matrix as matrix
 from mask_rcnn_jax.ops.pooling.interpolation import RoIGrid
+from mask_rcnn_jax.ops.pooling.roi_align_max import multilevel_roi_align_max
 from mask_rcnn_jax.ops.precision import at_least_float32
 
 
@@ -90,24 +92,20 @@ def multilevel_roi_align(
 
     Arguments and padding as in `roi_align`, of one image or of several at once: `jax.vmap` would run the loops over
     RoIs of all images in lockstep. Coordinates and accumulation are float32 or wider; the result has the type of the
-    features. Differentiable in `features` only (reverse mode). The maximum takes the plain form on every level.
+    features. Differentiable in `features` only (reverse mode). A maximum's gradient goes to the first of equal samples.
     """
     if rois.ndim == 2:
         images = [level[None] for level in features]
         return multilevel_roi_align(images, rois[None], levels[None], spatial_scales, grid, reduction)[0]
     if len(features) != len(spatial_scales):
         raise ValueError(f"{len(features)} feature maps but {len(spatial_scales)} spatial scales")
-    if reduction == "max":
-        every = [
-            jax.vmap(lambda level, rois, scale=scale: roi_align(level, rois, scale, grid, reduction))(level, rois)
-            for level, scale in zip(features, spatial_scales, strict=True)
-        ]
-        return jnp.select([(levels == index)[..., None, None, None] for index in range(len(every))], every)
     if rois.shape[1] == 0:
         sides = grid.output_size, grid.output_size
         return jnp.zeros((*rois.shape[:2], *sides, features[0].shape[-1]), features[0].dtype)
     maps = tuple(at_least_float32(level) for level in features)
     cells = grid.to_cells(jax.lax.stop_gradient(rois), jnp.array(spatial_scales, rois.dtype)[levels][..., None])
+    if reduction == "max":
+        return multilevel_roi_align_max(maps, cells, levels, grid).astype(features[0].dtype)
     pooled: Array = _average(grid, maps, cells, levels)
     return pooled.astype(features[0].dtype)
 

@@ -136,8 +136,7 @@ def _highest_fwd(length: Any, cells: Array, bins: _Bins):
 
 def _highest_bwd(length: int, at: Int[Array, "N P P C"], gradient: Float[Array, "N P P C"]):
     channels = gradient.shape[-1]
-    updates = at.reshape(-1, channels), at_least_float32(gradient).reshape(-1, channels)
-    total = lax.platform_dependent(*updates, cpu=partial(_add_one_by_one, length), default=partial(_add_sorted, length))
+    total = sum_by_cell(length, at.reshape(-1, channels), at_least_float32(gradient).reshape(-1, channels))
     return total.astype(gradient.dtype), None
 
 
@@ -180,11 +179,17 @@ def _search(cells: Float[Array, "L C"], bins: _Bins) -> tuple[Float[Array, "*N P
     return jnp.where(empty[..., None], 0, highest), at
 
 
-def _add_one_by_one(length: int, at: Int[Array, "U C"], values: Float[Array, "U C"]) -> Float[Array, "{length} C"]:
-    """Sum the values that belong to each cell; those at `length` and beyond belong to none.
+def sum_by_cell(length: int, at: Int[Array, "U C"], values: Float[Array, "U C"]) -> Float[Array, "{length} C"]:
+    """Sum the values that belong to each cell, in an order that is the same in every run.
 
-    A CPU adds them in their order. A GPU would in any order, and its sums differ from run to run.
+    `at` is the number of each value's cell; those at `length` and beyond belong to none.
     """
+    one_by_one, by_sorting = partial(_add_one_by_one, length), partial(_add_sorted, length)
+    return lax.platform_dependent(at, values, cpu=one_by_one, default=by_sorting)
+
+
+def _add_one_by_one(length: int, at: Int[Array, "U C"], values: Float[Array, "U C"]) -> Float[Array, "{length} C"]:
+    """Sum as `sum_by_cell`, in the order of the values; a GPU would in any, and its sums differ from run to run."""
     total = jnp.zeros((length, values.shape[1]), values.dtype)
     return total.at[at, jnp.arange(values.shape[1])].add(values, mode="drop")
 
