@@ -13,6 +13,7 @@ from mask_rcnn_jax.models.heads.cascade import CascadeConfig
 from mask_rcnn_jax.models.heads.classification import FederatedConfig
 from mask_rcnn_jax.models.heads.keypoint import KeypointHeadConfig
 from mask_rcnn_jax.models.heads.mask import MaskBranchConfig, MaskHeadConfig
+from mask_rcnn_jax.models.heads.mlp_mask import MLPMaskHeadConfig
 from mask_rcnn_jax.models.heads.point_rend import PointRendConfig
 from mask_rcnn_jax.models.layers.norms import NormConfig
 from mask_rcnn_jax.models.losses import Mean
@@ -39,6 +40,7 @@ __all__ = [
     "Inputs",
     "KeypointHeadConfig",
     "Keys",
+    "MLPMaskHeadConfig",
     "MaskBranchConfig",
     "MaskHeadConfig",
     "MaskRCNNConfig",

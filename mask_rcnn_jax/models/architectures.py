@@ -30,10 +30,17 @@ def c4(resnet: ResNetConfig, num_classes: int = 80) -> MaskRCNNConfig:
 
 def dc5(resnet: ResNetConfig, num_classes: int = 80) -> MaskRCNNConfig:
     """One feature map, a res5 that is dilated instead of strided, with the heads of FPN."""
+    return c5(replace(resnet, res5_dilation=2), num_classes)
+
+
+def c5(resnet: ResNetConfig, num_classes: int = 80) -> MaskRCNNConfig:
+    """One feature map, res5, whose stride of 32 shows what the rounding of RoIPool costs (Mask R-CNN, table 2d), with
+    the heads of FPN.
+    """
     features = ("res5",)
     return MaskRCNNConfig(
         num_classes=num_classes,
-        backbone=replace(resnet, res5_dilation=2, out_features=features),
+        backbone=replace(resnet, out_features=features),
         rpn=_rpn_on("res5"),
         box_head=BoxHeadConfig(pooler=PoolerConfig(output_size=7, features=features)),
         mask_head=MaskHeadConfig(pooler=PoolerConfig(output_size=14, features=features)),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from mask_rcnn_jax.models.backbones.fpn import FPNConfig
 from mask_rcnn_jax.models.backbones.resnet import ResNetConfig
 from mask_rcnn_jax.models.heads.mask import MaskBranchConfig, MaskHeadConfig
+from mask_rcnn_jax.models.heads.mlp_mask import MLPMaskHeadConfig
 from mask_rcnn_jax.models.layers.norms import NormConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig
@@ -76,7 +77,7 @@ def _rpn(rpn: ProposalsConfig) -> ProposalsConfig:
 
 
 def _mask_head(mask: MaskBranchConfig | None) -> MaskBranchConfig | None:
-    if not isinstance(mask, MaskHeadConfig):
+    if not isinstance(mask, MaskHeadConfig | MLPMaskHeadConfig):
         return mask
     return replace(mask, pooler=_pooler(mask.pooler), aligned_targets=False, soft_targets=True, paste="torchvision")
 

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import MaskHeadConfig, MaskRCNNConfig, PointRendConfig, Variables, VGGConfig, abstract
+from mask_rcnn_jax.models import (
+    MaskHeadConfig,
+    MaskRCNNConfig,
+    MLPMaskHeadConfig,
+    PointRendConfig,
+    Variables,
+    VGGConfig,
+    abstract,
+)
 from mask_rcnn_jax.pretrained.names import detectron2, resnet, torchvision, vgg
 from mask_rcnn_jax.pretrained.names.table import Found, Table, translate
 from mask_rcnn_jax.pretrained.rows import BY_NUMBER, ByName, listed, reads_classes
@@ -22,7 +30,7 @@ TABLES: Mapping[str, Table] = {"torchvision": torchvision.TABLE, "detectron2": d
 # What depends on the number of classes, or of keypoints.
 _PREDICTORS = re.compile(
     r"(box_head|cascade/stage\d)/(class_logits|box_deltas)/\w+|mask_head/(point_head/)?predictor_\w+"
-    r"|mask_head/coarse_head/prediction/\w+|mask_head/point_head/fc\d/kernel|keypoint_head/deconv/\w+"
+    r"|mask_head/(coarse_head/)?prediction/\w+|mask_head/point_head/fc\d/kernel|keypoint_head/deconv/\w+"
 )
 Side = Callable[[str], int]  # of a grid of features, by the path of the layer that has it flattened
 _ALWAYS_THERE = ("backbone", "res5", "box_head", "cascade")  # the rest is proposals and heads, which models differ in
@@ -226,8 +234,8 @@ def _fit(
 def _without_classes(config: MaskRCNNConfig, path: str) -> bool:
     """Tell whether a predictor of boxes or masks has one output for all classes."""
     mask = config.mask_head
-    if path.startswith("mask_head/predictor_"):
-        return isinstance(mask, MaskHeadConfig) and mask.class_agnostic
+    if path.startswith(("mask_head/predictor_", "mask_head/prediction/")):
+        return isinstance(mask, MaskHeadConfig | MLPMaskHeadConfig) and mask.class_agnostic
     return config.box_head.class_agnostic and "/box_deltas/" in path
 
 

@@ -56,12 +56,14 @@ class ByName:
         for pattern, matched, each, background in (
             (r"(box_head|cascade/stage\d)/class_logits/\w+", self.classes, 1, 1),
             (r"box_head/box_deltas/\w+", self.classes, 4, 0),
-            (r"mask_head/(point_head/)?predictor_\w+", self.classes, 1, 0),
-            (r"mask_head/coarse_head/prediction/\w+", self.classes, None, 0),
+            (r"mask_head/(point_head/)?predictor_\w+", self.classes, 1, None),
+            (r"mask_head/(coarse_head/)?prediction/\w+", self.classes, None, 0),
             (r"keypoint_head/deconv/\w+", self.keypoints, 1, 0),
             (r"mask_head/point_head/fc\d/kernel", self.classes, 0, 0),
         ):
             if matched is not None and re.fullmatch(pattern, path):
+                if background is None:  # there is one where masks are of a softmax
+                    background = int(array.shape[-1] == matched.count + 1)
                 return _take(matched, array, initial, each, background, reads_classes(path))
         return None
 

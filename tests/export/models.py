@@ -15,6 +15,7 @@ from mask_rcnn_jax.inference import Detections, predict
 from mask_rcnn_jax.models import (
     KeypointHeadConfig,
     MaskRCNNConfig,
+    MLPMaskHeadConfig,
     NormConfig,
     ResNetConfig,
     RoIPoolConfig,
@@ -34,7 +35,9 @@ KEYPOINT_HEAD = KeypointHeadConfig(tiny_pooler(14), num_convs=1, channels=16, nu
 
 
 def config(name: str) -> MaskRCNNConfig:
-    """`fpn` with masks and keypoints, `torchvision`, `cascade` without masks, `c4`, or `roi_pool` with masks."""
+    """`fpn` with masks and keypoints, `torchvision`, `cascade` without masks, `c4`, `roi_pool` with masks, `softmax`
+    with those of a softmax from the highest samples of RoIAlign, or `mlp` with those of fully connected layers.
+    """
     model = _config(name)
     return replace(model, box_head=replace(model.box_head, max_detections=30, score_threshold=0.01))
 
@@ -49,6 +52,12 @@ def _config(name: str) -> MaskRCNNConfig:
         return replace(
             tiny, box_head=replace(tiny.box_head, pooler=box), mask_head=replace(tiny.mask_head, pooler=mask)
         )
+    if name == "softmax":
+        box, mask = (replace(tiny_pooler(side), reduction="max") for side in (7, 14))
+        heads = replace(tiny.box_head, pooler=box), replace(tiny.mask_head, pooler=mask, mask_loss="softmax")
+        return replace(tiny, box_head=heads[0], mask_head=heads[1])
+    if name == "mlp":
+        return replace(tiny, mask_head=MLPMaskHeadConfig(tiny_pooler(7), fc_channels=16, mask_size=14))
     if name == "cascade":
         return architectures.cascade(replace(tiny, mask_head=None))
     if name == "c4":
@@ -69,6 +78,7 @@ def exportable(name: str, batch: int | None = 2, paste_masks: bool = False) -> E
 def lively(variables: Variables) -> Variables:
     """Larger weights of what is predicted: as initialised, all classes are as likely and no box moves."""
     factors = {"class_logits": 8.0, "box_deltas": 50.0, "deltas": 10.0, "objectness": 10.0, "predictor_kernel": 300.0}
+    factors |= {"prediction": 300.0}
 
     def scale(path: tuple, leaf: jax.Array) -> jax.Array:
         names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")

@@ -87,7 +87,7 @@ def test_onnx_with_torchvisions_conventions_and_pasted_masks(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["c4", "cascade", "roi_pool"])
+@pytest.mark.parametrize("name", ["c4", "cascade", "roi_pool", "softmax", "mlp"])
 def test_other_members_of_the_family(name, tmp_path):
     source = exportable(name)
     export_stablehlo(source, tmp_path / "model.stablehlo")

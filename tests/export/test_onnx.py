@@ -10,7 +10,16 @@ from flax import nnx
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.resize import Preprocessing, preprocess
-from mask_rcnn_jax.models import ConvNeXtConfig, SoftNMSConfig, VGGConfig
+from mask_rcnn_jax.models import (
+    ConvNeXtConfig,
+    Feature,
+    Inputs,
+    MaskHeadConfig,
+    MLPMaskHeadConfig,
+    PoolerConfig,
+    SoftNMSConfig,
+    VGGConfig,
+)
 from mask_rcnn_jax.ops import RoIGrid, multilevel_roi_align, nms, soft_nms
 from mask_rcnn_jax.ops.pooling.points import uncertain_cells, with_cells
 from mask_rcnn_jax.ops.pooling.roi_pool import multilevel_roi_pool
@@ -134,6 +143,14 @@ def recomputed_convnext(images):
     return network(images)
 
 
+def masks(features):
+    """Softmax masks, and those of fully connected layers."""
+    inputs, classes, valid = Inputs({"p2": Feature(3, 4)}, 3), jnp.array([[0, 2], [1, 3]]), jnp.ones((2, 2), bool)
+    pooler = PoolerConfig(output_size=2, features=("p2",))
+    configs = MaskHeadConfig(pooler, 1, 4, mask_loss="softmax"), MLPMaskHeadConfig(pooler, fc_channels=4, mask_size=3)
+    return [drawn(lambda rngs, c=c: c.build(inputs, rngs))(features, classes, valid) for c in configs]
+
+
 def highest_samples(a, b, rois, levels):
     return multilevel_roi_align((a, b), rois, levels, (0.25, 0.125), RoIGrid(2), "max")
 
@@ -232,6 +249,7 @@ CASES = {
     "scan in reverse": (lambda x: jax.lax.scan(lambda c, r: (c + r, (r * c, c)), x[0], x, reverse=True), FLOATS[0]),
     "map": (lambda x: jax.lax.map(lambda row: row * 2, x.reshape(10, 3), batch_size=4), FLOATS),
     "large reduction": (lambda i: preprocess(TO_64, i, jnp.array([[8000, 2]])), LONG),
+    "masks": (masks, RNG.normal(size=(2, 2, 2, 2, 3)).astype(np.float32)),
     "highest samples": (highest_samples, *MAPS, np.round(BOXES[:, :40]), LEVELS[:, :40]),
     "roi_pool": (lambda a, b, r, i: multilevel_roi_pool((a, b), r, i, (0.25, 0.125), 7), *MAPS, BOXES, LEVELS),
     "nms": (jax.vmap(lambda b, s: nms(b, s, s > 5, 0.4, 40)), BOXES, SCORES),

@@ -61,6 +61,14 @@ def on_vgg() -> MaskRCNNConfig:
     return replace(config, rpn=rpn, box_head=box_head, mask_head=replace(config.mask_head, class_agnostic=True))
 
 
+def on_c5() -> MaskRCNNConfig:
+    """At a stride of 32, from the highest samples of RoIAlign, with masks by a softmax."""
+    config = on_one_map(architectures.c5(replace(RESNET, depth=10), 3))
+    box, mask = (replace(head.pooler, reduction="max") for head in (config.box_head, config.mask_head))
+    heads = replace(config.box_head, pooler=box), replace(config.mask_head, pooler=mask, mask_loss="softmax")
+    return replace(config, box_head=heads[0], mask_head=heads[1])
+
+
 def with_batch_norm() -> MaskRCNNConfig:
     """On one map, with all heads and every place of a batch norm but a pyramid's."""
     norm, one_map = NormConfig(kind="batch_norm"), one_map_model()
@@ -75,6 +83,7 @@ def with_batch_norm() -> MaskRCNNConfig:
 
 FAMILY = {
     "c4": on_one_map(architectures.c4(replace(RESNET, depth=10), 3)),
+    "c5 with maxima and a softmax": on_c5(),
     "dc5": on_one_map(architectures.dc5(RESNET, 3)),
     "vgg": on_vgg(),
     "batch norm": with_batch_norm(),

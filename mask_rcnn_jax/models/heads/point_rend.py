@@ -22,6 +22,7 @@ from mask_rcnn_jax.models.heads.mask import (
     MaskBranchConfig,
     MaskHeadConfig,
     mask_losses,
+    masks_of_class,
     predictor_of_class,
 )
 from mask_rcnn_jax.models.layers import Conv, call, over_rois
@@ -29,7 +30,7 @@ from mask_rcnn_jax.models.layers.initialisers import msra_init, normal_init, xav
 from mask_rcnn_jax.models.losses import Mean, binary_cross_entropy
 from mask_rcnn_jax.ops.conv import Window
 from mask_rcnn_jax.ops.pooling import points as point_ops
-from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
+from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.ranges import Channels, Layers, Positive, Range, Share
 from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, SampledRoIs
 
@@ -198,7 +199,7 @@ class PointRendHead(MaskBranch):
     def losses(self, context: Context, rois: SampledRoIs, truth: GroundTruth, keys: Keys) -> Terms:
         coarse = context.observe("coarse mask logits", self.coarse(context, rois.boxes, rois.foreground))
         batch, number = rois.classes.shape
-        of_class = _of_class(coarse.reshape(-1, *coarse.shape[2:]), rois.classes.reshape(-1))
+        of_class = masks_of_class(coarse.reshape(-1, *coarse.shape[2:]), rois.classes.reshape(-1))
         of_class = of_class.reshape(batch, number, *coarse.shape[3:])
         points = train_points(self.config, keys, jax.lax.stop_gradient(of_class))
         with jax.named_scope("point_head"):
@@ -253,12 +254,6 @@ class PointRendHead(MaskBranch):
     ) -> Float[Array, "N P"]:
         fine = self._fine(context, boxes, images, points)
         return self.point_head.logits(fine, point_ops.sample_coarse(coarse, points), classes)
-
-
-def _of_class(coarse: Float[Array, "N K S S"], classes: Int[Array, " N"]) -> Float[Array, "N S S"]:
-    """The mask of one class a RoI, zeros for background: a product, so that its gradient scatters nothing."""
-    of_class = jax.nn.one_hot(classes, coarse.shape[1], dtype=coarse.dtype)
-    return at_least_float32(jnp.einsum("nk,nkyx->nyx", of_class, coarse, precision=EXACT))
 
 
 @jax.named_scope("train_points")
