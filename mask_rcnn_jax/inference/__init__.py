@@ -7,6 +7,7 @@ from mask_rcnn_jax.inference.images import ImageLike
 from mask_rcnn_jax.inference.predictor import Predictor
 from mask_rcnn_jax.inference.results.detections import Detections
 from mask_rcnn_jax.inference.results.masks import encode_masks
+from mask_rcnn_jax.inference.results.semantic import SemanticMap, semantic_map
 
 __all__ = [
     "DetectFn",
@@ -14,8 +15,10 @@ __all__ = [
     "ImageLike",
     "Model",
     "Predictor",
+    "SemanticMap",
     "encode_masks",
     "load_model",
     "predict",
+    "semantic_map",
     "use_compile_cache",
 ]

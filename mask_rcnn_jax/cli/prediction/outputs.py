@@ -26,6 +26,7 @@ from mask_rcnn_jax.inference.results.outputs import (
     table_rows,
     to_geojson,
 )
+from mask_rcnn_jax.inference.results.semantic import semantic_map
 from mask_rcnn_jax.media.inputs import InputImage
 from mask_rcnn_jax.visualize import Instances, draw_instances
 from mask_rcnn_jax.visualize.draw import DRAWN_KEYPOINT
@@ -134,6 +135,17 @@ class LabelWriter(_OneFileEach):
     def write(self, name: str, found: Detections, image: ReadImage) -> None:
         labels = Image.fromarray(label_image(found))
         self.save(f"{name}.png", lambda part: labels.save(part, "PNG"))
+
+
+class SemanticWriter(_OneFileEach):
+    """PNG files: the number of the class at each pixel, from 1, in 8 bits or, for more than 255 classes, in 16."""
+
+    folder = "semantic"
+    suffix = ".png"
+
+    def write(self, name: str, found: Detections, image: ReadImage) -> None:
+        classes = Image.fromarray(semantic_map(found).classes)
+        self.save(f"{name}.png", lambda part: classes.save(part, "PNG"))
 
 
 class GeoJsonWriter(_OneFileEach):
@@ -259,6 +271,7 @@ FORMATS: dict[str, type[Writer]] = {
     "coco": CocoWriter,
     "csv": TableWriter,
     "labels": LabelWriter,
+    "semantic": SemanticWriter,
     "geojson": GeoJsonWriter,
     "cutouts": CutoutWriter,
 }
