@@ -11,6 +11,7 @@ from mask_rcnn_jax.models import (
     FPNConfig,
     MaskHeadConfig,
     MaskRCNNConfig,
+    MLPMaskHeadConfig,
     PoolerConfig,
     ResNetConfig,
     RoIPoolConfig,
@@ -62,6 +63,7 @@ def on_one_map(name: str) -> MaskRCNNConfig:
 
 def get_study() -> Study:
     fpn, c4, c5 = base().model, on_one_map("res4"), on_one_map("res5")
+    mlp = MLPMaskHeadConfig(fc_channels=256)
     return Study(
         config=base(),
         rows={
@@ -71,6 +73,9 @@ def get_study() -> Study:
             "c4-roi_pool": with_model(with_poolers(c4, RoIPoolConfig)),
             "c5-roi_align": with_model(c5),
             "c5-roi_pool": with_model(with_poolers(c5, RoIPoolConfig)),
+            "fpn-roi_align_max": with_model(with_poolers(fpn, PoolerConfig, reduction="max")),
+            "softmax": {"model.mask_head.mask_loss": "softmax"},
+            "mlp": with_model(replace(fpn, mask_head=mlp)),
             "four_convs": {"model.mask_head.num_convs": 4},
             "class_agnostic": {"model.mask_head.class_agnostic": True},
             "no_masks": {"model.mask_head": None},
