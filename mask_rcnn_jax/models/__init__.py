@@ -4,6 +4,7 @@ from mask_rcnn_jax.models.backbones.base import Backbone, BackboneConfig, Featur
 from mask_rcnn_jax.models.backbones.convnext import ConvNeXtConfig
 from mask_rcnn_jax.models.backbones.fpn import FPNConfig
 from mask_rcnn_jax.models.backbones.resnet import ResNetConfig
+from mask_rcnn_jax.models.backbones.swin import SwinConfig
 from mask_rcnn_jax.models.backbones.vgg import VGGConfig
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms
 from mask_rcnn_jax.models.conventions import torchvision, torchvision_v2
@@ -55,6 +56,7 @@ __all__ = [
     "RoIPoolConfig",
     "RoIPoolerConfig",
     "SoftNMSConfig",
+    "SwinConfig",
     "Terms",
     "VGGConfig",
     "Variables",

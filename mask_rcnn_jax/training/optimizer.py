@@ -63,7 +63,7 @@ class SGDConfig:
     momentum: Share = 0.9
     nesterov: bool = False
     weight_decay: AtLeastZero = 1e-4  # of weights and biases
-    weight_decay_norm: AtLeastZero = 0.0  # of a norm's scale and bias
+    weight_decay_norm: AtLeastZero = 0.0  # of a norm's scale and bias, and of tables of positions
     clip_norm: AboveZero | None = None  # largest global norm of the gradient
 
     def at(self, learning_rate: Number) -> "SGD":
@@ -155,8 +155,9 @@ def _clip(norm: Number | None) -> optax.GradientTransformation:
 
 
 def _of_norms(params: Any) -> Any:
-    """True at the parameters of a norm; `models` keeps those under the name `norm`."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.DictKey("norm") in path, params)
+    """True at the parameters of a norm, and at tables of positions; `models` calls these `norm` and `positions`."""
+    names = {jax.tree_util.DictKey(name) for name in ("norm", "positions")}
+    return jax.tree_util.tree_map_with_path(lambda path, _: not names.isdisjoint(path), params)
 
 
 def _not_of_norms(params: Any) -> Any:

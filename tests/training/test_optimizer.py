@@ -14,8 +14,17 @@ from mask_rcnn_jax.training.hyperparameters import hyperparameters
 from mask_rcnn_jax.training.step import apply_gradients, init_state
 from tests.tiny import tiny_experiment
 
-PARAMS = {"conv": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])}, "norm": {"scale": jnp.array([3.0])}}
-GRADIENTS = {"conv": {"kernel": jnp.array([0.1, 0.2]), "bias": jnp.array([-0.3])}, "norm": {"scale": jnp.array([0.4])}}
+PARAMS = {
+    "conv": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])},
+    "norm": {"scale": jnp.array([3.0])},
+    "attention": {"positions": jnp.array([2.0])},
+}
+GRADIENTS = {
+    "conv": {"kernel": jnp.array([0.1, 0.2]), "bias": jnp.array([-0.3])},
+    "norm": {"scale": jnp.array([0.4])},
+    "attention": {"positions": jnp.array([0.5])},
+}
+SPARED = ((("norm", "scale"), 0.0), (("attention", "positions"), 0.0))
 
 
 def test_step_decay_with_warmup_is_detectron2s():
@@ -62,9 +71,9 @@ def test_the_learning_rate_used_is_the_reported_one_after_skipped_steps(optimize
     np.testing.assert_allclose(moved, [rates[0], 0, 0, rates[3], rates[4]], rtol=1e-4)
 
 
-def test_sgd_is_pytorchs_and_spares_norms():
+def test_sgd_is_pytorchs_and_spares_norms_and_positions():
     found = run(SGDConfig(momentum=0.9, weight_decay=0.01))
-    for path, decay in ((("conv", "kernel"), 0.01), (("conv", "bias"), 0.01), (("norm", "scale"), 0.0)):
+    for path, decay in ((("conv", "kernel"), 0.01), (("conv", "bias"), 0.01), *SPARED):
         value = np.asarray(PARAMS[path[0]][path[1]], np.float64)
         gradient, momentum = np.asarray(GRADIENTS[path[0]][path[1]], np.float64), 0.0
         for _ in range(3):
@@ -75,7 +84,7 @@ def test_sgd_is_pytorchs_and_spares_norms():
 
 def test_adamw_decays_outside_the_gradient():
     found = run(AdamWConfig(weight_decay=0.01))
-    for path, decay in ((("conv", "kernel"), 0.01), (("norm", "scale"), 0.0)):
+    for path, decay in ((("conv", "kernel"), 0.01), *SPARED):
         value = np.asarray(PARAMS[path[0]][path[1]], np.float64)
         gradient, first, second = np.asarray(GRADIENTS[path[0]][path[1]], np.float64), 0.0, 0.0
         for step in range(1, 4):
