@@ -86,7 +86,7 @@ class Checkpoints:
             "metrics": None,  # for the versions that look for them here
             "checksums": {item: _checksums(tree) for item, tree in arrays.items()},
         }
-        items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+        items = {name: ocp.args.StandardSave(_of_one_device(tree)) for name, tree in arrays.items()}
         self._manager.save(step, args=ocp.args.Composite(metadata=ocp.args.JsonSave(metadata), **items))
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
@@ -239,6 +239,17 @@ def _items(state: TrainState) -> dict[str, Any]:
     if state.average is not None:
         items["average"] = state.average
     return items
+
+
+def _of_one_device(tree: Any) -> Any:
+    """The arrays as one device has them; those of several processes as they are.
+
+    Of arrays that all devices of a process have, Orbax writes a part from each, and compiles one more program for every
+    shape and device to cut it.
+    """
+    if jax.process_count() > 1:
+        return tree
+    return jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
 
 
 def _checksums(tree: Any) -> dict[str, int]:

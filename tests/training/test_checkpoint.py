@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.checkpoint import place_of
+from mask_rcnn_jax.models import Variables
 from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata, restore_for_inference, score
 from mask_rcnn_jax.training.start import first_state
 from mask_rcnn_jax.training.step import TrainState, init_state, make_mesh, replicate
@@ -71,6 +73,25 @@ def test_a_resumed_run_reads_no_other_weights(run):
         assert (found.dtype, found.weak_type, found.sharding) == (expected.dtype, False, expected.sharding)
     for a, b in zip(jax.tree.leaves(restored.variables), jax.tree.leaves(state.variables), strict=True):
         np.testing.assert_array_equal(a, b + 5)
+
+
+def test_what_many_devices_have_is_written_without_compiling(tmp_path):
+    config, compiled = tiny_experiment(Path("unused")), []
+    shapes_of_no_other_test = Variables({"layer": {"kernel": jnp.ones((16, 11, 7)), "bias": jnp.ones(24)}}, {})
+    state = replicate(TrainState(jnp.int32(5), shapes_of_no_other_test, None), make_mesh(config))
+
+    def listen(event: str, _: float, **about: str) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(about["fun_name"])
+
+    with Checkpoints(tmp_path, config, METADATA) as checkpoints:
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            checkpoints.save(state)
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []
+    assert (tmp_path / "checkpoints" / "5" / "model").is_dir()
 
 
 def test_the_average_of_the_weights_is_kept_beside_them(tmp_path):
