@@ -128,14 +128,17 @@ def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_bins_become_histograms(tmp_path: Path) -> None:
     levels = {"histogram/anchors_by_level/p3": 6.0, "histogram/anchors_by_level/p2": 2.0}
+    levels |= {"histogram/rois_by_level/image": 4.0}
     shares = {f"histogram/rois_by_iou/{i / 10}": float(i) for i in range(10)}
     with MetricsWriter(tmp_path, 10, stream=io.StringIO()) as writer:
         writer.write(3, {"loss": 0.5} | levels | shares)
     found = {value.tag: value for event in read_events(tmp_path) for value in event.summary.value}
-    assert set(found) == {"loss", "anchors_by_level", "rois_by_iou"}
+    assert set(found) == {"loss", "anchors_by_level", "rois_by_level", "rois_by_iou"}
     by_level, by_iou = found["anchors_by_level"].histo, found["rois_by_iou"].histo
     assert (by_level.min, list(by_level.bucket_limit), list(by_level.bucket)) == (1.5, [2.5, 3.5], [2, 6])
     assert (by_level.num, by_level.sum, by_level.sum_squares) == (8, 2 * 2 + 6 * 3, 2 * 4 + 6 * 9)
+    one = found["rois_by_level"].histo
+    assert (one.min, list(one.bucket_limit), list(one.bucket)) == (-0.5, [0.5], [4])
     assert list(by_iou.bucket_limit) == pytest.approx([0.1 * i for i in range(1, 11)])
     assert list(by_iou.bucket) == list(range(10))
 

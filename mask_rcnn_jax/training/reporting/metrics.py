@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-import string
+import re
 import sys
 import threading
 import time
@@ -206,13 +206,15 @@ def histograms(values: Mapping[str, float]) -> dict[str, Histogram]:
     """The histograms of metrics `histogram/NAME/BIN` by NAME.
 
     A bin begins at the number that ends its name, such as 0.7, and is as wide as the first one. Those of levels, such
-    as p3, have their number in the middle.
+    as p3, have their number in the middle, or their place among the levels where their names end in none.
     """
     bins: dict[str, dict[float, float]] = {}
     for name, value in values.items():
         if name.startswith(HISTOGRAM):
             group, _, start = name.removeprefix(HISTOGRAM).rpartition("/")
-            bins.setdefault(group, {})[float(start.lstrip(string.ascii_letters))] = value
+            of_group = bins.setdefault(group, {})
+            number = re.search(r"\d+(\.\d+)?$", start)
+            of_group[float(number[0]) if number else len(of_group)] = value
     found = {}
     for group, counts in bins.items():
         starts = sorted(counts)
