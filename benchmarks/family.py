@@ -34,11 +34,13 @@ def members() -> dict[str, MaskRCNNConfig]:
     r101 = replace(r50, backbone=FPNConfig(ResNetConfig(depth=101)))
     x101 = replace(r50, backbone=FPNConfig(ResNetConfig(depth=101, groups=32, width_per_group=8)))
     return {
+        "R-CNN VGG-16": architectures.rcnn(VGGConfig()),
         "Fast R-CNN R50-FPN": architectures.fast_rcnn(r50),
         "Faster R-CNN VGG-16": architectures.vgg(VGGConfig()),
         "Faster R-CNN R50-C4": replace(architectures.c4(ResNetConfig()), mask_head=None),
         "Faster R-CNN R50-FPN": replace(r50, mask_head=None),
         "Mask R-CNN R50-C4": architectures.c4(ResNetConfig()),
+        "Mask R-CNN R50-C5": architectures.c5(ResNetConfig()),
         "Mask R-CNN R50-DC5": architectures.dc5(ResNetConfig()),
         "Mask R-CNN R50-FPN": r50,
         "Mask R-CNN R101-FPN": r101,

@@ -97,7 +97,7 @@ class SampledRoIs:
     classes: Int[Array, "*B R"]  # of the matched ground truth; K (background) where not foreground
     foreground: Bool[Array, "*B R"]
     valid: Bool[Array, "*B R"]
-    counted_classes: Bool[Array, "*B R K"] | None = None  # those that a federated loss counts; None: all
+    counted_classes: Bool[Array, "*B R K"] | None = None  # those that the loss counts; None: all
 
 
 @jax.tree_util.register_dataclass

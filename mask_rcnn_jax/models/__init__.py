@@ -3,6 +3,7 @@
 from mask_rcnn_jax.models.backbones.base import Backbone, BackboneConfig, Feature
 from mask_rcnn_jax.models.backbones.convnext import ConvNeXtConfig
 from mask_rcnn_jax.models.backbones.fpn import FPNConfig
+from mask_rcnn_jax.models.backbones.image import ImageConfig
 from mask_rcnn_jax.models.backbones.resnet import ResNetConfig
 from mask_rcnn_jax.models.backbones.swin import SwinConfig
 from mask_rcnn_jax.models.backbones.vgg import VGGConfig
@@ -11,7 +12,7 @@ from mask_rcnn_jax.models.conventions import torchvision, torchvision_v2
 from mask_rcnn_jax.models.heads.base import Head, HeadConfig
 from mask_rcnn_jax.models.heads.box import BoxHeadConfig, SoftNMSConfig
 from mask_rcnn_jax.models.heads.cascade import CascadeConfig
-from mask_rcnn_jax.models.heads.classification import FederatedConfig
+from mask_rcnn_jax.models.heads.classification import FederatedConfig, HingeConfig
 from mask_rcnn_jax.models.heads.keypoint import KeypointHeadConfig
 from mask_rcnn_jax.models.heads.mask import MaskBranchConfig, MaskHeadConfig
 from mask_rcnn_jax.models.heads.mlp_mask import MLPMaskHeadConfig
@@ -19,7 +20,7 @@ from mask_rcnn_jax.models.heads.point_rend import PointRendConfig
 from mask_rcnn_jax.models.layers.norms import NormConfig
 from mask_rcnn_jax.models.losses import Mean
 from mask_rcnn_jax.models.networks import MaskRCNNConfig, Variables, abstract, init, networks
-from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolConfig, RoIPoolerConfig
+from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolConfig, RoIPoolerConfig, WarpConfig
 from mask_rcnn_jax.models.proposals.base import ProposalsConfig, ProposalSource
 from mask_rcnn_jax.models.proposals.given import GivenProposalsConfig
 from mask_rcnn_jax.models.proposals.rpn import RPNConfig
@@ -38,6 +39,8 @@ __all__ = [
     "GivenProposalsConfig",
     "Head",
     "HeadConfig",
+    "HingeConfig",
+    "ImageConfig",
     "Inputs",
     "KeypointHeadConfig",
     "Keys",
@@ -60,6 +63,7 @@ __all__ = [
     "Terms",
     "VGGConfig",
     "Variables",
+    "WarpConfig",
     "abstract",
     "detect",
     "init",

@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 
+from mask_rcnn_jax.models.backbones.image import ImageConfig
 from mask_rcnn_jax.models.backbones.resnet import ResNetConfig
 from mask_rcnn_jax.models.backbones.vgg import VGGConfig
 from mask_rcnn_jax.models.heads.box import BoxHeadConfig
@@ -10,7 +11,7 @@ from mask_rcnn_jax.models.heads.keypoint import KeypointHeadConfig
 from mask_rcnn_jax.models.heads.mask import MaskHeadConfig
 from mask_rcnn_jax.models.heads.point_rend import PointRendConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig
-from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolConfig, RoIPoolerConfig
+from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolConfig, RoIPoolerConfig, WarpConfig
 from mask_rcnn_jax.models.proposals.given import GivenProposalsConfig
 from mask_rcnn_jax.models.proposals.rpn import RPNConfig
 
@@ -91,6 +92,26 @@ def fast_rcnn(config: MaskRCNNConfig) -> MaskRCNNConfig:
     of_any_pooler = {field.name: getattr(config.box_head.pooler, field.name) for field in fields(RoIPoolerConfig)}
     box_head = replace(config.box_head, pooler=RoIPoolConfig(**of_any_pooler))
     return replace(config, rpn=GivenProposalsConfig(), box_head=box_head, mask_head=None)
+
+
+def rcnn(network: VGGConfig | ResNetConfig, num_classes: int = 80) -> MaskRCNNConfig:
+    """A network of ImageNet's classes, all of it trained, on crops of 224 x 224 around proposals that come with the
+    images (R-CNN): VGG with its two layers of 4096, without dropout, or a ResNet.
+
+    As in the paper, 32 of 128 RoIs may be foreground. Classes are a softmax's; SVMs are trained afterwards, see
+    `docs/family.md`.
+    """
+    last, box_head = "res5", BoxHeadConfig(pooler=WarpConfig(), samples=128, nms_iou=0.3, num_fcs=0)
+    if isinstance(network, VGGConfig):
+        last, box_head = "pool5", replace(box_head, num_fcs=2, fc_channels=64 * network.width)
+    return MaskRCNNConfig(
+        num_classes=num_classes,
+        backbone=ImageConfig(),
+        rpn=GivenProposalsConfig(num_test=2000),
+        trunk=replace(network, out_features=(last,), freeze_at=0),
+        box_head=box_head,
+        mask_head=None,
+    )
 
 
 def point_rend(config: MaskRCNNConfig) -> MaskRCNNConfig:

@@ -35,13 +35,14 @@ class Inputs:
 
     features: Mapping[str, Feature]  # of the backbone
     num_classes: int
-    res5_channels: int | None = None  # C4: of the stage that is applied to RoIs, which halves their sides
+    # C4, R-CNN: what the network that is applied to RoIs makes of them, at a stride of pooled cells.
+    of_pooled: Feature | None = None
 
     def of_rois(self, pooler: RoIPoolerConfig) -> tuple[int, int]:
         """Return the channels and the side of pooled features. Raises ValueError as `channels`."""
         channels = self.channels(pooler.features, "pooler.features")
-        if self.res5_channels is not None:
-            return self.res5_channels, -(-pooler.output_size // 2)
+        if self.of_pooled is not None:
+            return self.of_pooled.channels, -(-pooler.output_size // self.of_pooled.stride)
         return channels, pooler.output_size
 
     def channels(self, names: tuple[str, ...], key: str) -> int:

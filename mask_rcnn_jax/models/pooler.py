@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Int
 from mask_rcnn_jax.ops.pooling.interpolation import RoIGrid
 from mask_rcnn_jax.ops.pooling.roi_align import assign_levels, multilevel_roi_align
 from mask_rcnn_jax.ops.pooling.roi_pool import multilevel_roi_pool
-from mask_rcnn_jax.ranges import AboveZero, Items, Range
+from mask_rcnn_jax.ops.pooling.warp import warp
+from mask_rcnn_jax.ranges import AboveZero, Items, NotNegative, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,31 @@ class RoIPoolConfig(RoIPoolerConfig):
     ) -> Float[Array, "B R P P C"]:
         levels, scales = roi_levels(self, strides, rois), tuple(1.0 / strides[name] for name in self.features)
         return multilevel_roi_pool([features[name] for name in self.features], rois, levels, scales, self.output_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarpConfig(RoIPoolerConfig):
+    """Crops warped to a square with some of their surroundings (R-CNN), of one feature: the image, as a rule."""
+
+    output_size: Annotated[int, Range(1, 1024)] = 224
+    features: Annotated[tuple[str, ...], Items(1)] = ("image",)
+    context: NotNegative = 16  # pixels of a crop on each of its sides that are not the RoI's
+
+    def __post_init__(self) -> None:
+        if len(self.features) > 1:
+            raise ValueError(f"a RoI is cut out of one feature, not of {', '.join(self.features)}")
+        if 2 * self.context >= self.output_size:
+            raise ValueError(f"context {self.context} on both sides leaves nothing of output_size {self.output_size}")
+
+    @jax.named_scope("warp")
+    def pool(
+        self,
+        features: Mapping[str, Float[Array, "B _ _ C"]],
+        strides: Mapping[str, int],
+        rois: Float[Array, "B R 4"],
+    ) -> Float[Array, "B R P P C"]:
+        (name,) = self.features
+        return warp(features[name], rois / strides[name], self.output_size, self.context)
 
 
 def pool(

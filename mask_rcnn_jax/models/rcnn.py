@@ -44,8 +44,8 @@ def loss_terms(
     refined = replace(foreground, boxes=predicted[:, : config.box_head.foreground_slots])
 
     def pool_foreground(pooler: RoIPoolerConfig, boxes: Float[Array, "B R 4"]) -> Float[Array, "B R _ _ _"]:
-        if config.res5_on_rois and boxes is foreground.boxes and pooler == config.box_head.pooler:
-            # Heads share what res5 made of the box head's RoIs.
+        if config.inputs.of_pooled and boxes is foreground.boxes and pooler == config.box_head.pooler:
+            # Heads share what res5, or the trunk, made of the box head's RoIs.
             return box_features[:, : config.box_head.foreground_slots]
         return context.pool(pooler, boxes)
 

@@ -240,7 +240,7 @@ def resnet_of(config: MaskRCNNConfig) -> tuple[ResNetConfig, str]:
 
 
 def backbone_of(config: MaskRCNNConfig) -> tuple[ResNetConfig | VGGConfig, str]:
-    """The backbone below a pyramid, if there is one, and its key. Raises `UserError` where it has no known weights."""
+    """As `bottom_up_of`. Raises `UserError` where the network has no known weights."""
     backbone, key = bottom_up_of(config)
     if not isinstance(backbone, ResNetConfig | VGGConfig):
         raise UserError(
@@ -251,7 +251,9 @@ def backbone_of(config: MaskRCNNConfig) -> tuple[ResNetConfig | VGGConfig, str]:
 
 
 def bottom_up_of(config: MaskRCNNConfig) -> tuple[BackboneConfig, str]:
-    """The backbone below a pyramid, if there is one, and its key."""
+    """The backbone below a pyramid, or the network that is applied to RoIs, if there is one, and its key."""
+    if config.trunk is not None:
+        return config.trunk, "model.trunk"
     if isinstance(config.backbone, FPNConfig):
         return config.backbone.bottom_up, "model.backbone.bottom_up"
     return config.backbone, "model.backbone"

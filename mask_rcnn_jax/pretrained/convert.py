@@ -33,7 +33,13 @@ _PREDICTORS = re.compile(
     r"|mask_head/(coarse_head/)?prediction/\w+|mask_head/point_head/fc\d/kernel|keypoint_head/deconv/\w+"
 )
 Side = Callable[[str], int]  # of a grid of features, by the path of the layer that has it flattened
-_ALWAYS_THERE = ("backbone", "res5", "box_head", "cascade")  # the rest is proposals and heads, which models differ in
+_ALWAYS_THERE = (
+    "backbone",
+    "res5",
+    "trunk",
+    "box_head",
+    "cascade",
+)  # the rest is proposals and heads, which models differ in
 
 
 @dataclass(frozen=True)
@@ -245,7 +251,7 @@ def _side(config: MaskRCNNConfig) -> Side:
     def of(path: str) -> int:
         if path.startswith("mask_head/coarse_head/") and isinstance(config.mask_head, PointRendConfig):
             return config.mask_head.pooled_size // 2
-        return config.box_head.pooler.output_size
+        return config.inputs.of_rois(config.box_head.pooler)[1]
 
     return of
 

@@ -74,7 +74,7 @@ def contradictions(made_with: Conventions, config: MaskRCNNConfig) -> list[str]:
 
 def _of_backbone(tensors: Mapping[str, np.ndarray]) -> Conventions:
     """Return the publisher's conventions. Detectron2's own names do not tell where its weights came from."""
-    prefixes = ("model.backbone.", "model.backbone.bottom_up.")
+    prefixes = ("model.backbone.", "model.backbone.bottom_up.", "model.trunk.")
     if any(name.startswith("layer1.") for name in tensors):
         return {"model.channel_order": "rgb"} | {f"{prefix}stride_in_1x1": False for prefix in prefixes}
     if "features.0.weight" in tensors:

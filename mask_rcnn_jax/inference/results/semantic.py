@@ -14,7 +14,7 @@ from mask_rcnn_jax.inference.results.outputs import label_image
 
 
 class SemanticMap(NamedTuple):
-    """What lies at each pixel; 0 is background."""
+    """The class and the instance at each pixel; 0 is background."""
 
     classes: UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]  # from 1; 16 bits for more than 255 classes
     instances: UInt16[np.ndarray, "H W"]  # from 1, in the order of the detections

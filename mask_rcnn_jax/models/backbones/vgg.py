@@ -1,7 +1,8 @@
 """VGG (Simonyan and Zisserman 2014, https://arxiv.org/abs/1409.1556), the backbone of Fast and Faster R-CNN.
 
-Features are named `conv1` to `conv5`, each what a stage makes before it is pooled, with strides 1 to 16; `pool5` and
-what follows are left to the box head. Shape letters: `B` images, `H W` height and width, `I O` channels in and out.
+Features are named `conv1` to `conv5`, each what a stage makes before it is pooled, with strides 1 to 16, and `pool5`,
+conv5 pooled; what follows is left to the box head. Shape letters: `B` images, `H W` height and width, `I O` channels in
+and out.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from mask_rcnn_jax.models.layers.norms import NormConfig, freeze
 from mask_rcnn_jax.ranges import Channels, Range
 
 STAGES = ("conv1", "conv2", "conv3", "conv4", "conv5")
+_FEATURES = (*STAGES, "pool5")
 CONVOLUTIONS = {  # of each stage
     11: (1, 1, 2, 2, 2),
     13: (2, 2, 2, 2, 2),
@@ -34,25 +36,25 @@ class VGGConfig(BackboneConfig):
     freeze_at: Annotated[int, Range(0, 5)] = 2  # 0 trains everything, 1 freezes conv1, 2 also conv2, and so on
 
     def __post_init__(self) -> None:
-        for name in built_stages(STAGES, self.out_features):  # raises where they are none
+        for name in self.stages:  # raises where features are none
             self.norm.check_channels(f"the width of {name}", self.stage_channels(name))
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that are built."""
-        return built_stages(STAGES, self.out_features)
+        return built_stages(_FEATURES, self.out_features)[: len(STAGES)]
 
     @property
     def features(self) -> dict[str, Feature]:
-        names = [name for name in STAGES if name in self.out_features]
-        return {name: Feature(self.stage_channels(name), 2 ** STAGES.index(name)) for name in names}
+        names = [name for name in _FEATURES if name in self.out_features]
+        return {name: Feature(self.stage_channels(name), 2 ** _FEATURES.index(name)) for name in names}
 
     @property
     def size_divisor(self) -> int:
-        return 2 ** STAGES.index(self.stages[-1])
+        return 2 ** max(map(_FEATURES.index, self.out_features))
 
     def stage_channels(self, name: str) -> int:
-        return self.width * 2 ** min(STAGES.index(name), 3)
+        return self.width * 2 ** min(_FEATURES.index(name), 3)
 
     def build(self, rngs: nnx.Rngs) -> "VGG":
         return VGG(self, rngs=rngs)
@@ -93,4 +95,6 @@ class VGG(nnx.Module):
         for name in self.stages:
             with jax.named_scope(name):
                 x = features[name] = call(getattr(self, name), max_pool(x, 2) if features else x)
+        if "pool5" in self.out_features:
+            features["pool5"] = max_pool(x, 2)
         return {name: features[name] for name in self.out_features}

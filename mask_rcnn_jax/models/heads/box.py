@@ -16,7 +16,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mask_rcnn_jax.models.box_regression import BoxLoss, box_regression_loss
 from mask_rcnn_jax.models.context import Inputs
-from mask_rcnn_jax.models.heads.classification import ClassLoss, FederatedConfig, class_loss, predicted_classes
+from mask_rcnn_jax.models.heads.classification import (
+    ClassLoss,
+    FederatedConfig,
+    HingeConfig,
+    class_loss,
+    predicted_classes,
+)
 from mask_rcnn_jax.models.layers import ConvNorm, Kernel, over_rois
 from mask_rcnn_jax.models.layers.initialisers import msra_init, normal_init, xavier_init
 from mask_rcnn_jax.models.layers.norms import NormConfig
@@ -68,8 +74,11 @@ class BoxHeadConfig:
     box_loss: Annotated[BoxLoss, AddedLater()] = "smooth_l1"  # of deltas, or of how boxes overlap
     box_loss_weight: Annotated[AtLeastZero, AddedLater()] = 1.0
     soft_nms: Annotated[SoftNMSConfig | None, AddedLater()] = None  # in the place of NMS by `nms_iou`
-    class_loss: Annotated[ClassLoss, AddedLater()] = "softmax"  # over classes and background, or a sigmoid a class
+    class_loss: Annotated[ClassLoss, AddedLater()] = (
+        "softmax"  # over classes and background, or a sigmoid or SVM a class
+    )
     federated: Annotated[FederatedConfig | None, AddedLater()] = None  # some classes count in an image, by sigmoids
+    hinge: Annotated[HingeConfig, AddedLater()] = HingeConfig()  # what SVMs learn from, with class_loss=hinge
 
     def __post_init__(self) -> None:
         if self.num_convs:
@@ -196,7 +205,7 @@ def box_losses(
     truth: GroundTruth,
 ) -> dict[str, Mean]:
     """Losses of one image: classes of all sampled RoIs, and boxes of the foreground, over the same count."""
-    classification = class_loss(config.class_loss, class_logits, rois)
+    classification = class_loss(config.class_loss, class_logits, rois, config.hinge)
     deltas = _of_class(config, box_deltas, rois)
     boxes = box_regression_loss(config, deltas, rois.boxes, truth.boxes[rois.gt_index], rois.foreground)
     correct = predicted_classes(config.class_loss, class_logits) == rois.classes

@@ -16,7 +16,7 @@ from mask_rcnn_jax.models.context import Context, Keys, Terms, priorities
 from mask_rcnn_jax.models.heads import box as box_head
 from mask_rcnn_jax.models.heads import cascade
 from mask_rcnn_jax.models.heads.box import BoxHead, BoxHeadConfig
-from mask_rcnn_jax.models.heads.classification import class_scores, draw_classes
+from mask_rcnn_jax.models.heads.classification import class_scores, draw_classes, hinge_candidates
 from mask_rcnn_jax.models.layers import call
 from mask_rcnn_jax.models.pooler import roi_levels
 from mask_rcnn_jax.structures import GroundTruth, PaddedDetections, Proposals, SampledRoIs
@@ -41,7 +41,11 @@ def sample_rois(stages: BoxStages, proposals: Proposals, truth: GroundTruth, key
     priority = priorities(keys, _ROIS, (len(truth.valid), candidates))
     draw = functools.partial(box_head.sample_rois, stages.configs[0], stages.num_classes)
     rois = jax.lax.stop_gradient(jax.vmap(draw)(proposals, truth, priority))
-    federated = stages.configs[0].federated
+    first = stages.configs[0]
+    federated = first.federated
+    if first.class_loss == "hinge":
+        candidates = functools.partial(hinge_candidates, first.hinge, stages.num_classes)
+        return replace(rois, counted_classes=jax.lax.stop_gradient(jax.vmap(candidates)(rois, truth)))
     if federated is None:
         return rois
     race = priorities(keys, _CLASSES, (len(truth.valid), stages.num_classes))

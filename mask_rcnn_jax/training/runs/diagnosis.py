@@ -23,7 +23,7 @@ NOTHING = "nothing when the step is repeated"
 
 # Networks from the loss back: a bad gradient spoils what it passes through afterwards.
 # Heads that are not named here come first.
-_BACKWARDS = ("mask_head", "keypoint_head", "cascade", "box_head", "res5", "rpn", "backbone")
+_BACKWARDS = ("mask_head", "keypoint_head", "cascade", "box_head", "trunk", "res5", "rpn", "backbone")
 # Within a network the layers before its outputs, from the first on; what is not here stands at the output.
 _FORWARDS = ("stem", "bottom_up", "res", "conv", "fc", "deconv", "lateral", "output")
 
