@@ -18,6 +18,8 @@ _LAYERS = {
     "Deconv4x4.__call__",
     "BoxHead.__call__",
     "MaskHead._logits",
+    "SoftmaxMaskHead._log_probabilities",
+    "MLPMaskHead._logits",
     "CoarseHead._logits",
     "PointHead.logits",
 }

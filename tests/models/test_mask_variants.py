@@ -12,6 +12,7 @@ from mask_rcnn_jax.models import Feature, Inputs, MaskHeadConfig, MLPMaskHeadCon
 from mask_rcnn_jax.models.heads.mask import softmax_mask_losses
 from mask_rcnn_jax.pretrained.rows import ByName, match
 from mask_rcnn_jax.structures import GroundTruth, SampledRoIs
+from tests.programs import count_exact_products
 
 INPUTS = Inputs({"p2": Feature(5, 4)}, 3)
 POOLER = PoolerConfig(output_size=4, features=("p2",))
@@ -85,6 +86,21 @@ def test_fully_connected_layers_make_the_mask_of_the_class(agnostic):
     for r, k in enumerate(classes.reshape(-1)[:5]):
         expected = masks[r, 0] if agnostic else masks[r, k] if k < 3 else np.zeros((3, 3))
         np.testing.assert_allclose(logits[r], expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("config", [SOFTMAX, MLP])
+def test_only_layers_round(config):
+    """On devices whose products are rounded, the choice of a class's mask is not."""
+    head, x, valid = built(config)
+    graph, params = nnx.split(head)
+
+    def total(params):
+        logits = nnx.merge(graph, params)(jnp.asarray(x), jnp.array([[0, 2, 1], [1, 3, 0]]), jnp.asarray(valid))
+        return jnp.sum(logits)
+
+    lowered = jax.jit(jax.grad(total)).trace(params).lower(lowering_platforms=("cuda",))
+    assert "scatter" not in lowered.as_text()
+    assert count_exact_products(lowered) >= 1
 
 
 def test_predictors_are_taken_by_the_names_of_classes():

@@ -86,6 +86,14 @@ def test_values_and_gradients_are_those_of_loops(kind, sampling_ratio):
     assert all(np.any(level) for level in back)
 
 
+def test_a_gpu_adds_up_nothing_in_any_order():
+    maps, rois, levels, gradient = scene("random")
+    traced = with_gradient.trace(maps, rois, levels, gradient, RoIGrid(2))
+    scatters = traced.lower(lowering_platforms=("cuda",)).as_text().split('"stablehlo.scatter"')[1:]
+    assert len(scatters) == 4  # of the cells around a sample
+    assert not [text for text in scatters if "stablehlo.add" in text.partition("stablehlo.return")[0]]
+
+
 def test_roi_by_roi_and_all_at_once_are_the_same():
     """A platform only ever runs one of the two."""
     rng = np.random.default_rng(0)
