@@ -5,8 +5,10 @@ from mask_rcnn_jax.models.backbones.convnext import ConvNeXtConfig
 from mask_rcnn_jax.models.backbones.fpn import FPNConfig
 from mask_rcnn_jax.models.backbones.image import ImageConfig
 from mask_rcnn_jax.models.backbones.resnet import ResNetConfig
+from mask_rcnn_jax.models.backbones.simple_pyramid import SimplePyramidConfig
 from mask_rcnn_jax.models.backbones.swin import SwinConfig
 from mask_rcnn_jax.models.backbones.vgg import VGGConfig
+from mask_rcnn_jax.models.backbones.vit import ViTConfig
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms
 from mask_rcnn_jax.models.conventions import torchvision, torchvision_v2
 from mask_rcnn_jax.models.heads.base import Head, HeadConfig
@@ -58,11 +60,13 @@ __all__ = [
     "ResNetConfig",
     "RoIPoolConfig",
     "RoIPoolerConfig",
+    "SimplePyramidConfig",
     "SoftNMSConfig",
     "SwinConfig",
     "Terms",
     "VGGConfig",
     "Variables",
+    "ViTConfig",
     "WarpConfig",
     "abstract",
     "detect",

@@ -4,7 +4,9 @@ from dataclasses import fields, replace
 
 from mask_rcnn_jax.models.backbones.image import ImageConfig
 from mask_rcnn_jax.models.backbones.resnet import ResNetConfig
+from mask_rcnn_jax.models.backbones.simple_pyramid import LAYER_NORM, SimplePyramidConfig
 from mask_rcnn_jax.models.backbones.vgg import VGGConfig
+from mask_rcnn_jax.models.backbones.vit import ViTConfig
 from mask_rcnn_jax.models.heads.box import BoxHeadConfig
 from mask_rcnn_jax.models.heads.cascade import CascadeConfig
 from mask_rcnn_jax.models.heads.keypoint import KeypointHeadConfig
@@ -117,6 +119,21 @@ def rcnn(network: VGGConfig | ResNetConfig, num_classes: int = 80) -> MaskRCNNCo
 def point_rend(config: MaskRCNNConfig) -> MaskRCNNConfig:
     """The model with masks of 224x224 that PointRend makes finer point by point (pointrend_rcnn_R_50_FPN)."""
     return replace(config, mask_head=PointRendConfig())
+
+
+def vitdet(vit: ViTConfig, num_classes: int = 80) -> MaskRCNNConfig:
+    """A plain vision transformer under a simple pyramid, with norms in the heads and two convolutions in the RPN
+    (ViTDet). Images are to be padded to squares of `vit.image_size`.
+    """
+    return MaskRCNNConfig(
+        num_classes=num_classes,
+        backbone=SimplePyramidConfig(vit),
+        rpn=RPNConfig(num_convs=2),
+        box_head=BoxHeadConfig(num_convs=4, num_fcs=1, norm=LAYER_NORM),
+        mask_head=MaskHeadConfig(norm=LAYER_NORM),
+        pixel_std=(58.395, 57.12, 57.375),
+        channel_order="rgb",
+    )
 
 
 def _rpn_on(feature: str) -> RPNConfig:

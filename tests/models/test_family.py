@@ -18,7 +18,9 @@ from mask_rcnn_jax.models import (
     MaskRCNNConfig,
     NormConfig,
     ResNetConfig,
+    SimplePyramidConfig,
     VGGConfig,
+    ViTConfig,
     architectures,
     detect,
     init,
@@ -81,11 +83,28 @@ def with_batch_norm() -> MaskRCNNConfig:
     return with_keypoints(config)
 
 
+def on_vit() -> MaskRCNNConfig:
+    """The parts of ViTDet at the size of the tiny model."""
+    tiny, config = tiny_model(), architectures.vitdet(ViTConfig())
+    vit = ViTConfig(
+        channels=16, depth=2, heads=2, window=3, global_blocks=(1,), image_size=64, pretrained_size=48, drop_path=0.2
+    )
+    norm = config.box_head.norm
+    return replace(
+        tiny,
+        backbone=SimplePyramidConfig(vit, channels=16),
+        rpn=replace(tiny.rpn, num_convs=config.rpn.num_convs),
+        box_head=replace(tiny.box_head, num_convs=1, conv_channels=8, num_fcs=1, norm=norm),
+        mask_head=replace(tiny.mask_head, norm=norm),
+    )
+
+
 FAMILY = {
     "c4": on_one_map(architectures.c4(replace(RESNET, depth=10), 3)),
     "c5 with maxima and a softmax": on_c5(),
     "dc5": on_one_map(architectures.dc5(RESNET, 3)),
     "vgg": on_vgg(),
+    "vitdet": on_vit(),
     "batch norm": with_batch_norm(),
     "v2 cascade with keypoints": torchvision_v2(architectures.cascade(with_keypoints(tiny_model()))),
 }

@@ -63,6 +63,17 @@ class BackboneConfig(abc.ABC):
         """Tell whether the network draws at random in training; it then takes keys, one an image, after the images."""
         return False
 
+    @property
+    def layers(self) -> int:
+        """Return how many layers the network numbers, for learning rates that decay from layer to layer; 0: none."""
+        return 0
+
+    def layer_of(self, path: tuple[str, ...]) -> int:
+        """Return the layer of the network's parameter at `path`, from 0 for the first; `layers` stands for what comes
+        after the last, which is trained at the full rate.
+        """
+        return self.layers
+
     @abc.abstractmethod
     def build(self, rngs: nnx.Rngs) -> Backbone:
         """Build the network, with random variables."""

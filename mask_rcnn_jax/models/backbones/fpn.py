@@ -55,6 +55,13 @@ class FPNConfig(BackboneConfig):
     def draws(self) -> bool:
         return self.bottom_up.draws
 
+    @property
+    def layers(self) -> int:
+        return self.bottom_up.layers
+
+    def layer_of(self, path: tuple[str, ...]) -> int:
+        return self.bottom_up.layer_of(path[1:]) if path[0] == "bottom_up" else self.layers
+
     def build(self, rngs: nnx.Rngs) -> "FPN":
         return FPN(self, rngs=rngs)
 

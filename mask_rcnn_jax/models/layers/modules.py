@@ -138,8 +138,8 @@ def call(network: nnx.Module, *inputs: Any) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x: Float[Array, "B H W I"], side: Literal[2, 3] = 3) -> Float[Array, "B H2 W2 I"]:
-    """The largest of 3x3 values at a stride of 2, with a border of one, or of 2x2 without; of values that are not
-    negative.
+    """The largest of 3x3 values at a stride of 2, with a border of one, of values that are not negative; or of 2x2
+    without, of any.
 
     The gradient goes to the first of equal maxima, as PyTorch's does, but as a sum of shifted arrays: XLA's own is a
     scatter, which a GPU adds up in any order.
@@ -181,8 +181,8 @@ max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 class Deconv2x2(nnx.Module):
     """A 2x2 transposed convolution with stride 2: one product, as its windows do not overlap."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(msra_init(rngs.params(), (2, 2, in_channels, out_channels), jnp.float32))
+    def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs, init: nnx.Initializer = msra_init):
+        self.kernel = nnx.Param(init(rngs.params(), (2, 2, in_channels, out_channels), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(out_channels))
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B 2*H 2*W O"]:

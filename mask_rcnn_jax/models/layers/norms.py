@@ -111,11 +111,11 @@ class NormConfig:
     """The normalisation after a convolution.
 
     `frozen_batch_norm` never changes; `batch_norm` is synchronised over all devices in training, and fixed in frozen
-    stages; `none` adds nothing, and the convolution has a bias instead.
+    stages; `layer_norm` is of the channels of each place; `none` adds nothing, and the convolution has a bias instead.
     """
 
-    kind: Literal["frozen_batch_norm", "batch_norm", "group_norm", "none"] = "frozen_batch_norm"
-    epsilon: Share = 1e-5
+    kind: Literal["frozen_batch_norm", "batch_norm", "group_norm", "layer_norm", "none"] = "frozen_batch_norm"
+    epsilon: Share = 1e-5  # Detectron2's layer norm: 1e-6
     momentum: Share = 0.9  # of batch norm's running statistics
     groups: Channels = 32  # of group norm
 
@@ -134,5 +134,7 @@ class NormConfig:
                 return nnx.GroupNorm(
                     features, num_groups=self.groups, epsilon=self.epsilon, use_fast_variance=False, rngs=rngs
                 )
+            case "layer_norm":
+                return nnx.LayerNorm(features, epsilon=self.epsilon, use_fast_variance=False, rngs=rngs)
             case "none":
                 return None
