@@ -38,6 +38,11 @@ class ExperimentConfig:
                 f"steps {self.steps} x batch_size {self.batch_size} must be at most {LARGEST}: examples are numbered"
                 " by 32 bits"
             )
+        if self.optimizer.layer_decay != 1 and not self.model.backbone.layers:
+            raise ValueError(
+                f"optimizer.layer_decay {self.optimizer.layer_decay} needs a backbone that numbers its layers, and that"
+                " of model.backbone does not; set it to 1"
+            )
         divisor = self.model.backbone.size_divisor
         for name, canvas in (("canvas", self.data.canvas), ("canvas_eval", self.data.canvas_eval)):
             if any(side % divisor for side in canvas or ()):

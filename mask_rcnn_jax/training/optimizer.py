@@ -10,9 +10,10 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from mask_rcnn_jax.ranges import AboveZero, AtLeastZero, BelowOne, NotNegative, Range, Share
+from mask_rcnn_jax.ranges import AboveZero, AddedLater, AtLeastZero, BelowOne, NotNegative, Range, Share
 
 Number = float | Float[Array, ""]
+LayerDecay = Annotated[float, Range(0, 1, above_low=True), AddedLater()]
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,12 @@ class SGDConfig:
     weight_decay: AtLeastZero = 1e-4  # of weights and biases
     weight_decay_norm: AtLeastZero = 0.0  # of a norm's scale and bias, and of tables of positions
     clip_norm: AboveZero | None = None  # largest global norm of the gradient
+    layer_decay: LayerDecay = 1.0  # of the learning rate, from each of the backbone's layers to the one before
 
-    def at(self, learning_rate: Number) -> "SGD":
-        """Return the optimizer of a step with this learning rate."""
+    def at(self, learning_rate: Number, factors: Any = None) -> "SGD":
+        """Return the optimizer of a step with this learning rate, times `factors`, one for each parameter."""
         decay = self.weight_decay or None, self.weight_decay_norm or None
-        return SGD(learning_rate, self.clip_norm, *decay, self.momentum, self.nesterov)
+        return SGD(learning_rate, factors, self.clip_norm, *decay, self.momentum, self.nesterov)
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,12 @@ class AdamWConfig:
     weight_decay: AtLeastZero = 0.05
     weight_decay_norm: AtLeastZero = 0.0
     clip_norm: AboveZero | None = None
+    layer_decay: LayerDecay = 1.0
 
-    def at(self, learning_rate: Number) -> "AdamW":
-        """Return the optimizer of a step with this learning rate."""
+    def at(self, learning_rate: Number, factors: Any = None) -> "AdamW":
+        """Return the optimizer of a step with this learning rate, times `factors`, one for each parameter."""
         decay = self.weight_decay or None, self.weight_decay_norm or None
-        return AdamW(learning_rate, self.clip_norm, *decay, self.b1, self.b2, self.epsilon)
+        return AdamW(learning_rate, factors, self.clip_norm, *decay, self.b1, self.b2, self.epsilon)
 
 
 @jax.tree_util.register_dataclass
@@ -95,6 +98,7 @@ class SGD:
     """SGD at one step. Its numbers are leaves of a pytree, so that a compiled step can take them as inputs."""
 
     learning_rate: Number
+    factors: Any  # of the learning rate, a tree of numbers like the parameters; None where all are 1
     clip_norm: Number | None
     weight_decay: Number | None  # None for 0: no program reads parameters to add nothing of them
     weight_decay_norm: Number | None
@@ -107,7 +111,7 @@ class SGD:
             optax.add_decayed_weights(_or_zero(self.weight_decay), mask=_not_of_norms),
             optax.add_decayed_weights(_or_zero(self.weight_decay_norm), mask=_of_norms),
             optax.trace(self.momentum, nesterov=self.nesterov),
-            _scale(self.learning_rate),
+            _scale(self.learning_rate, self.factors),
         )
 
 
@@ -120,6 +124,7 @@ class AdamW:
     """
 
     learning_rate: Number
+    factors: Any
     clip_norm: Number | None
     weight_decay: Number | None
     weight_decay_norm: Number | None
@@ -133,17 +138,25 @@ class AdamW:
             optax.scale_by_adam(self.b1, self.b2, self.epsilon),
             optax.add_decayed_weights(_or_zero(self.weight_decay), mask=_not_of_norms),
             optax.add_decayed_weights(_or_zero(self.weight_decay_norm), mask=_of_norms),
-            _scale(self.learning_rate),
+            _scale(self.learning_rate, self.factors),
         )
 
 
-def _scale(learning_rate: Number) -> optax.GradientTransformation:
-    """Scale updates by the negative learning rate.
+def _scale(learning_rate: Number, factors: Any) -> optax.GradientTransformation:
+    """Scale updates by the negative learning rate, and by the factor of each parameter.
 
     As a schedule that ignores optax's count of updates, which lags behind the run's steps where steps are skipped. The
     state has that count nevertheless, as checkpoints hold it.
     """
-    return optax.scale_by_learning_rate(lambda count: learning_rate)
+    scale = optax.scale_by_learning_rate(lambda count: learning_rate)
+    if factors is None:
+        return scale
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        scaled, state = scale.update(updates, state, params)
+        return jax.tree.map(jnp.multiply, scaled, factors), state
+
+    return optax.GradientTransformation(scale.init, update)
 
 
 def _or_zero(weight_decay: Number | None) -> Number:

@@ -1,5 +1,6 @@
 """Schedules and optimizers against their formulas, step by step."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mask_rcnn_jax.models import Variables
+from mask_rcnn_jax.models import Variables, ViTConfig, architectures
 from mask_rcnn_jax.training import AdamWConfig, CosineDecay, ScheduleConfig, SGDConfig, StepDecay
-from mask_rcnn_jax.training.hyperparameters import hyperparameters
+from mask_rcnn_jax.training.hyperparameters import hyperparameters, learning_rate_factors
 from mask_rcnn_jax.training.step import apply_gradients, init_state
 from tests.tiny import tiny_experiment
 
@@ -42,8 +43,8 @@ def test_cosine_decay():
         assert float(schedule(step)) == pytest.approx(expected, abs=1e-6)
 
 
-def run(config, rate=0.1, steps=3):
-    optimizer = config.at(rate).build()
+def run(config, rate=0.1, steps=3, factors=None):
+    optimizer = config.at(rate, factors).build()
     params, state = PARAMS, optimizer.init(PARAMS)
     for _ in range(steps):
         updates, state = optimizer.update(GRADIENTS, state, params)
@@ -92,6 +93,33 @@ def test_adamw_decays_outside_the_gradient():
             update = first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
             value = value - 0.1 * (update + decay * value)
         np.testing.assert_allclose(found[path[0]][path[1]], value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [SGDConfig(), AdamWConfig()], ids=["SGD", "AdamW"])
+def test_factors_scale_the_rate_of_a_parameter_with_its_decay(config):
+    factors = {"conv": {"kernel": 0.25, "bias": 1.0}, "norm": {"scale": 0.5}}
+    for name, of_layer in factors.items():
+        for leaf, factor in of_layer.items():
+            scaled, plain = run(config, factors=factors), run(config, rate=0.1 * factor)
+            np.testing.assert_allclose(scaled[name][leaf], plain[name][leaf], rtol=1e-6)
+
+
+def test_a_rate_that_decays_from_layer_to_layer_needs_layers():
+    vit = ViTConfig(channels=8, depth=2, heads=2, global_blocks=(1,))
+    model = replace(architectures.vitdet(vit), mask_head=None)
+    config = tiny_experiment(Path("unused"), model=model, optimizer=AdamWConfig(layer_decay=0.5))
+    factors = learning_rate_factors(config)
+    below = factors["backbone"].pop("bottom_up")
+    assert set(jax.tree.leaves(factors)) == {1}
+    assert {name: set(jax.tree.leaves(part)) for name, part in below.items()} == {
+        "patches": {0.125},
+        "positions": {0.125},
+        "block1": {0.25},
+        "block2": {0.5},
+    }
+    assert learning_rate_factors(replace(config, optimizer=AdamWConfig())) is None
+    with pytest.raises(ValueError, match=r"optimizer\.layer_decay 0\.5 needs a backbone that numbers its layers"):
+        tiny_experiment(Path("unused"), optimizer=SGDConfig(layer_decay=0.5))
 
 
 def test_clipping_scales_the_whole_gradient():
