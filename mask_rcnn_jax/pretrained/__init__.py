@@ -6,6 +6,7 @@ from mask_rcnn_jax.pretrained.convert import Report, Source, convert, load_resne
 from mask_rcnn_jax.pretrained.files import read_tensors
 from mask_rcnn_jax.pretrained.rows import ByName, match
 from mask_rcnn_jax.pretrained.start import contradictions, conventions, load_weights
+from mask_rcnn_jax.pretrained.vit import square_side
 
 __all__ = [
     "ByName",
@@ -26,5 +27,6 @@ __all__ = [
     "numbered_classes",
     "published_classes",
     "read_tensors",
+    "square_side",
     "transplant",
 ]

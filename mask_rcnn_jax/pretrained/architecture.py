@@ -22,12 +22,15 @@ from mask_rcnn_jax.models import (
     PointRendConfig,
     ResNetConfig,
     RPNConfig,
+    SimplePyramidConfig,
     VGGConfig,
+    ViTConfig,
     architectures,
 )
 from mask_rcnn_jax.models.backbones.resnet import BLOCKS, STAGES
 from mask_rcnn_jax.pretrained.convert import TABLES, Source
 from mask_rcnn_jax.pretrained.names.table import translate
+from mask_rcnn_jax.pretrained.vit import assumptions_of, is_vit, vitdet_of
 
 _CLASSES = "box_head/class_logits/bias"  # its size tells their number
 
@@ -39,7 +42,7 @@ def find_source(names: Iterable[str]) -> Source | None:
     names = set(names)
     if "roi_heads.box_predictor.cls_score.weight" in names and "backbone.body.conv1.weight" in names:
         return "torchvision"
-    prefixes = ("proposal_generator.", "backbone.bottom_up.", "backbone.stem.")
+    prefixes = ("proposal_generator.", "backbone.bottom_up.", "backbone.stem.", "backbone.net.")
     return "detectron2" if any(name.startswith(prefixes) for name in names) else None
 
 
@@ -67,6 +70,9 @@ def infer(tensors: Mapping[str, np.ndarray], source: Source) -> MaskRCNNConfig:
 
 def assumptions(config: MaskRCNNConfig, source: Source) -> list[str]:
     """List what the file does not tell of an inferred configuration, with the setting that changes it."""
+    backbone, key = bottom_up_of(config)
+    if isinstance(backbone, ViTConfig):
+        return assumptions_of(backbone, key, config)
     resnet, key = resnet_of(config)
     if source == "torchvision":
         if resnet.norm.kind != "frozen_batch_norm":
@@ -87,11 +93,6 @@ def assumptions(config: MaskRCNNConfig, source: Source) -> list[str]:
 
 def describe(config: MaskRCNNConfig) -> str:
     """The architecture in a line."""
-    resnet, _ = resnet_of(config)
-    name = f"ResNet-{resnet.depth}"
-    if resnet.groups > 1:
-        name = f"ResNeXt-{resnet.depth} {resnet.groups}x{resnet.bottleneck_channels('res2') // resnet.groups}d"
-    neck = "FPN" if isinstance(config.backbone, FPNConfig) else "C4" if config.res5_on_rois else "DC5"
     given = config.rpn if isinstance(config.rpn, GivenProposalsConfig) else None
     heads = {
         "given proposals": given,
@@ -101,23 +102,29 @@ def describe(config: MaskRCNNConfig) -> str:
     }
     present = "".join(f", {head}" for head, settings in heads.items() if settings is not None)
     classes = f"{config.num_classes} classes" if config.num_classes > 1 else "one class"
-    return f"{name} {neck}, {resnet.norm.kind.replace('_', ' ')}{present}, {classes}"
+    return f"{_describe_backbone(config)}{present}, {classes}"
+
+
+def _describe_backbone(config: MaskRCNNConfig) -> str:
+    backbone, _ = bottom_up_of(config)
+    if isinstance(backbone, ViTConfig):
+        return f"ViT with {backbone.depth} blocks of {backbone.channels} channels, simple pyramid, layer norm"
+    resnet, _ = resnet_of(config)
+    name = f"ResNet-{resnet.depth}"
+    if resnet.groups > 1:
+        name = f"ResNeXt-{resnet.depth} {resnet.groups}x{resnet.bottleneck_channels('res2') // resnet.groups}d"
+    neck = "FPN" if isinstance(config.backbone, FPNConfig) else "C4" if config.res5_on_rois else "DC5"
+    return f"{name} {neck}, {resnet.norm.kind.replace('_', ' ')}"
 
 
 def _of_shapes(shapes: Shapes, *, trained_norm: bool, may_lack_rpn: bool) -> MaskRCNNConfig:
     """The architecture with Detectron2's conventions."""
-    has_pyramid = "backbone/lateral2/conv/kernel" in shapes
     classes = _shape(shapes, _CLASSES)[0] - 1
-    norm = _norm(shapes, trained=trained_norm)
-    resnet = _resnet(shapes, "backbone/bottom_up/" if has_pyramid else "backbone/", norm)
-    if has_pyramid:
-        channels = shapes["backbone/lateral2/conv/kernel"][0]
-        head_norm = norm if "backbone/lateral2/norm/scale" in shapes else NormConfig(kind="none")
-        config = MaskRCNNConfig(num_classes=classes, backbone=FPNConfig(resnet, channels, head_norm))
-    elif "res5/block1/conv1/conv/kernel" in shapes:
-        config = architectures.c4(resnet, classes)
+    if is_vit(shapes):
+        config, norm = vitdet_of(shapes, classes)
     else:
-        config = architectures.dc5(resnet, classes)
+        norm = _norm(shapes, trained=trained_norm)
+        config = _on_resnet(shapes, classes, norm)
     config = _with_heads(config, shapes, norm)
     if may_lack_rpn and not any(path.startswith("rpn/") for path in shapes):
         return replace(config, rpn=GivenProposalsConfig())
@@ -129,6 +136,19 @@ def _of_shapes(shapes: Shapes, *, trained_norm: bool, may_lack_rpn: bool) -> Mas
             " experiment with the model's anchors by --config"
         )
     return config
+
+
+def _on_resnet(shapes: Shapes, classes: int, norm: NormConfig) -> MaskRCNNConfig:
+    """The model with the published heads."""
+    has_pyramid = "backbone/lateral2/conv/kernel" in shapes
+    resnet = _resnet(shapes, "backbone/bottom_up/" if has_pyramid else "backbone/", norm)
+    if has_pyramid:
+        channels = shapes["backbone/lateral2/conv/kernel"][0]
+        head_norm = norm if "backbone/lateral2/norm/scale" in shapes else NormConfig(kind="none")
+        return MaskRCNNConfig(num_classes=classes, backbone=FPNConfig(resnet, channels, head_norm))
+    if "res5/block1/conv1/conv/kernel" in shapes:
+        return architectures.c4(resnet, classes)
+    return architectures.dc5(resnet, classes)
 
 
 def _norm(shapes: Shapes, *, trained: bool) -> NormConfig:
@@ -225,10 +245,12 @@ def _point_rend(shapes: Shapes, num_classes: int) -> PointRendConfig:
 def _with_pixels(config: MaskRCNNConfig, tensors: Mapping[str, np.ndarray]) -> MaskRCNNConfig:
     """The configuration with the normalisation that the file holds (BGR), or else the model zoo's."""
     if "pixel_mean" in tensors and "pixel_std" in tensors:
-        mean, std = (tuple(tensors[name].ravel()[::-1].tolist()) for name in ("pixel_mean", "pixel_std"))
+        order = -1 if config.channel_order == "bgr" else 1
+        mean, std = (tuple(tensors[name].ravel()[::order].tolist()) for name in ("pixel_mean", "pixel_std"))
         return replace(config, pixel_mean=mean, pixel_std=std)
-    resnet, _ = resnet_of(config)
-    return replace(config, pixel_std=(58.395, 57.12, 57.375)) if resnet.groups > 1 else config
+    backbone, _ = bottom_up_of(config)
+    is_resnext = isinstance(backbone, ResNetConfig) and backbone.groups > 1
+    return replace(config, pixel_std=(58.395, 57.12, 57.375)) if is_resnext else config
 
 
 def resnet_of(config: MaskRCNNConfig) -> tuple[ResNetConfig, str]:
@@ -239,13 +261,13 @@ def resnet_of(config: MaskRCNNConfig) -> tuple[ResNetConfig, str]:
     return backbone, key
 
 
-def backbone_of(config: MaskRCNNConfig) -> tuple[ResNetConfig | VGGConfig, str]:
+def backbone_of(config: MaskRCNNConfig) -> tuple[ResNetConfig | VGGConfig | ViTConfig, str]:
     """As `bottom_up_of`. Raises `UserError` where the network has no known weights."""
     backbone, key = bottom_up_of(config)
-    if not isinstance(backbone, ResNetConfig | VGGConfig):
+    if not isinstance(backbone, ResNetConfig | VGGConfig | ViTConfig):
         raise UserError(
-            f"weights of other programs are known for ResNets and VGGs, and {key} is a {type(backbone).__name__}; start"
-            " from a run of this one, or set pretrained=none"
+            f"weights of other programs are known for ResNets, VGGs and ViTs, and {key} is a {type(backbone).__name__};"
+            " start from a run of this one, or set pretrained=none"
         )
     return backbone, key
 
@@ -254,7 +276,7 @@ def bottom_up_of(config: MaskRCNNConfig) -> tuple[BackboneConfig, str]:
     """The backbone below a pyramid, or the network that is applied to RoIs, if there is one, and its key."""
     if config.trunk is not None:
         return config.trunk, "model.trunk"
-    if isinstance(config.backbone, FPNConfig):
+    if isinstance(config.backbone, FPNConfig | SimplePyramidConfig):
         return config.backbone.bottom_up, "model.backbone.bottom_up"
     return config.backbone, "model.backbone"
 

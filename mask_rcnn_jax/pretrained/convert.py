@@ -19,7 +19,7 @@ from mask_rcnn_jax.models import (
     VGGConfig,
     abstract,
 )
-from mask_rcnn_jax.pretrained.names import detectron2, resnet, torchvision, vgg
+from mask_rcnn_jax.pretrained.names import detectron2, resnet, torchvision, vgg, vit
 from mask_rcnn_jax.pretrained.names.table import Found, Table, translate
 from mask_rcnn_jax.pretrained.rows import BY_NUMBER, ByName, listed, reads_classes
 
@@ -51,6 +51,7 @@ class Report:
     reset: tuple[str, ...] = ()  # predictors for other classes, or for another number of classes or keypoints
     unused: tuple[str, ...] = ()  # tensors of heads, or of stages, that the model has not
     by_name: ByName = BY_NUMBER  # what decided which predictors were kept
+    zeros: tuple[str, ...] = ()  # of what is missing, the tables that begin with zeros
 
     def lines(self) -> list[str]:
         """Return the lines to print."""
@@ -65,8 +66,10 @@ class Report:
             if reset:
                 why = f"another number of {what}" if matched is None else f"other {what}"
                 lines.append(f"  of {why}, so reset at random: {listed(_layers(reset))}")
-        if self.missing:
-            lines.append(f"  not in it, initialised at random: {listed(_layers(self.missing))}")
+        if drawn := [path for path in self.missing if path not in self.zeros]:
+            lines.append(f"  not in it, initialised at random: {listed(_layers(drawn))}")
+        if self.zeros:
+            lines.append(f"  not in it, left at zero: {listed(self.zeros)}")
         if self.unused:
             lines.append(f"  of heads that the model has not, left out: {listed(self.unused)}")
         return lines
@@ -157,6 +160,24 @@ def load_vgg(
     missing = [path for path in expected if path.startswith("box_head/fc") and path not in usable]
     loaded = _fit(usable, unknown, expected, side, kept)
     return _with(variables, _as_before(loaded, expected)), Report(len(loaded), tuple(missing), unused=tuple(unused))
+
+
+def load_vit(tensors: Mapping[str, np.ndarray], variables: Variables) -> tuple[Variables, Report]:
+    """`variables` of a detector on a ViT with the ViT taken from weights of MAE, or of a classifier with its names.
+
+    What those lack are tables of relative positions, which stay as they are. Raises UserError, naming every tensor at
+    once, where names or shapes do not fit the configured ViT.
+    """
+    expected, first = _flat(variables), "/patches/kernel"
+    prefix = next(path.removesuffix(first) for path in expected if path.endswith(first))
+    found, unknown = translate(tensors, vit.table(prefix))
+    if not found:
+        raise UserError(f"its tensors have names of no detector and no ViT that is known: {listed(list(tensors))}")
+    built = tuple(f"{prefix}/{part}" for part in ("patches/", "positions", "block"))
+    kept = [path for path in expected if not path.startswith(built) or "/relative_" in path]
+    loaded = _fit(found, unknown, expected, lambda path: 1, kept)
+    tables = tuple(path for path in expected if "/relative_" in path and path not in loaded)
+    return _with(variables, _as_before(loaded, expected)), Report(len(loaded), missing=tables, zeros=tables)
 
 
 def _fits(tensor: Found, expected: Any, side: int) -> bool:

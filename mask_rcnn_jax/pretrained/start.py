@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import MaskRCNNConfig, ResNetConfig, Variables, VGGConfig
+from mask_rcnn_jax.models import MaskRCNNConfig, ResNetConfig, Variables, VGGConfig, ViTConfig
 from mask_rcnn_jax.pretrained.architecture import backbone_of, bottom_up_of, find_source, infer, resnet_of
 from mask_rcnn_jax.pretrained.classes import published_classes
-from mask_rcnn_jax.pretrained.convert import convert, load_resnet, load_vgg
+from mask_rcnn_jax.pretrained.convert import convert, load_resnet, load_vgg, load_vit
 from mask_rcnn_jax.pretrained.files import read_tensors
 from mask_rcnn_jax.pretrained.rows import ByName, match
 
@@ -32,11 +32,14 @@ def load_weights(
         if source is None:
             if isinstance(backbone, VGGConfig):
                 loaded, report = load_vgg(tensors, config, backbone, variables)
+            elif isinstance(backbone, ViTConfig):
+                loaded, report = load_vit(tensors, variables)
             else:
                 loaded, report = load_resnet(tensors, variables)
             made_with = _of_backbone(tensors)
         else:
-            resnet_of(config)
+            if not isinstance(backbone, ViTConfig):
+                resnet_of(config)
             inferred = infer(tensors, source)
             made_with, known = conventions(inferred), published_classes(inferred, source)
             by_name = ByName() if known is None else ByName(match(known.names, class_names))
@@ -77,7 +80,7 @@ def _of_backbone(tensors: Mapping[str, np.ndarray]) -> Conventions:
     prefixes = ("model.backbone.", "model.backbone.bottom_up.", "model.trunk.")
     if any(name.startswith("layer1.") for name in tensors):
         return {"model.channel_order": "rgb"} | {f"{prefix}stride_in_1x1": False for prefix in prefixes}
-    if "features.0.weight" in tensors:
+    if "features.0.weight" in tensors or "patch_embed.proj.weight" in tensors:
         return {"model.channel_order": "rgb"}
     if "res2_0_branch2b_w" in tensors:
         middle, in_group, *_ = tensors["res2_0_branch2b_w"].shape

@@ -30,6 +30,7 @@ from mask_rcnn_jax.pretrained import (
     numbered_classes,
     published_classes,
     read_tensors,
+    square_side,
 )
 from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata
 from mask_rcnn_jax.training.config import ExperimentConfig
@@ -141,15 +142,16 @@ def _published_keypoints(model: MaskRCNNConfig) -> tuple[str, ...]:
 
 
 def _published(model: MaskRCNNConfig, source: Source) -> ExperimentConfig:
-    """The experiment that the weights were made with, as far as data goes: COCO, at 800 pixels."""
+    """The experiment that the weights were made with, as far as data goes: COCO, at 800 pixels or on squares."""
     coco = CocoConfig(root="data/coco", train_split="train2017", val_split="val2017")
     if model.keypoint_head is not None:
         coco = replace(coco, annotation_file="person_keypoints_{split}.json")
+    square = square_side(model)
     data = DataConfig(
         source=coco,
-        short_side_eval=800,
-        max_side=1333,
-        canvas=(832, 1344),
+        short_side_eval=square or 800,
+        max_side=square or 1333,
+        canvas=(square, square) if square else (832, 1344),
         resize=source,
         min_keypoints=0 if model.keypoint_head is None else 1,
     )

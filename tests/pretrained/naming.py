@@ -17,14 +17,34 @@ _LAYERS = (
     (r"res5/block(\d)/(\w+)/norm", "roi_heads.res5.{0-1}.{1}.norm"),
     (r"backbone/(lateral|output)(\d)/conv", "backbone.fpn_{0}{1}"),
     (r"backbone/(lateral|output)(\d)/norm", "backbone.fpn_{0}{1}.norm"),
+    (r"backbone/bottom_up", "backbone.net"),
+    (r"backbone/bottom_up/patches", "backbone.net.patch_embed.proj"),
+    (r"backbone/bottom_up/block(\d+)/attention/norm", "backbone.net.blocks.{0-1}.norm1"),
+    (r"backbone/bottom_up/block(\d+)/attention/qkv", "backbone.net.blocks.{0-1}.attn.qkv"),
+    (r"backbone/bottom_up/block(\d+)/attention/out", "backbone.net.blocks.{0-1}.attn.proj"),
+    (r"backbone/bottom_up/block(\d+)/attention", "backbone.net.blocks.{0-1}.attn"),
+    (r"backbone/bottom_up/block(\d+)/mlp/norm", "backbone.net.blocks.{0-1}.norm2"),
+    (r"backbone/bottom_up/block(\d+)/mlp/expand", "backbone.net.blocks.{0-1}.mlp.fc1"),
+    (r"backbone/bottom_up/block(\d+)/mlp/contract", "backbone.net.blocks.{0-1}.mlp.fc2"),
+    (r"backbone/p(\d)/deconv1", "backbone.simfp_{0}.0"),
+    (r"backbone/p2/norm", "backbone.simfp_2.1"),
+    (r"backbone/p2/deconv2", "backbone.simfp_2.3"),
+    *(
+        (rf"backbone/p{level}/{layer}/{part}", f"backbone.simfp_{level}.{first + after}{norm}")
+        for level, first in ((2, 4), (3, 1), (4, 0), (5, 1))
+        for after, layer in enumerate(("lateral", "output"))
+        for part, norm in (("conv", ""), ("norm", ".norm"))
+    ),
     (r"rpn/conv(\d)/conv", "proposal_generator.rpn_head.conv{rpn0}"),
     (r"rpn/objectness/conv", "proposal_generator.rpn_head.objectness_logits"),
     (r"rpn/deltas/conv", "proposal_generator.rpn_head.anchor_deltas"),
-    (r"box_head/conv(\d)/conv", "roi_heads.box_head.conv{0}"),
-    (r"box_head/conv(\d)/norm", "roi_heads.box_head.conv{0}.norm"),
+    (r"box_head/conv(\d)/conv", "roi_heads.box_head{stage}.conv{0}"),
+    (r"box_head/conv(\d)/norm", "roi_heads.box_head{stage}.conv{0}.norm"),
     (r"box_head/fc(\d)", "roi_heads.box_head{stage}.fc{0}"),
     (r"box_head/class_logits", "roi_heads.box_predictor{stage}.cls_score"),
     (r"box_head/box_deltas", "roi_heads.box_predictor{stage}.bbox_pred"),
+    (r"cascade/stage(\d)/conv(\d)/conv", "roi_heads.box_head.{0-1}.conv{1}"),
+    (r"cascade/stage(\d)/conv(\d)/norm", "roi_heads.box_head.{0-1}.conv{1}.norm"),
     (r"cascade/stage(\d)/fc(\d)", "roi_heads.box_head.{0-1}.fc{1}"),
     (r"cascade/stage(\d)/class_logits", "roi_heads.box_predictor.{0-1}.cls_score"),
     (r"cascade/stage(\d)/box_deltas", "roi_heads.box_predictor.{0-1}.bbox_pred"),
@@ -44,6 +64,9 @@ _LAST = {
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
+    "positions": "pos_embed",
+    "relative_rows": "rel_pos_h",
+    "relative_columns": "rel_pos_w",
 }
 
 
@@ -70,7 +93,7 @@ def as_detectron2(variables: Variables, side: int = 7) -> dict[str, np.ndarray]:
 
 
 def _name(path: str, leaves: Mapping[str, np.ndarray]) -> str:
-    layer, last = re.fullmatch(r"(.*)[/_](\w+)", path).groups()
+    layer, last = filter(None, re.fullmatch(r"(.*)/(relative_\w+)|(.*)[/_](\w+)", path).groups())
     words = {
         "stem": "backbone.bottom_up" if path.startswith("backbone/bottom_up") else "backbone",
         "stage": ".0" if any(name.startswith("cascade") for name in leaves) else "",
@@ -88,7 +111,11 @@ def _name(path: str, leaves: Mapping[str, np.ndarray]) -> str:
 
 
 def _in_torch(path: str, leaf: np.ndarray, side: int) -> np.ndarray:
-    if path.endswith("deconv/kernel"):
+    if path.endswith("/positions"):
+        return np.concatenate([np.full((1, leaf.shape[-1]), 7), leaf.reshape(-1, leaf.shape[-1])])[None]
+    if "/relative_" in path:
+        return leaf
+    if re.search(r"deconv\d?/kernel$", path):
         return leaf.transpose(2, 3, 0, 1)
     if re.fullmatch(r"mask_head/point_head/.*kernel", path):
         return leaf.T[:, :, None]

@@ -1,5 +1,6 @@
 """Names of Detectron2's model zoo. Background is the last class there as here."""
 
+from mask_rcnn_jax.pretrained.names import vit
 from mask_rcnn_jax.pretrained.names.resnet import detectron2_rows
 from mask_rcnn_jax.pretrained.names.table import (
     CONV,
@@ -46,6 +47,7 @@ TABLE = Table(
         *detectron2_rows(r"backbone\.bottom_up\.", "backbone/bottom_up/"),
         *detectron2_rows(r"backbone\.", "backbone/"),
         *detectron2_rows(r"roi_heads\.", ""),
+        *vit.DETECTRON2_ROWS,
         Row(r"backbone\.fpn_(lateral|output)(\d)", "backbone/{0}{1}/conv", CONV),
         Row(r"backbone\.fpn_(lateral|output)(\d)\.norm", "backbone/{0}{1}/norm", NORM),
         Row(r"proposal_generator\.rpn_head\.conv", "rpn/conv1/conv", CONV),
