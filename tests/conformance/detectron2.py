@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax import models
 from mask_rcnn_jax.inference import encode_masks
-from mask_rcnn_jax.models import FPNConfig, MaskRCNNConfig, PointRendConfig, RPNConfig, Variables
+from mask_rcnn_jax.models import (
+    FPNConfig,
+    MaskRCNNConfig,
+    PointRendConfig,
+    RPNConfig,
+    SimplePyramidConfig,
+    Variables,
+)
 from mask_rcnn_jax.models.heads import box as box_head
 from mask_rcnn_jax.models.heads import cascade
 from mask_rcnn_jax.models.pooler import RoIPoolConfig, RoIPoolerConfig, pool
@@ -23,7 +30,7 @@ from mask_rcnn_jax.models.rcnn import context_of, detect_from_features, normaliz
 from mask_rcnn_jax.ops import decode_keypoints
 from mask_rcnn_jax.pretrained import convert
 from mask_rcnn_jax.structures import PaddedDetections, Proposals
-from tests.conformance import point_rend
+from tests.conformance import point_rend, vitdet
 from tests.conformance.golden import IMAGES, Golden, config, nhwc
 from tests.conformance.rows import (
     Boxes,
@@ -42,7 +49,8 @@ def rows(shared: Path, name: str) -> Iterator[Row]:
     golden = Golden(shared, name)
     for stage in stages_of(name):
         yield from STAGES[stage](golden)
-    yield from training_rows(golden)
+    for run in runs_of(golden).values():
+        yield from training_rows(golden, run)
 
 
 def stages_of(name: str) -> tuple[str, ...]:
@@ -61,6 +69,9 @@ def backbone_rows(golden: Golden) -> Iterator[Row]:
     row = functools.partial(Row, golden.name)
     normalized = normalize(golden.config, jnp.asarray(golden.images), jnp.asarray(golden.sizes))
     yield row("input", "normalised images", relative(normalized, nhwc(golden["batch"])), 1e-6, "relative")
+    if isinstance(golden.config.backbone, SimplePyramidConfig):
+        yield from vitdet.rows(golden)
+        return
     inside, model = golden.inside_backbone, golden.model.backbone
     resnet = model.bottom_up if isinstance(golden.config.backbone, FPNConfig) else model
     before = "stem"
@@ -224,10 +235,12 @@ def end_to_end_rows(golden: Golden) -> Iterator[Row]:
 
     # As `models.detect`, in two programs: the backbone's is another row's, the other that of the reference's features.
     features = _apply(golden.model.backbone, normalize(config, jnp.asarray(golden.images), sizes))
-    found, others = (rest(golden.variables, x, golden.given) for x in (features, golden.other_features))
-    own = compare_boxes(_detection_pairs(golden, others))
+    found, own = rest(golden.variables, features, golden.given), 0.0
+    if golden.other_features is not None:
+        others = rest(golden.variables, golden.other_features, golden.given)
+        own = compare_boxes(_detection_pairs(golden, others)).scores
     for row in box_rows(golden.name, "end to end", _detection_pairs(golden, found)):
-        yield replace(row, bound=max(row.bound, own.scores)) if row.quantity == "scores of matched boxes" else row
+        yield replace(row, bound=max(row.bound, own)) if row.quantity == "scores of matched boxes" else row
 
 
 def _detection_pairs(golden: Golden, found: PaddedDetections) -> list[tuple[Boxes, Boxes]]:
@@ -262,32 +275,62 @@ LOSSES = {
 }
 
 
-def training_rows(golden: Golden) -> Iterator[Row]:
+@dataclass(frozen=True)
+class TrainingRun:
+    """A training pass of the reference: what a row calls it, what was recorded, and the samples."""
+
+    name: str
+    recorded: Mapping[str, Any]
+    config: MaskRCNNConfig
+    rpn_scale: float = 1.0  # of the RPN's losses, which the reference divides by the usual number of samples
+
+
+def runs_of(golden: Golden) -> dict[str, TrainingRun]:
+    """The training passes by key: with the usual number of samples, and where it was recorded with all there are."""
+    config = golden.config
+    runs = {"": TrainingRun("training", golden.json, config)}
+    if "all" in golden.json:
+        anchors = sum(logits.shape[1] for logits in golden.rpn_outputs[0])
+        candidates = config.rpn.post_nms_train + max(map(len, golden.of_images("gt_boxes")))
+        slots = 4 * max(golden.json["all"]["roi_fg"])
+        every = replace(
+            config,
+            rpn=replace(config.rpn, samples=2 * anchors),
+            box_head=replace(config.box_head, samples=candidates, foreground_fraction=slots / candidates),
+        )
+        scale = every.rpn.samples / config.rpn.samples
+        runs["all"] = TrainingRun("training, every sample", golden.json["all"], every, scale)
+    return runs
+
+
+def training_rows(golden: Golden, run: TrainingRun) -> Iterator[Row]:
     """Losses with fixed samples, and the norm of every parameter's gradient."""
-    row, batch, buffers = functools.partial(Row, golden.name, "training"), golden.batch(), golden.variables.buffers
+    row, batch, buffers = functools.partial(Row, golden.name, run.name), golden.batch(), golden.variables.buffers
 
     def total(params):
-        terms, _ = models.loss_terms(golden.config, Variables(params, buffers), batch, None)
+        terms, _ = models.loss_terms(run.config, Variables(params, buffers), batch, None)
         losses = {name.removeprefix("loss/"): term.value for name, term in terms.items() if name.startswith("loss/")}
+        for name in {"rpn_objectness", "rpn_box"} & losses.keys():
+            losses[name] *= run.rpn_scale
         return sum(losses.values()), losses
 
     with point_rend.recorded_points(golden):
         gradients, losses = jax.jit(jax.grad(total, has_aux=True))(golden.variables.params)
-    expected = {LOSSES[name]: value for name, value in golden.json["losses"].items()}
+    expected = {LOSSES[name]: value for name, value in run.recorded["losses"].items()}
     yield row("losses", relative_values(jax.tree.map(float, losses), expected), 1e-4, "relative")
     paths = path_of_name(golden)
     found = {
         jax.tree_util.keystr(p, simple=True, separator="/"): g
         for p, g in jax.tree_util.tree_leaves_with_path(gradients)
     }
-    ours = {name: float(jnp.linalg.norm(found[paths[name]])) for name in golden.json["gradient_norms"]}
-    norms = golden.json["gradient_norms"]
+    norms = run.recorded["gradient_norms"]
+    ours = {name: float(jnp.linalg.norm(found[paths[name]])) for name in norms}
     # Where a gradient is zero but for rounding, as that of a bias before a softmax, its norm means nothing.
     floor = 1e-6 * max(norms.values())
     differences = [abs(ours[name] - norm) / max(norm, floor) for name, norm in norms.items()]
     yield row("gradient norms, median", float(np.median(differences)), 1e-3, "relative")
     yield row("gradient norms, largest", float(np.max(differences)), 6e-3, "relative")
-    missing = sorted(set(found) - {paths[name] for name in golden.json["gradient_norms"]})
+    missing = sorted(set(found) - {paths[name] for name in norms})
     yield row("parameters that only one program trains", float(len(missing)), 0, "of all")
 
 

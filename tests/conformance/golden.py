@@ -16,18 +16,32 @@ from safetensors.numpy import load_file
 from mask_rcnn_jax import models
 from mask_rcnn_jax.models import (
     FPNConfig,
+    MaskHeadConfig,
     MaskRCNNConfig,
     PointRendConfig,
     PoolerConfig,
     ResNetConfig,
     RPNConfig,
+    SimplePyramidConfig,
+    ViTConfig,
     architectures,
 )
 from mask_rcnn_jax.pretrained import convert
 from mask_rcnn_jax.structures import Batch, GroundTruth, Proposals
 from tests.conformance.torch_resnet import TorchBackbone
 
-NAMES = ("fpn", "c4", "dc5", "x101_fpn", "cascade", "keypoint", "pointrend", "fast_rcnn", "fast_rcnn/roialign")
+NAMES = (
+    "fpn",
+    "c4",
+    "dc5",
+    "x101_fpn",
+    "cascade",
+    "keypoint",
+    "pointrend",
+    "fast_rcnn",
+    "fast_rcnn/roialign",
+    "vitdet",
+)
 IMAGES = (0, 1)
 
 
@@ -60,11 +74,17 @@ class Golden:
         """The input that the reference makes of its images."""
         batch = np.zeros(shape, np.float32)
         mean, std = (
-            np.array(values, np.float32)[::-1, None, None] for values in (self.config.pixel_mean, self.config.pixel_std)
+            np.array(values, np.float32)[self._order, None, None]
+            for values in (self.config.pixel_mean, self.config.pixel_std)
         )
         for i, image in enumerate(self.of_images("image")):
             batch[i, :, : image.shape[1], : image.shape[2]] = (image - mean) / std
         return batch
+
+    @property
+    def _order(self) -> slice:
+        """The reference's channels, in which its images are recorded, from RGB."""
+        return slice(None, None, -1 if self.config.channel_order == "bgr" else 1)
 
     def of_images(self, key: str) -> list[np.ndarray]:
         return [self[f"{key}_{i}"] for i in IMAGES]
@@ -80,8 +100,10 @@ class Golden:
         return TorchBackbone(self.weights, self.config.backbone)(self["batch"])
 
     @functools.cached_property
-    def other_features(self) -> dict[str, jax.Array]:
-        """`features` as the reference computes them with other kernels."""
+    def other_features(self) -> dict[str, jax.Array] | None:
+        """`features` as the reference computes them with other kernels; None where they are not a ResNet's."""
+        if isinstance(self.config.backbone, SimplePyramidConfig):
+            return None
         outputs = TorchBackbone(self.weights, self.config.backbone)(self["batch"], onednn=False)
         return {name: jnp.asarray(nhwc(outputs[name])) for name in self.features}
 
@@ -130,7 +152,7 @@ class Golden:
         """RGB uint8 on the reference's canvas."""
         images = np.zeros((len(IMAGES), *self["batch"].shape[2:], 3), np.uint8)
         for i, image in enumerate(self.of_images("image")):
-            images[i, : image.shape[1], : image.shape[2]] = image.transpose(1, 2, 0)[..., ::-1]
+            images[i, : image.shape[1], : image.shape[2]] = image.transpose(1, 2, 0)[..., self._order]
         return images
 
     @property
@@ -164,6 +186,8 @@ class Golden:
 
 def config(name: str) -> MaskRCNNConfig:
     """What `NAME.yaml` says, in this project's words."""
+    if name == "vitdet":
+        return _vitdet()
     if name == "pointrend":
         return _point_rend()
     if name.startswith("fast_rcnn"):
@@ -200,6 +224,19 @@ def _point_rend() -> MaskRCNNConfig:
         rpn=replace(model.rpn, pre_nms_train=800, pre_nms_test=500, post_nms_train=300, post_nms_test=200),
         box_head=replace(model.box_head, fc_channels=48, samples=128, max_detections=50),
         mask_head=replace(model.mask_head, coarse_channels=16, coarse_fc_channels=64, point_channels=24),
+    )
+
+
+def _vitdet() -> MaskRCNNConfig:
+    vit = ViTConfig(channels=64, depth=4, heads=4, window=7, global_blocks=(1, 3), image_size=256, drop_path=0.0)
+    model = architectures.vitdet(vit, 12)
+    assert isinstance(model.mask_head, MaskHeadConfig)
+    return replace(
+        model,
+        backbone=SimplePyramidConfig(vit, channels=16),
+        rpn=replace(model.rpn, pre_nms_train=800, pre_nms_test=500, post_nms_train=300, post_nms_test=200),
+        box_head=replace(model.box_head, conv_channels=16, fc_channels=48, samples=128, max_detections=50),
+        mask_head=replace(model.mask_head, channels=16),
     )
 
 
