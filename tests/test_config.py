@@ -315,11 +315,14 @@ def test_a_setting_that_was_added_later_may_be_missing() -> None:
 
 def config_classes(cls: Any = ExperimentConfig) -> set[Any]:
     """A configuration's class, and those of all that it may hold."""
-    found = {cls}
-    for annotation in annotations(cls).values():
-        for part in parts(annotation):
-            for cls in (part, *part.__subclasses__()) if isinstance(part, type) and is_dataclass(part) else ():
-                found |= config_classes(cls) if cls not in found else set()
+    found, ahead = set(), [cls]
+    while ahead:
+        cls = ahead.pop()
+        if cls not in found:
+            found.add(cls)
+            held = [part for annotation in annotations(cls).values() for part in parts(annotation)]
+            held = [part for part in held if isinstance(part, type) and is_dataclass(part)]
+            ahead += [*held, *(derived for part in held for derived in part.__subclasses__())]
     return found
 
 

@@ -46,7 +46,7 @@ def learning_rate_factors(config: ExperimentConfig) -> Any:
     if decay == 1:
         return None
 
-    def factor(path: tuple[jax.tree_util.DictKey, ...], _: jax.ShapeDtypeStruct) -> np.float32:
+    def factor(path: tuple[Any, ...], _: jax.ShapeDtypeStruct) -> np.float32:
         part, *inside = (key.key for key in path)
         below = backbone.layers - backbone.layer_of(tuple(inside)) if part == "backbone" else 0
         return np.float32(decay**below)

@@ -17,8 +17,10 @@ from mask_rcnn_jax.models import (
     MaskHeadConfig,
     MLPMaskHeadConfig,
     PoolerConfig,
+    SimplePyramidConfig,
     SoftNMSConfig,
     VGGConfig,
+    ViTConfig,
 )
 from mask_rcnn_jax.ops import RoIGrid, multilevel_roi_align, nms, soft_nms
 from mask_rcnn_jax.ops.pooling.points import uncertain_cells, with_cells
@@ -155,6 +157,11 @@ def highest_samples(a, b, rois, levels):
     return multilevel_roi_align((a, b), rois, levels, (0.25, 0.125), RoIGrid(2), "max")
 
 
+def vitdet(images):
+    vit = ViTConfig(channels=8, depth=2, heads=2, window=3, global_blocks=(1,), image_size=64, pretrained_size=48)
+    return drawn(SimplePyramidConfig(vit, channels=4).build)(images)
+
+
 BRANCHES = [lambda x, k: x + k, lambda x, k: x, lambda x, k: x * INTEGERS.max()]
 
 CASES = {
@@ -242,6 +249,7 @@ CASES = {
     "platforms": (lambda x: jax.lax.platform_dependent(x, cuda=jnp.sin, default=jnp.cos), FLOATS),
     "recomputed": (lambda x: jax.checkpoint(lambda x: jnp.sin(x) + TIES[0, 0])(x) + nnx.remat(jnp.cos)(x), FLOATS),
     "convnext": (recomputed_convnext, RNG.normal(size=(1, 64, 64, 3)).astype(np.float32)),
+    "vitdet": (vitdet, RNG.normal(size=(1, 64, 96, 3)).astype(np.float32)),
     "vgg": (vgg, RNG.normal(size=(1, 32, 48, 3)).astype(np.float32)),
     "while by rows": (jax.vmap(steps), np.array([3, 100, 0, 17], np.int32)),
     "while": (steps, np.array(50, np.int32)),

@@ -93,7 +93,7 @@ def on_vit() -> MaskRCNNConfig:
     return replace(
         tiny,
         backbone=SimplePyramidConfig(vit, channels=16),
-        rpn=replace(tiny.rpn, num_convs=config.rpn.num_convs),
+        rpn=replace(tiny.rpn, features=("p3", "p4", "p5"), num_convs=config.rpn.num_convs),
         box_head=replace(tiny.box_head, num_convs=1, conv_channels=8, num_fcs=1, norm=norm),
         mask_head=replace(tiny.mask_head, norm=norm),
     )
@@ -200,7 +200,14 @@ def test_two_devices_that_compute_networks_again_agree_with_one_that_does_not(tr
     assert history == [pytest.approx(history_of_one[0], rel=1e-6, abs=1e-9)]
 
 
-@pytest.mark.parametrize("name", sorted(FAMILY.keys() - {SHARED}))
+# ViTDet's stages are compared in `tests/conformance`.
+DETECTING = [
+    pytest.param(name, marks=[pytest.mark.slow] if name == "vitdet" else [])
+    for name in sorted(FAMILY.keys() - {SHARED})
+]
+
+
+@pytest.mark.parametrize("name", DETECTING)
 def test_detections_have_their_shapes(name):
     config = replace(FAMILY[name], box_head=replace(FAMILY[name].box_head, score_threshold=0.0))
     found = jax.jit(functools.partial(detect, config))(

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mask_rcnn_jax.models.layers.initialisers import _draw, msra_init, normal_init, xavier_init
+from mask_rcnn_jax.models.layers.initialisers import _draw, msra_init, normal_init, torch_init, xavier_init
 
 SHAPES = [(1, 1), (3, 5), (1024, 91), (1, 1, 17, 33), (3, 3, 16, 16), (7, 7, 3, 64), (2, 2, 40, 8)]
 PEERS = {
     "msra": (msra_init, nnx.initializers.variance_scaling(2.0, "fan_out", "normal")),
     "xavier": (xavier_init, nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")),
+    "torch": (torch_init, nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")),
     "normal": (normal_init(0.01), nnx.initializers.normal(0.01)),
 }
 

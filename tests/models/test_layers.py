@@ -98,6 +98,14 @@ def test_group_norm_is_torchs(torchvision):
     np.testing.assert_allclose(layer(jnp.asarray(x)), expected.transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
 
 
+def test_layer_norm_is_of_the_channels_of_a_place():
+    x = np.random.default_rng(2).normal(30, 2, (2, 3, 5, 8))
+    layer = NormConfig(kind="layer_norm", epsilon=0.5).build(8, nnx.Rngs(0))
+    centred = x - x.mean(axis=-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 0.5)
+    np.testing.assert_allclose(layer(jnp.asarray(x, jnp.float32)), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_deconv_places_each_input_cell_as_a_2x2_block():
     layer = Deconv2x2(3, 4, rngs=nnx.Rngs(0))
     layer.bias.set_value(jnp.arange(4.0))
@@ -140,7 +148,7 @@ def test_a_frozen_batch_norm_goes_by_its_running_statistics_in_training():
     jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(norm)), before)
 
 
-@pytest.mark.parametrize("kind", ["frozen_batch_norm", "batch_norm", "group_norm"])
+@pytest.mark.parametrize("kind", ["frozen_batch_norm", "batch_norm", "group_norm", "layer_norm"])
 def test_norms_replace_the_bias(kind):
     layer = ConvNorm(2, 32, Kernel(1), norm=NormConfig(kind=kind), rngs=nnx.Rngs(0))
     assert layer.conv.bias is None

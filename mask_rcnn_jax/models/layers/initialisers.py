@@ -43,7 +43,7 @@ def xavier_init(key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.floa
 def torch_init(key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32) -> Float[Array, "..."]:
     """Draw a kernel of shape [..., I, O] uniformly, with variance 1 / (3 I x the kernel's cells): PyTorch's default."""
     fan_in = math.prod(shape) // shape[-1]
-    return _drawn(key, tuple(shape), np.sqrt(np.float32(1 / fan_in)), "uniform").astype(dtype)
+    return _drawn(key, tuple(shape), np.sqrt(_THREE * np.float32(1 / 3 / fan_in)), "uniform").astype(dtype)
 
 
 def _drawn(
