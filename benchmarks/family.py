@@ -33,6 +33,7 @@ def members() -> dict[str, MaskRCNNConfig]:
     """The members by the name that docs/family.md gives them."""
     r50 = MaskRCNNConfig()
     r101 = replace(r50, backbone=FPNConfig(ResNetConfig(depth=101)))
+    vit_l = ViTConfig(channels=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23), drop_path=0.4)
     x101 = replace(r50, backbone=FPNConfig(ResNetConfig(depth=101, groups=32, width_per_group=8)))
     return {
         "R-CNN VGG-16": architectures.rcnn(VGGConfig()),
@@ -49,6 +50,7 @@ def members() -> dict[str, MaskRCNNConfig]:
         "Mask R-CNN ConvNeXt-T-FPN": replace(r50, backbone=FPNConfig(ConvNeXtConfig())),
         "Mask R-CNN Swin-T-FPN": replace(r50, backbone=FPNConfig(SwinConfig())),
         "Mask R-CNN ViTDet-B": architectures.vitdet(ViTConfig()),
+        "Mask R-CNN ViTDet-L": architectures.vitdet(vit_l),
         "Cascade Mask R-CNN R50-FPN": architectures.cascade(r50),
         "Keypoint R-CNN R50-FPN": architectures.keypoints(r50),
         "PointRend R50-FPN": architectures.point_rend(r50),
