@@ -125,7 +125,7 @@ class Windows:
 
 
 class Attention(nnx.Module):
-    """What the tokens of a window make of each other, by their content and by how they lie to each other."""
+    """Attention of the tokens of a window to each other, by their content and by how they lie to each other."""
 
     def __init__(self, channels: int, heads: int, windows: Windows, *, rngs: nnx.Rngs):
         self.heads, self.windows = heads, windows

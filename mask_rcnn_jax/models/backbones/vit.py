@@ -91,7 +91,7 @@ class ViTConfig(BackboneConfig):
 
 
 class Attention(nnx.Module):
-    """What the tokens of a map make of each other, by their content and by how they lie to each other."""
+    """Attention of the tokens of a map to each other, by their content and by how they lie to each other."""
 
     def __init__(self, config: ViTConfig, block: int, *, rngs: nnx.Rngs):
         channels = config.channels
