@@ -20,18 +20,8 @@ from mask_rcnn_jax.models import (
 from mask_rcnn_jax.studies import Study
 from mask_rcnn_jax.training import ExperimentConfig
 
-STEPS = 600
-
-
-def base() -> ExperimentConfig:
-    """The demo's model, trained for a fifth of its steps."""
-    config = shapes.get_config()
-    source = replace(config.data.source, root="data/thin_shapes", thin=True)
-    return replace(config, data=replace(config.data, source=source), steps=STEPS, eval_every=0, checkpoint_every=STEPS)
-
-
-def with_model(model: MaskRCNNConfig) -> ExperimentConfig:
-    return replace(base(), model=model)
+METRICS = ("segm/AP", "segm/AP50", "segm/AP75", "bbox/AP")
+_STEPS = 600
 
 
 def with_poolers(model: MaskRCNNConfig, kind: type[RoIPoolerConfig], **changes: Any) -> MaskRCNNConfig:
@@ -40,15 +30,13 @@ def with_poolers(model: MaskRCNNConfig, kind: type[RoIPoolerConfig], **changes: 
     def other(pooler: RoIPoolerConfig) -> RoIPoolerConfig:
         return kind(**{field.name: getattr(pooler, field.name) for field in fields(RoIPoolerConfig)}, **changes)
 
-    box, mask = model.box_head, model.mask_head
-    assert isinstance(mask, MaskHeadConfig)
-    box = replace(box, pooler=other(box.pooler))
-    return replace(model, box_head=box, mask_head=replace(mask, pooler=other(mask.pooler)))
+    assert isinstance(model.mask_head, MaskHeadConfig)
+    box = replace(model.box_head, pooler=other(model.box_head.pooler))
+    return replace(model, box_head=box, mask_head=replace(model.mask_head, pooler=other(model.mask_head.pooler)))
 
 
-def on_one_map(name: str) -> MaskRCNNConfig:
-    """The model on one map of the ResNet in place of a pyramid: res4 (stride 16) or res5 (stride 32)."""
-    model = base().model
+def on_one_map(model: MaskRCNNConfig, name: str) -> MaskRCNNConfig:
+    """The model on one map of its ResNet in place of a pyramid: res4 (stride 16) or res5 (stride 32)."""
     assert isinstance(model.backbone, FPNConfig)
     assert isinstance(model.backbone.bottom_up, ResNetConfig)
     assert isinstance(model.mask_head, MaskHeadConfig)
@@ -61,25 +49,31 @@ def on_one_map(name: str) -> MaskRCNNConfig:
     )
 
 
+def of_pyramid(config: ExperimentConfig) -> dict[str, Any]:
+    """Rows that change one thing of a model with a pyramid."""
+    model = config.model
+    return {
+        "base": {},
+        "roi_pool": replace(config, model=with_poolers(model, RoIPoolConfig)),
+        "roi_align_max": replace(config, model=with_poolers(model, PoolerConfig, reduction="max")),
+        "softmax": {"model.mask_head.mask_loss": "softmax"},
+        "mlp": replace(config, model=replace(model, mask_head=MLPMaskHeadConfig(fc_channels=256))),
+        "no_masks": {"model.mask_head": None},
+    }
+
+
 def get_study() -> Study:
-    fpn, c4, c5 = base().model, on_one_map("res4"), on_one_map("res5")
-    mlp = MLPMaskHeadConfig(fc_channels=256)
-    return Study(
-        config=base(),
-        rows={
-            "base": {},
-            "fpn-roi_pool": with_model(with_poolers(fpn, RoIPoolConfig)),
-            "c4-roi_align": with_model(c4),
-            "c4-roi_pool": with_model(with_poolers(c4, RoIPoolConfig)),
-            "c5-roi_align": with_model(c5),
-            "c5-roi_pool": with_model(with_poolers(c5, RoIPoolConfig)),
-            "fpn-roi_align_max": with_model(with_poolers(fpn, PoolerConfig, reduction="max")),
-            "softmax": {"model.mask_head.mask_loss": "softmax"},
-            "mlp": with_model(replace(fpn, mask_head=mlp)),
-            "four_convs": {"model.mask_head.num_convs": 4},
-            "class_agnostic": {"model.mask_head.class_agnostic": True},
-            "no_masks": {"model.mask_head": None},
-        },
-        seeds=range(3),
-        metrics=("segm/AP", "segm/AP50", "segm/AP75", "bbox/AP"),
-    )
+    config = shapes.get_config()
+    source = replace(config.data.source, root="data/thin_shapes", thin=True)
+    data = replace(config.data, source=source)
+    config = replace(config, data=data, steps=_STEPS, eval_every=0, checkpoint_every=_STEPS)
+    c4, c5 = on_one_map(config.model, "res4"), on_one_map(config.model, "res5")
+    rows = of_pyramid(config) | {
+        "c4-roi_align": replace(config, model=c4),
+        "c4-roi_pool": replace(config, model=with_poolers(c4, RoIPoolConfig)),
+        "c5-roi_align": replace(config, model=c5),
+        "c5-roi_pool": replace(config, model=with_poolers(c5, RoIPoolConfig)),
+        "four_convs": {"model.mask_head.num_convs": 4},
+        "class_agnostic": {"model.mask_head.class_agnostic": True},
+    }
+    return Study(config=config, rows=rows, seeds=range(3), metrics=METRICS)
