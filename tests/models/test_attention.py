@@ -55,6 +55,10 @@ def test_relative_positions_are_rows_of_the_table_by_distance():
     found = np.asarray(relative_positions(jnp.asarray(table), 5))
     for i, j in np.ndindex(5, 5):
         np.testing.assert_array_equal(found[i, j], table[i - j + 4])
+    resized = linear_weights(9, 5) @ table
+    found = np.asarray(relative_positions(jnp.asarray(table), 3))
+    for i, j in np.ndindex(3, 3):
+        np.testing.assert_allclose(found[i, j], resized[i - j + 2], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("length", "size"), [(13, 13), (13, 31), (31, 13), (5, 1)])

@@ -64,11 +64,14 @@ def relative_positions(table: Float[Array, "L c"], length: int) -> Float[Array, 
 
     The middle row is for no distance. A table made for another length is interpolated linearly.
     """
-    wide = at_least_float32(table)
-    distances = np.arange(length)[:, None] - np.arange(length)[None, :] + length - 1
+    wide, distances = at_least_float32(table), 2 * length - 1
+    if len(table) != distances:
+        weights = jnp.asarray(linear_weights(len(table), distances), wide.dtype)
+        wide = jnp.matmul(weights, wide, precision=EXACT)
+    after = jnp.arange(length)[:, None] - jnp.arange(length) + length - 1
     # As a product, whose gradient is one as well: a GPU adds up that of a gather in any order.
-    weights = jnp.asarray(linear_weights(len(table), 2 * length - 1)[distances], wide.dtype)
-    return jnp.einsum("nml,lc->nmc", weights, wide, precision=EXACT).astype(table.dtype)
+    rows = jax.nn.one_hot(after, distances, dtype=wide.dtype)
+    return jnp.einsum("nml,lc->nmc", rows, wide, precision=EXACT).astype(table.dtype)
 
 
 def cubic_weights(length: int, size: int) -> Float[np.ndarray, "size length"]:
