@@ -99,6 +99,15 @@ def test_a_config_builds_on_another() -> None:
     }
 
 
+def test_vitdet_sees_the_squares_that_its_positions_are_for() -> None:
+    from mask_rcnn_jax.configs import coco_vitdet_b_100ep
+
+    config = coco_vitdet_b_100ep.get_config()
+    side = config.model.backbone.bottom_up.image_size
+    assert (config.data.canvas, config.data.max_side, config.data.short_side_eval) == ((side, side), side, side)
+    assert config.steps * config.batch_size == 100 * 118_000  # epochs of COCO
+
+
 FOLDERS = [ROOT / "docs", ROOT / "examples", ROOT / "configs"]
 DOCUMENTS = [ROOT / "README.md", *(path for folder in FOLDERS for path in folder.iterdir())]
 

@@ -20,8 +20,6 @@ from mask_rcnn_jax.models import (
     PointRendConfig,
     ResNetConfig,
     RPNConfig,
-    SimplePyramidConfig,
-    ViTConfig,
     architectures,
     init,
 )
@@ -67,17 +65,6 @@ def narrow_heads(config: MaskRCNNConfig) -> MaskRCNNConfig:
     return replace(config, box_head=box, mask_head=mask, keypoint_head=keypoint)
 
 
-def vitdet() -> MaskRCNNConfig:
-    vit = ViTConfig(channels=16, depth=3, heads=2, window=3, global_blocks=(1,), image_size=96, pretrained_size=64)
-    config = architectures.vitdet(vit, 5)
-    return replace(
-        config,
-        backbone=SimplePyramidConfig(vit, channels=12),
-        box_head=replace(config.box_head, conv_channels=12, fc_channels=24),
-        mask_head=replace(config.mask_head, channels=12),
-    )
-
-
 CONFIGS = {
     "fpn": FPN,
     "class-agnostic": replace(
@@ -103,8 +90,6 @@ CONFIGS = {
         FPN, mask_head=PointRendConfig(coarse_channels=12, coarse_fc_channels=20, point_channels=14, num_point_fcs=2)
     ),
     "fast": replace(architectures.fast_rcnn(FPN), box_head=FPN.box_head),
-    "vitdet": vitdet(),
-    "vitdet cascade": architectures.cascade(vitdet()),
 }
 
 

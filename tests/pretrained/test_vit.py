@@ -1,6 +1,7 @@
 """ViTDet's files of Detectron2, and ViTs that were trained by themselves, under MAE's names."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -8,12 +9,22 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import ViTConfig, init
+from mask_rcnn_jax.models import MaskRCNNConfig, SimplePyramidConfig, ViTConfig, architectures, init
 from mask_rcnn_jax.pretrained import assumptions, convert, describe, find_source, infer, load_weights, read_tensors
 from mask_rcnn_jax.training import restore_for_inference
 from mask_rcnn_jax.training.importing import import_weights
 from tests.pretrained.naming import as_detectron2, flat, random_variables
-from tests.pretrained.test_convert import vitdet
+
+
+def vitdet() -> MaskRCNNConfig:
+    vit = ViTConfig(channels=16, depth=3, heads=2, window=3, global_blocks=(1,), image_size=96, pretrained_size=64)
+    config = architectures.vitdet(vit, 5)
+    return replace(
+        config,
+        backbone=SimplePyramidConfig(vit, channels=12),
+        box_head=replace(config.box_head, conv_channels=12, fc_channels=24),
+        mask_head=replace(config.mask_head, channels=12),
+    )
 
 
 def mae() -> dict[str, np.ndarray]:
@@ -24,6 +35,17 @@ def mae() -> dict[str, np.ndarray]:
     beside = {"cls_token": (1, 1, 16), "mask_token": (1, 1, 8), "norm.weight": (16,), "norm.bias": (16,)}
     beside |= {"decoder_embed.weight": (8, 16), "decoder_pos_embed": (1, 17, 8), "decoder_blocks.0.norm1.bias": (8,)}
     return of_vit | {name: np.ones(shape, np.float32) for name, shape in beside.items()}
+
+
+@pytest.mark.parametrize("config", [vitdet(), architectures.cascade(vitdet())], ids=["plain", "cascade"])
+def test_detectron2_names_are_undone_and_tell_the_configuration(config):
+    variables = random_variables(config)
+    tensors = as_detectron2(variables)
+    assert find_source(tensors) == "detectron2"
+    assert infer(tensors, "detectron2") == config
+    converted, report = convert(tensors, config, "detectron2")
+    assert report.loaded == len(flat(variables))
+    jax.tree.map(np.testing.assert_array_equal, converted, variables)
 
 
 def test_published_weights_leave_nothing_over_and_tell_the_configuration(shared):
@@ -108,6 +130,3 @@ def test_a_vit_without_relative_positions_does_not_tell_its_heads():
     plain = {name: tensor for name, tensor in tensors.items() if ".rel_pos_" not in name}
     with pytest.raises(UserError, match="no relative positions, which tell the number of heads; give an experiment"):
         infer(plain, "detectron2")
-    assert infer(tensors, "detectron2").backbone.bottom_up == ViTConfig(
-        channels=16, depth=3, heads=2, window=3, global_blocks=(1,), image_size=96, pretrained_size=64
-    )

@@ -91,7 +91,7 @@ class ViTConfig(BackboneConfig):
 
 
 class Attention(nnx.Module):
-    """Attention of the tokens of a map to each other, by their content and by how they lie to each other."""
+    """Attention between the tokens of a map, or of each of its windows, by their content and relative positions."""
 
     def __init__(self, config: ViTConfig, block: int, *, rngs: nnx.Rngs):
         channels = config.channels
