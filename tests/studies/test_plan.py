@@ -10,6 +10,7 @@ import pytest
 from mask_rcnn_jax.cli.main import main
 from mask_rcnn_jax.config import checked, from_json, override, to_json
 from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.models import PoolerConfig, RoIPoolConfig
 from mask_rcnn_jax.studies import Plan, Study, load_plan, plan_of
 from mask_rcnn_jax.training import ExperimentConfig
 from tests.tiny import smallest_model
@@ -185,6 +186,22 @@ def test_the_example_is_a_study() -> None:
     plan = load_plan(ROOT / "examples" / "study.py")
     assert [row.name for row in plan.rows] == ["base", "lr=5e-4", "lr=2e-3", "again"]
     assert [row.config.schedule.learning_rate for row in plan.rows] == [1e-3, 5e-4, 2e-3, 1e-3]
+
+
+def test_the_rows_of_the_ablations_change_what_they_say() -> None:
+    plan = load_plan(ROOT / "examples" / "ablations.py")
+    models = {row.name: row.config.model for row in plan.rows}
+    assert len(models) == 12
+    for name, model in models.items():
+        poolers = [head.pooler for head in (model.box_head, *model.all_heads.values())]
+        assert sorted(pooler.output_size for pooler in poolers) == ([7] if name == "no_masks" else [7, 14])
+        kind = RoIPoolConfig if name.endswith("roi_pool") else PoolerConfig
+        assert all(isinstance(pooler, kind) for pooler in poolers), name
+        features = {"c4": ("res4",), "c5": ("res5",)}.get(name[:2], ("p2", "p3", "p4", "p5"))
+        assert {pooler.features for pooler in poolers} == {features}
+    assert models["c5-roi_pool"].backbone.out_strides == {"res5": 32}
+    nuclei = load_plan(ROOT / "examples" / "ablations_nuclei.py")
+    assert [row.name for row in nuclei.rows] == ["base", "roi_pool", "roi_align_max", "softmax", "mlp", "no_masks"]
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
