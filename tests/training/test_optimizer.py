@@ -97,7 +97,7 @@ def test_adamw_decays_outside_the_gradient():
 
 @pytest.mark.parametrize("config", [SGDConfig(), AdamWConfig()], ids=["SGD", "AdamW"])
 def test_factors_scale_the_rate_of_a_parameter_with_its_decay(config):
-    factors = {"conv": {"kernel": 0.25, "bias": 1.0}, "norm": {"scale": 0.5}, "tokens": {"positions": 0.1}}
+    factors = {"conv": {"kernel": 0.25, "bias": 1.0}, "norm": {"scale": 0.5}, "attention": {"positions": 0.1}}
     for name, of_layer in factors.items():
         for leaf, factor in of_layer.items():
             scaled, plain = run(config, factors=factors), run(config, rate=0.1 * factor)
