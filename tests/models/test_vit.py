@@ -46,6 +46,8 @@ def test_padding_of_windows_is_attended_to_and_left_out_again():
     """As in the reference, tokens beyond the map are zeros after the norm, whose keys and values are the biases."""
     rng = np.random.default_rng(0)
     network = Attention(TINY, 0, rngs=nnx.Rngs(0))
+    assert not np.any(network.relative_rows[...])
+    assert not np.any(network.relative_columns[...])
     state = nnx.state(network)
     nnx.update(network, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape), x.dtype), state))
     x = rng.normal(size=(1, 4, 5, 8)).astype(np.float32)

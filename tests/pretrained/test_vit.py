@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import MaskRCNNConfig, SimplePyramidConfig, ViTConfig, architectures, init
+from mask_rcnn_jax.models import MaskRCNNConfig, SimplePyramidConfig, ViTConfig, architectures
 from mask_rcnn_jax.pretrained import assumptions, convert, describe, find_source, infer, load_weights, read_tensors
 from mask_rcnn_jax.training import restore_for_inference
 from mask_rcnn_jax.training.importing import import_weights
@@ -83,10 +83,10 @@ def test_an_import_pads_images_to_the_square_of_the_model(tmp_path: Path):
     assert (config.data.canvas, config.data.max_side, config.data.short_side_eval) == ((96, 96), 96, 96)
 
 
-def test_a_vit_of_mae_is_taken_and_its_relative_positions_stay_zero(tmp_path: Path):
+def test_a_vit_of_mae_is_taken_and_relative_positions_stay_what_they_were(tmp_path: Path):
     config, tensors = vitdet(), mae()
     np.savez(tmp_path / "mae.npz", **tensors)
-    start = init(config, jax.random.key(0))
+    start = random_variables(config)
     variables, (first, second) = load_weights(tmp_path / "mae.npz", config, start, ["thing"] * 5)
     assert first == f"{2 + 12 * 3 + 1} tensors loaded"
     assert second.startswith("  not in it, left at zero: backbone/bottom_up/block1/attention/relative_columns, ")
