@@ -5,6 +5,7 @@ Of a map with stride 16 the features are `p2` to `p6`, with strides 4 to 64. Sha
 width, `Y X` those of a map, `I O` channels in and out.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ class SimplePyramidConfig(BackboneConfig):
 
     @property
     def size_divisor(self) -> int:
-        return max(2 * self.stride, self.bottom_up.size_divisor)
+        return math.lcm(2 * self.stride, self.bottom_up.size_divisor)
 
     @property
     def draws(self) -> bool:

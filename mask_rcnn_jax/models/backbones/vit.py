@@ -24,7 +24,7 @@ from mask_rcnn_jax.models.layers.attention import (
 )
 from mask_rcnn_jax.models.layers.drop_path import drop_path, rates_of_blocks
 from mask_rcnn_jax.models.layers.initialisers import normal_init, torch_init
-from mask_rcnn_jax.ranges import BelowOne, Channels, Layers, NotNegative, Positive
+from mask_rcnn_jax.ranges import BelowOne, Channels, NotNegative, Positive
 
 FEATURE = "last"
 _init = normal_init(0.02)
@@ -37,7 +37,7 @@ class ViTConfig(BackboneConfig):
     """ViT-B. Of ViT-L: `channels=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23), drop_path=0.4`."""
 
     channels: Channels = 768
-    depth: Layers = 12
+    depth: Positive = 12
     heads: Positive = 12
     patch: Positive = 16  # pixels a side that become a token: a power of 2
     mlp_ratio: Positive = 4  # channels inside of a perceptron over those outside
