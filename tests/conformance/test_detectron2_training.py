@@ -16,8 +16,8 @@ from tests.conformance.golden import NAMES, Golden  # noqa: E402
 
 # C4 and the cascade have both kinds of backbone; DC5 and X101 differ in ResNet's convolutions, and the gradient of
 # keypoints is compared with torchvision's in tests/models/test_keypoint_head.py. Where every sample is kept, all of
-# ViTDet's levels have gradients.
-QUICK = (("c4", ""), ("cascade", ""), ("vitdet", "all"))
+# ViTDet's levels have gradients; they and those of the others are slow.
+QUICK = (("c4", ""), ("cascade", ""))
 RUNS = [*((name, "") for name in NAMES), ("vitdet", "all")]
 CASES = [pytest.param(*run, marks=[] if run in QUICK else [pytest.mark.slow]) for run in RUNS]
 
