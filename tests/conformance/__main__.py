@@ -10,7 +10,16 @@ import jax
 import torch
 import torchvision
 
-from tests.conformance import average_precision, detectron2, finetuning, stages, trained, training, trajectory
+from tests.conformance import (
+    average_precision,
+    box_losses,
+    detectron2,
+    finetuning,
+    stages,
+    trained,
+    training,
+    trajectory,
+)
 from tests.conformance.golden import NAMES
 from tests.conformance.needed import shared_folder
 from tests.conformance.rows import Row, markdown
@@ -97,6 +106,8 @@ def main() -> int:
     parser.add_argument("--write", type=Path, metavar="PATH", help="also write the table to this file")
     arguments = parser.parse_args()
     sources = {name: lambda name=name: torchvision_rows(name) for name in SOURCES}
+    sources |= {box_losses.TORCHVISION: box_losses.torchvision_rows}
+    sources |= {box_losses.DETECTRON2: lambda: box_losses.detectron2_rows(shared_folder())}
     sources |= {average_precision.SOURCE: average_precision.rows, trained.SOURCE: trained.rows}
     sources |= {f"detectron2 {name}": lambda name=name: detectron2.rows(shared_folder(), name) for name in NAMES}
     chosen = {name: make for name, make in sources.items() if arguments.only in name}

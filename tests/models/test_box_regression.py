@@ -10,26 +10,17 @@ import pytest
 
 from mask_rcnn_jax.models import BoxHeadConfig, RPNConfig
 from mask_rcnn_jax.models.box_regression import box_regression_loss, overlap_loss
-from mask_rcnn_jax.models.heads.box import box_losses
-from mask_rcnn_jax.models.proposals.rpn import rpn_losses
+from mask_rcnn_jax.models.heads import box
+from mask_rcnn_jax.models.proposals import rpn
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.structures import GroundTruth, SampledRoIs
+from tests.conformance.box_losses import KINDS, REFERENCES, pairs_of_boxes, values_and_gradients
 
-KINDS = ("giou", "diou", "ciou")
-REFERENCES = {
-    "giou": "generalized_box_iou_loss",
-    "diou": "distance_box_iou_loss",
-    "ciou": "complete_box_iou_loss",
-}
-EDGES = [  # pairs of which each has an area
-    ([2, 3, 9, 12], [2, 3, 9, 12]),  # identical
-    ([2, 3, 9, 12], [4, 5, 6, 7]),  # inside
-    ([2, 3, 9, 12], [9, 3, 15, 12]),  # they touch
-    ([0, 0, 4, 4], [4, 4, 8, 8]),  # at a corner
-    ([0, 0, 5, 5], [40, 70, 50, 95]),  # apart
-    ([0, 0, 1000, 2], [0, 0, 2, 1000]),
-    ([0, 0, 0.01, 0.02], [0, 0, 1300, 800]),
-]
+box_losses = jax.jit(box.box_losses, static_argnums=0)
+rpn_losses = jax.jit(rpn.rpn_losses, static_argnums=0)
+decode = jax.jit(box_ops.decode, static_argnums=2)
+overlaps = jax.jit(overlap_loss, static_argnums=0)
+
 EMPTY = [  # pairs of which one has none
     ([0, 0, 0, 0], [0, 0, 0, 0]),  # as padded rows are
     ([3, 3, 3, 3], [0, 0, 8, 8]),
@@ -40,47 +31,28 @@ EMPTY = [  # pairs of which one has none
 ]
 
 
-def pairs_of_boxes() -> tuple[np.ndarray, np.ndarray]:
-    """Many pairs, most of which overlap, and the edges, in float64."""
-    rng = np.random.default_rng(0)
-    corners = rng.uniform(0, 30, (2, 300, 2))
-    drawn = np.concatenate([corners, corners + np.exp(rng.uniform(-1, 4, (2, 300, 2)))], axis=2)
-    return tuple(np.concatenate([drawn[side], np.array([pair[side] for pair in EDGES])]) for side in range(2))
-
-
-def values_and_gradients(kind, boxes, gt_boxes):
-    @jax.jit
-    def run(boxes, gt_boxes):
-        losses, pull = jax.vjp(lambda *both: overlap_loss(kind, *both), boxes, gt_boxes)
-        return losses, *pull(jnp.ones_like(losses))
-
-    return [np.asarray(array) for array in run(jnp.asarray(boxes), jnp.asarray(gt_boxes))]
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", KINDS)
-def test_values_and_gradients_are_torchvisions(torchvision: ModuleType, kind, dtype):
+def test_values_and_gradients_in_float32_are_torchvisions(torchvision: ModuleType, kind):
+    """In float64 they are compared in `tests/conformance`, with Detectron2's, too."""
     import torch
 
-    pairs = [boxes.astype(dtype) for boxes in pairs_of_boxes()]
+    pairs = [boxes.astype(np.float32) for boxes in pairs_of_boxes()]
     theirs = [torch.tensor(boxes, requires_grad=True) for boxes in pairs]
     expected = getattr(torchvision.ops, REFERENCES[kind])(*theirs)
     expected.sum().backward()
-    with jax.enable_x64(dtype == np.float64):
-        losses, *gradients = values_and_gradients(kind, *pairs)
-    assert losses.dtype == dtype
-    bound = 1e-12 if dtype == np.float64 else 2e-6
-    np.testing.assert_allclose(losses, expected.detach().numpy(), atol=bound)
+    losses, gradients = values_and_gradients(kind, *pairs)
+    assert losses.dtype == np.float32
+    np.testing.assert_allclose(losses, expected.detach().numpy(), atol=2e-6)
     for gradient, tensor in zip(gradients, theirs, strict=True):
         # A gradient is of the order of one over the box's side.
         scale = np.maximum(1, abs(tensor.grad.numpy()).max(axis=1, keepdims=True))
-        np.testing.assert_allclose(gradient / scale, tensor.grad.numpy() / scale, atol=bound)
+        np.testing.assert_allclose(gradient / scale, tensor.grad.numpy() / scale, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_empty_boxes_have_finite_losses_and_gradients(kind):
     pairs = [np.array([pair[side] for pair in EMPTY], np.float32) for side in range(2)]
-    losses, *gradients = values_and_gradients(kind, *pairs)
+    losses, gradients = values_and_gradients(kind, *pairs)
     assert ((losses >= 0) & (losses <= 3)).all()
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
@@ -88,7 +60,7 @@ def test_empty_boxes_have_finite_losses_and_gradients(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_boxes_have_no_loss(kind):
     boxes, _ = pairs_of_boxes()
-    losses, *_ = values_and_gradients(kind, *[boxes[boxes[:, 2] - boxes[:, 0] > 0.1].astype(np.float32)] * 2)
+    losses, _ = values_and_gradients(kind, *[boxes[boxes[:, 2] - boxes[:, 0] > 0.1].astype(np.float32)] * 2)
     np.testing.assert_allclose(losses, 0, atol=1e-5)
 
 
@@ -126,8 +98,8 @@ def test_the_box_head_counts_them_as_it_counts_deltas(kind):
     rois = SampledRoIs(boxes, jnp.zeros(4, int), jnp.array([1, 1, 3, 3]), foreground, valid)
     deltas = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 4)), jnp.float32)
     terms = box_losses(config, jnp.zeros((4, 4)), deltas, rois, truth())
-    made = box_ops.decode(deltas[:2, 1], boxes[:2], config.box_weights)
-    of_each = overlap_loss(kind, made, jnp.tile(truth().boxes[:1], (2, 1)))
+    made = decode(deltas[:2, 1], boxes[:2], config.box_weights)
+    of_each = overlaps(kind, made, jnp.tile(truth().boxes[:1], (2, 1)))
     assert float(terms["loss/box"].value) == pytest.approx(2.5 * float(of_each.sum()) / 3, rel=1e-6)
 
 
@@ -139,7 +111,7 @@ def test_the_rpn_counts_them_as_it_counts_deltas(kind, normalizer):
     anchors = jnp.array([[4.0, 4, 20, 22], [40, 40, 60, 60], [0, 40, 10, 50]])
     deltas = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
     terms = rpn_losses(config, [anchors], jnp.zeros(3), deltas, truth(), jnp.zeros(3))
-    (loss,) = overlap_loss(kind, box_ops.decode(deltas[:1], anchors[:1]), truth().boxes[:1])
+    (loss,) = overlaps(kind, decode(deltas[:1], anchors[:1], config.box_weights), truth().boxes[:1])
     count = 8 if normalizer == "constant" else 3
     assert float(terms["loss/rpn_box"].value) == pytest.approx(0.5 * float(loss) / count, rel=1e-6)
 
@@ -153,5 +125,5 @@ def test_a_loss_teaches_deltas_to_make_the_box(kind):
     deltas = jnp.zeros((1, 4))
     for number in range(600):
         deltas -= 0.2 * 0.99**number * step(deltas)
-    made = box_ops.decode(deltas, reference, config.box_weights)
+    made = decode(deltas, reference, config.box_weights)
     assert box_ops.paired_iou(made, target) > 0.95
