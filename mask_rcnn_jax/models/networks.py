@@ -59,7 +59,7 @@ class MaskRCNNConfig:
     channel_order: Literal["bgr", "rgb"] = "bgr"  # in which the backbone was trained; images are RGB always
     # Networks that keep no intermediate values for their gradients and are computed again instead: less memory, about
     # a third more work where it is all of them.
-    remat: tuple[str, ...] = ()  # backbone, trunk, rpn, box_head, and names of heads
+    remat: tuple[str, ...] = ()  # backbone, rpn, trunk, box_head, and names of heads
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the networks; the rest is never below float32
 
     def __post_init__(self) -> None:
@@ -241,7 +241,7 @@ def _check_names(config: MaskRCNNConfig) -> None:
         if head.needs not in (None, "masks", "keypoints"):
             raise ValueError(f"heads: {own}.needs is {head.needs!r}, and may be 'masks', 'keypoints' or None")
         names[name] = own
-    parts = ("backbone", "trunk", "rpn", "box_head", "mask_head", "keypoint_head", *names)
+    parts = ("backbone", "rpn", "trunk", "box_head", "mask_head", "keypoint_head", *names)
     if unknown := [name for name in config.remat if name not in parts]:
         raise ValueError(f"remat: expected some of {', '.join(parts)}, not {', '.join(unknown)}")
 
