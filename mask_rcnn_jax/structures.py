@@ -2,7 +2,7 @@
 
 Shape letters: `B` images, `H W` padded height and width, `G` ground-truth slots, `C` side of a mask grid,
 `K` classes, `P` proposals, `R` sampled RoIs, `D` detection slots, `M` side of a predicted mask, `J` keypoints of an
-instance, `h w` sides of a map.
+instance, `h w` sides of a map, `S` kinds of stuff with one for all things.
 
 Padding rows hold finite zeros and are marked by `valid`; no coordinate or score ever encodes invalidity. What the
 loader yields holds NumPy arrays, in a program they are jax's.
@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped, UInt8
 
 T = TypeVar("T")
+
+IGNORED = 255  # label of pixels of which nothing is known, and of padding
 
 
 @jax.tree_util.register_dataclass
@@ -34,6 +36,8 @@ class GroundTruth:
     # (x, y, visibility): resized pixels, pixel index + 0.5; visibility 0 not annotated, 1 hidden, 2 visible
     keypoints: Float[Array, "*B G J 3"] | None = None
     mask_regions: Float[Array, "*B G 4"] | None = None  # None: the boxes
+    # What each pixel of the padded image shows: 0 a thing, 1..S-1 a kind of stuff, or `IGNORED`; None without labels
+    semantic: UInt8[Array, "*B H W"] | None = None
 
     @property
     def regions(self) -> Float[Array, "*B G 4"]:
@@ -115,6 +119,8 @@ class PaddedDetections:
     # all of it with its padding [*B, h, w, ...].
     extras: dict[str, Shaped[Array, "..."]] = field(default_factory=dict)
     maps: dict[str, Shaped[Array, "..."]] = field(default_factory=dict)
+    # Logits of kinds of stuff, on a grid of equal cells as `maps`; None for a model without a semantic head.
+    stuff: Float[Array, "*B h w S"] | None = None
 
 
 def copied(tree: T) -> T:

@@ -7,7 +7,7 @@ from mask_rcnn_jax.errors import UserError
 CELLS = "_cells"  # ends the name of the number of cells of a map, in exported models
 TAKEN = frozenset(
     # Detections, and the inputs and outputs of exported models.
-    {"boxes", "scores", "classes", "masks", "keypoints", "valid", "images", "sizes"}
+    {"boxes", "scores", "classes", "masks", "keypoints", "stuff", "valid", "images", "sizes"}
     # COCO's results and annotations.
     | {"id", "image_id", "category_id", "bbox", "score", "segmentation", "num_keypoints", "area", "iscrowd"}
     # Tables of images and of videos, GeoJSON, supervision.

@@ -64,7 +64,8 @@ def program(config: MaskRCNNConfig, settings: ExportSettings, pool: Pool = pool)
     Best score first; rows that are not `valid` are zeros. Only a model that has them gives `masks` and `keypoints`.
 
     What heads of others find has their names: values of instances [B, D, ...], and maps [B, h, w, ...], of which
-    `NAME_cells` [B, 2] says how many (rows, columns) are not of padding alone. Raises UserError where a name is taken.
+    `NAME_cells` [B, 2] says how many (rows, columns) are not of padding alone; so are the logits of kinds of stuff,
+    `stuff` [B, h, w, S]. Raises UserError where a name is taken.
     """
 
     def run(variables: Variables, images: UInt8[Array, "B H W 3"], sizes: Int[Array, "B 2"]) -> dict[str, Array]:
@@ -88,11 +89,12 @@ def program(config: MaskRCNNConfig, settings: ExportSettings, pool: Pool = pool)
 def _own_values(found: PaddedDetections, sizes: Int[Array, "B 2"], padded_size: tuple[int, int]) -> dict[str, Array]:
     """Name what heads of others found, and of each map the number of cells that an image of `sizes` touches."""
     check_value_names([*found.extras, *found.maps])
-    values = found.extras | found.maps
+    maps = found.maps if found.stuff is None else found.maps | {"stuff": found.stuff}
+    values = found.extras | maps
     # A model's bfloat16 is nothing to most programs that read the file.
     values = {name: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x for name, x in values.items()}
     padded = jnp.array(padded_size, sizes.dtype)
-    for name, array in found.maps.items():
+    for name, array in maps.items():
         grid = jnp.array(array.shape[1:3], sizes.dtype)
         # Of positive numbers, this division rounds up.
         values[f"{name}{CELLS}"] = jax.lax.div(grid * sizes + padded - 1, jnp.broadcast_to(padded, sizes.shape))

@@ -7,6 +7,7 @@ from mask_rcnn_jax.inference.images import ImageLike
 from mask_rcnn_jax.inference.predictor import Predictor
 from mask_rcnn_jax.inference.results.detections import Detections
 from mask_rcnn_jax.inference.results.masks import encode_masks
+from mask_rcnn_jax.inference.results.panoptic import Segment, Stuff, panoptic_map
 from mask_rcnn_jax.inference.results.semantic import SemanticMap, semantic_map
 
 __all__ = [
@@ -15,9 +16,12 @@ __all__ = [
     "ImageLike",
     "Model",
     "Predictor",
+    "Segment",
     "SemanticMap",
+    "Stuff",
     "encode_masks",
     "load_model",
+    "panoptic_map",
     "predict",
     "semantic_map",
     "use_compile_cache",

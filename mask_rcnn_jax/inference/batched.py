@@ -16,6 +16,7 @@ from jaxtyping import Int, Shaped
 from mask_rcnn_jax import models
 from mask_rcnn_jax.inference.results.detections import Detections
 from mask_rcnn_jax.inference.results.masks import encode_masks
+from mask_rcnn_jax.inference.results.panoptic import stuff_kinds
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
 from mask_rcnn_jax.ops import PasteConvention
 from mask_rcnn_jax.sharding import EVERYWHERE, ROWS, by_rows, data_mesh, everywhere
@@ -114,12 +115,16 @@ def by_image(
         scale = np.array([width / resized_width, height / resized_height] * 2, np.float32)
         limit = np.array([width, height] * 2, np.float32)
         boxes = np.clip(np.asarray(found.boxes[row][kept], np.float32) * scale, 0, limit)
-        rles = keypoints = None
+        rles = keypoints = kinds = None
         if found.masks is not None:
             masks = np.asarray(found.masks[row][kept], np.float32)
             rles = tuple(encode_masks(boxes, masks, (height, width), convention))
         if found.keypoints is not None:
             keypoints = np.asarray(found.keypoints[row][kept], np.float32) * np.append(scale[:2], np.float32(1))
+        if found.stuff is not None:
+            # Uncut: pixels at the image's edge lie between its last cells and those of the padding.
+            logits = np.asarray(found.stuff[row])
+            kinds = stuff_kinds(logits, batch.images.shape[1:3], tuple(size.tolist()), (height, width))
         yield (
             int(batch.image_ids[row]),
             Detections(
@@ -136,6 +141,7 @@ def by_image(
                     name: _as_float32(_without_padding(np.asarray(values[row]), size, batch.images.shape[1:3]))
                     for name, values in found.maps.items()
                 },
+                stuff=kinds,
             ),
         )
 

@@ -262,6 +262,7 @@ def _assembled(
         path=None,
         extras={name: values[best] for name, values in parts.extras.items()},
         maps=like.maps if len(parts.windows) == 1 else {},
+        stuff=like.stuff if len(parts.windows) == 1 else None,
     )
 
 

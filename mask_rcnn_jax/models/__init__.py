@@ -19,6 +19,7 @@ from mask_rcnn_jax.models.heads.keypoint import KeypointHeadConfig
 from mask_rcnn_jax.models.heads.mask import MaskBranchConfig, MaskHeadConfig
 from mask_rcnn_jax.models.heads.mlp_mask import MLPMaskHeadConfig
 from mask_rcnn_jax.models.heads.point_rend import PointRendConfig
+from mask_rcnn_jax.models.heads.semantic import PanopticConfig, SemanticHeadConfig
 from mask_rcnn_jax.models.layers.norms import NormConfig
 from mask_rcnn_jax.models.losses import Mean
 from mask_rcnn_jax.models.networks import MaskRCNNConfig, Variables, abstract, init, networks
@@ -52,6 +53,7 @@ __all__ = [
     "MaskRCNNConfig",
     "Mean",
     "NormConfig",
+    "PanopticConfig",
     "PointRendConfig",
     "PoolerConfig",
     "ProposalSource",
@@ -60,6 +62,7 @@ __all__ = [
     "ResNetConfig",
     "RoIPoolConfig",
     "RoIPoolerConfig",
+    "SemanticHeadConfig",
     "SimplePyramidConfig",
     "SoftNMSConfig",
     "SwinConfig",

@@ -12,6 +12,7 @@ from mask_rcnn_jax.models.heads.cascade import CascadeConfig
 from mask_rcnn_jax.models.heads.keypoint import KeypointHeadConfig
 from mask_rcnn_jax.models.heads.mask import MaskHeadConfig
 from mask_rcnn_jax.models.heads.point_rend import PointRendConfig
+from mask_rcnn_jax.models.heads.semantic import SemanticHeadConfig
 from mask_rcnn_jax.models.networks import MaskRCNNConfig
 from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolConfig, RoIPoolerConfig, WarpConfig
 from mask_rcnn_jax.models.proposals.given import GivenProposalsConfig
@@ -134,6 +135,11 @@ def vitdet(vit: ViTConfig, num_classes: int = 80) -> MaskRCNNConfig:
         pixel_std=(58.395, 57.12, 57.375),
         channel_order="rgb",
     )
+
+
+def panoptic_fpn(config: MaskRCNNConfig, num_stuff: int = 53) -> MaskRCNNConfig:
+    """The model with a head for `num_stuff` kinds of stuff on the whole image (panoptic_fpn_R_50)."""
+    return replace(config, heads=(*config.heads, SemanticHeadConfig(num_kinds=num_stuff + 1)))
 
 
 def _rpn_on(feature: str) -> RPNConfig:

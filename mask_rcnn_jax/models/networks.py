@@ -238,8 +238,10 @@ def _check_names(config: MaskRCNNConfig) -> None:
             raise ValueError(f"heads: the name of {own}, {name}, is that of another part of the model; give it another")
         if name in names:
             raise ValueError(f"heads: {names[name]} and {own} are both named {name}; give one another name")
-        if head.needs not in (None, "masks", "keypoints"):
-            raise ValueError(f"heads: {own}.needs is {head.needs!r}, and may be 'masks', 'keypoints' or None")
+        if head.needs not in (None, "masks", "keypoints", "semantic"):
+            raise ValueError(
+                f"heads: {own}.needs is {head.needs!r}, and may be 'masks', 'keypoints', 'semantic' or None"
+            )
         names[name] = own
     parts = ("backbone", "rpn", "trunk", "box_head", "mask_head", "keypoint_head", *names)
     if unknown := [name for name in config.remat if name not in parts]:

@@ -1,7 +1,7 @@
 """Weights trained elsewhere, under this project's names."""
 
 from mask_rcnn_jax.pretrained.architecture import assumptions, count_classes, describe, find_source, infer
-from mask_rcnn_jax.pretrained.classes import Classes, numbered_classes, published_classes
+from mask_rcnn_jax.pretrained.classes import Classes, numbered_classes, published_classes, published_stuff
 from mask_rcnn_jax.pretrained.convert import Report, Source, convert, load_resnet, transplant
 from mask_rcnn_jax.pretrained.files import read_tensors
 from mask_rcnn_jax.pretrained.rows import ByName, match
@@ -26,6 +26,7 @@ __all__ = [
     "match",
     "numbered_classes",
     "published_classes",
+    "published_stuff",
     "read_tensors",
     "square_side",
     "transplant",

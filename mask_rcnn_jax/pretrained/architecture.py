@@ -22,6 +22,7 @@ from mask_rcnn_jax.models import (
     PointRendConfig,
     ResNetConfig,
     RPNConfig,
+    SemanticHeadConfig,
     SimplePyramidConfig,
     VGGConfig,
     ViTConfig,
@@ -99,6 +100,7 @@ def describe(config: MaskRCNNConfig) -> str:
         "cascade": config.cascade,
         "masks": config.mask_head,
         "keypoints": config.keypoint_head,
+        "stuff": config.heads or None,
     }
     present = "".join(f", {head}" for head, settings in heads.items() if settings is not None)
     classes = f"{config.num_classes} classes" if config.num_classes > 1 else "one class"
@@ -221,6 +223,8 @@ def _with_heads(config: MaskRCNNConfig, shapes: Shapes, norm: NormConfig) -> Mas
             channels=channels,
         )
         config = replace(config, keypoint_head=head, num_classes=shapes[_CLASSES][0] - 1)
+    if "semantic_head/predictor/bias" in shapes:
+        config = replace(config, heads=(_semantic(shapes),))
     if "cascade/stage2/class_logits/kernel" in shapes:
         config = architectures.cascade(config)
     elif _shape(shapes, "box_head/box_deltas/bias")[0] == 4 and config.num_classes > 1:
@@ -239,6 +243,20 @@ def _point_rend(shapes: Shapes, num_classes: int) -> PointRendConfig:
         coarse_size=math.isqrt(outputs // num_classes),
         num_point_fcs=_count(shapes, f"{points}fc"),
         point_channels=_shape(shapes, f"{points}fc1/kernel")[0],
+    )
+
+
+def _semantic(shapes: Shapes) -> SemanticHeadConfig:
+    """The head for stuff; group norm has the usual number of groups."""
+    prefix, suffix = "semantic_head/", "_conv1/conv/kernel"
+    levels = [path for path in shapes if path.startswith(prefix) and path.endswith(suffix)]
+    if not levels:
+        raise UserError("its semantic head has no convolutions, so it is no Panoptic FPN that this project knows")
+    return SemanticHeadConfig(
+        features=tuple(sorted(path.removeprefix(prefix).removesuffix(suffix) for path in levels)),
+        num_kinds=_shape(shapes, f"{prefix}predictor/bias")[0],
+        channels=shapes[levels[0]][0],
+        norm=NormConfig(kind="group_norm" if levels[0].replace("conv/kernel", "norm/scale") in shapes else "none"),
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mask_rcnn_jax.models import MaskRCNNConfig
+from mask_rcnn_jax.models import MaskRCNNConfig, SemanticHeadConfig
 from mask_rcnn_jax.pretrained.convert import Source
 
 _COCO = """
@@ -16,10 +16,24 @@ _COCO = """
 76 keyboard, 77 cell phone, 78 microwave, 79 oven, 80 toaster, 81 sink, 82 refrigerator, 84 book, 85 clock,
 86 vase, 87 scissors, 88 teddy bear, 89 hair drier, 90 toothbrush
 """
-_NAMES = {
-    int(number): name
-    for number, _, name in (item.partition(" ") for item in _COCO.replace("\n", " ").strip().split(", "))
-}
+_COCO_STUFF = """
+92 banner, 93 blanket, 95 bridge, 100 cardboard, 107 counter, 109 curtain, 112 door-stuff, 118 floor-wood,
+119 flower, 122 fruit, 125 gravel, 128 house, 130 light, 133 mirror-stuff, 138 net, 141 pillow, 144 platform,
+145 playingfield, 147 railroad, 148 river, 149 road, 151 roof, 154 sand, 155 sea, 156 shelf, 159 snow, 161 stairs,
+166 tent, 168 towel, 171 wall-brick, 175 wall-stone, 176 wall-tile, 177 wall-wood, 178 water-other,
+180 window-blind, 181 window-other, 184 tree-merged, 185 fence-merged, 186 ceiling-merged, 187 sky-other-merged,
+188 cabinet-merged, 189 table-merged, 190 floor-other-merged, 191 pavement-merged, 192 mountain-merged,
+193 grass-merged, 194 dirt-merged, 195 paper-merged, 196 food-other-merged, 197 building-other-merged,
+198 rock-merged, 199 wall-other-merged, 200 rug-merged
+"""
+
+
+def _listed(text: str) -> dict[int, str]:
+    items = (item.partition(" ") for item in text.replace("\n", " ").strip().split(", "))
+    return {int(number): name for number, _, name in items}
+
+
+_NAMES, _STUFF = _listed(_COCO), _listed(_COCO_STUFF)
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,15 @@ def published_classes(config: MaskRCNNConfig, source: Source) -> Classes | None:
     if source == "detectron2" and config.num_classes == len(_NAMES):
         return Classes(tuple(_NAMES.values()), tuple(_NAMES))
     return None
+
+
+def published_stuff(config: MaskRCNNConfig, source: Source) -> Classes | None:
+    """Return the kinds of stuff of published weights, which are those of COCO's panoptic annotations; None where there
+    are more or fewer, or none.
+    """
+    counts = [head.num_kinds for head in config.heads if isinstance(head, SemanticHeadConfig)]
+    known = source == "detectron2" and counts == [len(_STUFF) + 1]
+    return Classes(tuple(_STUFF.values()), tuple(_STUFF)) if known else None
 
 
 def numbered_classes(count: int) -> Classes:

@@ -31,6 +31,7 @@ TABLES: Mapping[str, Table] = {"torchvision": torchvision.TABLE, "detectron2": d
 _PREDICTORS = re.compile(
     r"(box_head|cascade/stage\d)/(class_logits|box_deltas)/\w+|mask_head/(point_head/)?predictor_\w+"
     r"|mask_head/(coarse_head/)?prediction/\w+|mask_head/point_head/fc\d/kernel|keypoint_head/deconv/\w+"
+    r"|semantic_head/predictor/\w+"
 )
 Side = Callable[[str], int]  # of a grid of features, by the path of the layer that has it flattened
 _ALWAYS_THERE = (

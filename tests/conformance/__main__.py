@@ -43,9 +43,10 @@ with {versions}.
   have an eighth of the channels.
 - **detectron2** is compared with its recorded outputs, of narrow models that were made in the same way;
   *fast_rcnn/roialign* has the weights and the features of *fast_rcnn*, and the same proposals. The normalised images
-  of *fast_rcnn*, *pointrend* and *vitdet* are not recorded: their input is compared with NumPy's.
+  of *fast_rcnn*, *pointrend*, *panoptic_fpn* and *vitdet* are not recorded: their input is compared with NumPy's.
 - *Training, every sample*, is a pass in which both samplers keep all there is, so that every level of a pyramid has a
   gradient.
+- Segments of *panoptic_fpn* are compared in their order, and pixel by pixel.
 - PointRend's points of a subdivision are compared as sets; the logits at points, those that the reference chose, stay
   within the others' bound or the reference's own difference between float32 and float64.
 - *relative* is relative to the reference tensor's largest value; *of the norm* compares the norm of a gradient's

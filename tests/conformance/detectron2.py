@@ -30,7 +30,7 @@ from mask_rcnn_jax.models.rcnn import context_of, detect_from_features, normaliz
 from mask_rcnn_jax.ops import decode_keypoints
 from mask_rcnn_jax.pretrained import convert
 from mask_rcnn_jax.structures import PaddedDetections, Proposals
-from tests.conformance import point_rend, vitdet
+from tests.conformance import panoptic, point_rend, vitdet
 from tests.conformance.golden import IMAGES, Golden, config, nhwc
 from tests.conformance.rows import (
     Boxes,
@@ -57,6 +57,7 @@ def stages_of(name: str) -> tuple[str, ...]:
     """The stages of a recorded model that are compared."""
     absent = {"backbone_rows"} if "/" in name else set()  # a variant has the features of the model beside it
     absent |= set() if isinstance(config(name).rpn, RPNConfig) else {"rpn_rows"}
+    absent |= set() if config(name).heads else {"panoptic_rows"}
     return tuple(stage for stage in STAGES if stage not in absent)
 
 
@@ -241,6 +242,8 @@ def end_to_end_rows(golden: Golden) -> Iterator[Row]:
         own = compare_boxes(_detection_pairs(golden, others)).scores
     for row in box_rows(golden.name, "end to end", _detection_pairs(golden, found)):
         yield replace(row, bound=max(row.bound, own)) if row.quantity == "scores of matched boxes" else row
+    if golden.config.heads:
+        yield from panoptic.end_to_end_rows(golden, found)
 
 
 def _detection_pairs(golden: Golden, found: PaddedDetections) -> list[tuple[Boxes, Boxes]]:
@@ -257,7 +260,8 @@ def _detection_pairs(golden: Golden, found: PaddedDetections) -> list[tuple[Boxe
 
 
 STAGES = {
-    function.__name__: function for function in (backbone_rows, rpn_rows, box_rows_of, head_rows, end_to_end_rows)
+    function.__name__: function
+    for function in (backbone_rows, rpn_rows, box_rows_of, head_rows, panoptic.panoptic_rows, end_to_end_rows)
 }
 
 LOSSES = {
@@ -268,6 +272,7 @@ LOSSES = {
     "loss_keypoint": "keypoint",
     "loss_rpn_cls": "rpn_objectness",
     "loss_rpn_loc": "rpn_box",
+    "loss_sem_seg": "semantic",
 } | {
     f"{name}_stage{i}": f"{ours}{f'_stage{i + 1}' * (i > 0)}"
     for i in range(3)

@@ -22,12 +22,13 @@ from mask_rcnn_jax.models import (
     PoolerConfig,
     ResNetConfig,
     RPNConfig,
+    SemanticHeadConfig,
     SimplePyramidConfig,
     ViTConfig,
     architectures,
 )
 from mask_rcnn_jax.pretrained import convert
-from mask_rcnn_jax.structures import Batch, GroundTruth, Proposals
+from mask_rcnn_jax.structures import IGNORED, Batch, GroundTruth, Proposals
 from tests.conformance.torch_resnet import TorchBackbone
 
 NAMES = (
@@ -40,6 +41,7 @@ NAMES = (
     "pointrend",
     "fast_rcnn",
     "fast_rcnn/roialign",
+    "panoptic_fpn",
     "vitdet",
 )
 IMAGES = (0, 1)
@@ -179,9 +181,18 @@ class Golden:
             if keypoints is not None:
                 keypoints[i, :count] = self[f"gt_keypoints_{i}"]
         regions = np.broadcast_to(np.array([0, 0, width, height], np.float32), boxes.shape)
-        truth = GroundTruth(boxes, classes, masks, valid, keypoints, regions)
+        truth = GroundTruth(boxes, classes, masks, valid, keypoints, regions, self._semantic((height, width)))
         batch = Batch(self.images, self.sizes, truth, np.arange(2, dtype=np.int32), self.given)
         return jax.tree.map(jnp.asarray, batch)
+
+    def _semantic(self, padded_size: tuple[int, int]) -> np.ndarray | None:
+        """The kind of stuff at each pixel of both images, padding ignored."""
+        if "gt_sem_seg_0" not in self.tensors:
+            return None
+        labels = np.full((len(IMAGES), *padded_size), IGNORED, np.uint8)
+        for i, of_image in enumerate(self.of_images("gt_sem_seg")):
+            labels[i, : of_image.shape[0], : of_image.shape[1]] = of_image
+        return labels
 
 
 def config(name: str) -> MaskRCNNConfig:
@@ -192,6 +203,8 @@ def config(name: str) -> MaskRCNNConfig:
         return _point_rend()
     if name.startswith("fast_rcnn"):
         return _fast_rcnn(PoolerConfig(aligned=False) if name.endswith("roialign") else None)
+    if name == "panoptic_fpn":
+        return _panoptic_fpn()
     resnet = ResNetConfig(width=8, stem_width=16)
     if name == "x101_fpn":
         resnet = replace(resnet, depth=101, groups=4, width_per_group=4, stride_in_1x1=False)
@@ -237,6 +250,18 @@ def _vitdet() -> MaskRCNNConfig:
         rpn=replace(model.rpn, pre_nms_train=800, pre_nms_test=500, post_nms_train=300, post_nms_test=200),
         box_head=replace(model.box_head, conv_channels=16, fc_channels=48, samples=128, max_detections=50),
         mask_head=replace(model.mask_head, channels=16),
+    )
+
+
+def _panoptic_fpn() -> MaskRCNNConfig:
+    backbone = FPNConfig(bottom_up=ResNetConfig(width=4, stem_width=8), channels=16)
+    model = MaskRCNNConfig(num_classes=12, backbone=backbone)
+    return replace(
+        model,
+        rpn=replace(model.rpn, pre_nms_train=800, pre_nms_test=500, post_nms_train=300, post_nms_test=200),
+        box_head=replace(model.box_head, fc_channels=48, samples=128, max_detections=50),
+        mask_head=model.mask_head and replace(model.mask_head, channels=16),
+        heads=(SemanticHeadConfig(num_kinds=8, channels=64),),
     )
 
 

@@ -21,6 +21,7 @@ OF_ITS_OWN = {
     "pointrend": ("head_rows",),
     "fast_rcnn": ("head_rows",),
     "fast_rcnn/roialign": (),
+    "panoptic_fpn": ("panoptic_rows",),
     "vitdet": ("backbone_rows",),
 }
 MEMBERS = tuple(name for name in OF_ITS_OWN if OF_ITS_OWN[name])  # in a file of their own, as another worker's

@@ -45,7 +45,8 @@ def strict(text: str) -> object:
 
 @pytest.mark.parametrize("which", [np.array([2, 0]), np.array([True, False, True, False]), np.zeros(0, int)])
 def test_take_forgets_no_field(which) -> None:
-    found = replace(own(), keypoints=some(keypoints=True).keypoints)
+    stuff = np.ones((HEIGHT, WIDTH), np.uint8)
+    found = replace(own(), keypoints=some(keypoints=True).keypoints, stuff=stuff)
     taken = found.take(which)
     for name in ("boxes", "scores", "classes", "keypoints"):
         np.testing.assert_array_equal(getattr(taken, name), getattr(found, name)[which])
@@ -53,8 +54,9 @@ def test_take_forgets_no_field(which) -> None:
     for name, values in taken.extras.items():
         np.testing.assert_array_equal(values, EXTRAS[name][which])
     assert taken.maps is found.maps
+    assert taken.stuff is stuff
     known = {"height", "width", "boxes", "scores", "classes", "class_names", "rles", "keypoints", "path"}
-    assert {field.name for field in fields(found)} == known | {"extras", "maps"}, "say what take does with it"
+    assert {field.name for field in fields(found)} == known | {"extras", "maps", "stuff"}, "say what take does with it"
 
 
 def test_to_coco_results_and_back() -> None:

@@ -182,7 +182,7 @@ class NeedyConfig(OddConfig):
     [
         (OddConfig(), r"heads is a tuple of configurations of heads, such as \(FillConfig\(\),\), not OddConfig"),
         ((NamelessConfig(),), r"NamelessConfig has no name; give it one"),
-        ((NeedyConfig(),), r"NeedyConfig\.needs is 'mask', and may be 'masks', 'keypoints' or None"),
+        ((NeedyConfig(),), r"NeedyConfig\.needs is 'mask', and may be 'masks', 'keypoints', 'semantic' or None"),
     ],
 )
 def test_heads_are_checked_when_they_are_configured(heads, message):

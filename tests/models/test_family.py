@@ -18,6 +18,7 @@ from mask_rcnn_jax.models import (
     MaskRCNNConfig,
     NormConfig,
     ResNetConfig,
+    SemanticHeadConfig,
     SimplePyramidConfig,
     VGGConfig,
     ViTConfig,
@@ -26,7 +27,7 @@ from mask_rcnn_jax.models import (
     init,
     torchvision_v2,
 )
-from mask_rcnn_jax.structures import Batch
+from mask_rcnn_jax.structures import IGNORED, Batch
 from mask_rcnn_jax.training import ExperimentConfig, SGDConfig
 from tests.stepping import take_steps
 from tests.tiny import one_map_model, tiny_batch, tiny_experiment, tiny_model
@@ -72,13 +73,14 @@ def on_c5() -> MaskRCNNConfig:
 
 
 def with_batch_norm() -> MaskRCNNConfig:
-    """On one map, with all heads and every place of a batch norm but a pyramid's."""
+    """On one map, with all heads, that for stuff among them, and every place of a batch norm but a pyramid's."""
     norm, one_map = NormConfig(kind="batch_norm"), one_map_model()
     config = replace(
         one_map,
         backbone=replace(one_map.backbone, norm=norm),
         box_head=replace(one_map.box_head, num_convs=1, conv_channels=8, norm=norm),
         mask_head=replace(one_map.mask_head, norm=norm),
+        heads=(SemanticHeadConfig(features=("res3",), num_kinds=3, channels=8, norm=norm),),
     )
     return with_keypoints(config)
 
@@ -117,7 +119,11 @@ def batch_of(size: int) -> Batch:
     places = np.stack([corners, centre, np.zeros_like(centre)], axis=2)
     seen = truth.valid[..., None] * np.array([1.0, 2.0, 0.0])
     keypoints = np.concatenate([places, seen[..., None]], axis=-1).astype(np.float32)
-    return replace(batch, ground_truth=replace(truth, keypoints=keypoints))
+    # Kinds by brightness; a part of the image is ignored, a larger one in the second.
+    stuff = (batch.images.sum(axis=-1) // 300).astype(np.uint8)
+    for row in range(size):
+        stuff[row, : 8 + 16 * row] = IGNORED
+    return replace(batch, ground_truth=replace(truth, keypoints=keypoints, semantic=stuff))
 
 
 SHARED = "batch norm"  # by two devices
@@ -156,6 +162,7 @@ def test_losses_are_finite_and_padded_slots_may_hold_anything(trained):
     name, state, history = trained
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, history)))
     assert history[0]["loss/mask"] > 0
+    assert ("loss/semantic" in history[0]) == bool(FAMILY[name].heads)
 
     def filled(batch: Batch) -> Batch:
         truth = batch.ground_truth
@@ -193,7 +200,7 @@ def test_two_devices_that_compute_networks_again_agree_with_one_that_does_not(tr
     statistics are of the whole batch, once.
     """
     _, one, history_of_one = trained
-    two, history = train(SHARED, devices=2, remat=("backbone", "rpn", "box_head", "mask_head", "keypoint_head"))
+    two, history = train(SHARED, devices=2, remat=("backbone", "rpn", "box_head", *FAMILY[SHARED].all_heads))
     # Sums over devices are of float32, as parameters and their gradients are.
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9 + 1e-6 * np.max(np.abs(a)))

@@ -55,6 +55,9 @@ _LAYERS = (
     (r"mask_head/coarse_head/reduce_channels", "roi_heads.mask_head.coarse_head.reduce_channel_dim_conv"),
     (r"mask_head/coarse_head/reduce_sides", "roi_heads.mask_head.coarse_head.reduce_spatial_dim_conv"),
     (r"mask_head/(coarse|point)_head/(fc\d|prediction|predictor)", "roi_heads.mask_head.{0}_head.{1}"),
+    (r"semantic_head/(p\d)_conv(\d)/conv", "sem_seg_head.{0}.{twice 1-1}"),
+    (r"semantic_head/(p\d)_conv(\d)/norm", "sem_seg_head.{0}.{twice 1-1}.norm"),
+    (r"semantic_head/predictor", "sem_seg_head.predictor"),
     (r"keypoint_head/conv(\d)/conv", "roi_heads.keypoint_head.conv_fcn{0}"),
     (r"keypoint_head/deconv", "roi_heads.keypoint_head.score_lowres"),
 )
@@ -102,6 +105,7 @@ def _name(path: str, leaves: Mapping[str, np.ndarray]) -> str:
         if match := re.fullmatch(pattern, layer):
             groups = match.groups()
             numbers = {f"{i}-1": int(group) - 1 for i, group in enumerate(groups) if group.isdigit()}
+            numbers |= {f"twice {key}": 2 * number for key, number in numbers.items()}
             if "{rpn0}" in name:
                 words["rpn0"] = f".conv{int(groups[0]) - 1}" if "rpn/conv2/conv/kernel" in leaves else ""
             for key, value in (words | numbers).items():

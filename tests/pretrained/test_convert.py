@@ -20,6 +20,7 @@ from mask_rcnn_jax.models import (
     PointRendConfig,
     ResNetConfig,
     RPNConfig,
+    SemanticHeadConfig,
     architectures,
     init,
 )
@@ -90,6 +91,7 @@ CONFIGS = {
         FPN, mask_head=PointRendConfig(coarse_channels=12, coarse_fc_channels=20, point_channels=14, num_point_fcs=2)
     ),
     "fast": replace(architectures.fast_rcnn(FPN), box_head=FPN.box_head),
+    "panoptic": replace(FPN, heads=(SemanticHeadConfig(num_kinds=4, channels=32),)),
 }
 
 
@@ -105,7 +107,9 @@ def test_detectron2_names_are_undone_and_tell_the_configuration(config):
     jax.tree.map(np.testing.assert_array_equal, converted, variables)
 
 
-@pytest.mark.parametrize("name", ["fpn", "c4", "dc5", "x101_fpn", "cascade", "keypoint", "pointrend", "fast_rcnn"])
+@pytest.mark.parametrize(
+    "name", ["fpn", "c4", "dc5", "x101_fpn", "cascade", "keypoint", "pointrend", "fast_rcnn", "panoptic_fpn"]
+)
 def test_reference_weights_of_detectron2_leave_nothing_over(shared, name):
     tensors = read_tensors(shared / "golden" / "detectron2" / f"{name}.safetensors")
     weights = {key.removeprefix("weights/"): tensors[key] for key in tensors if key.startswith("weights/")}

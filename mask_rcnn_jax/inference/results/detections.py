@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from mask_rcnn_jax.data import to_rle
 from mask_rcnn_jax.data.records.entries import shown
@@ -41,6 +41,8 @@ class Detections:
     # of a row or column may reach beyond it.
     extras: Mapping[str, Shaped[np.ndarray, "n ..."]] = field(default_factory=dict)
     maps: Mapping[str, Shaped[np.ndarray, "h w ..."]] = field(default_factory=dict)
+    # What each pixel shows: 0 a thing, 1.. a kind of stuff; None for a model without a semantic head
+    stuff: UInt8[np.ndarray, "H W"] | None = None
 
     def __post_init__(self) -> None:
         check_value_names([*self.extras, *self.maps])

@@ -57,7 +57,9 @@ class HeadConfig(abc.ABC):
     """Settings of a head. Whatever derives from this class may stand among a model's `heads`."""
 
     name: ClassVar[str]  # of its variables in checkpoints, and in `remat`
-    needs: ClassVar[Literal["masks", "keypoints"] | None] = None  # of the annotations, besides boxes and classes
+    needs: ClassVar[Literal["masks", "keypoints", "semantic"] | None] = (
+        None  # of the annotations, besides boxes and classes
+    )
     # True trains it on the boxes that the box heads make of the RoIs, unclipped, in place of the RoIs' own.
     on_predicted_boxes: ClassVar[bool] = False
 

@@ -42,6 +42,13 @@ _POINT_REND = (
     Row(rf"{_POINTS}\.predictor", "mask_head/point_head/predictor", MASK_PREDICTOR),
 )
 
+# Panoptic FPN's: norms and activations have no number of their own, and layers are followed by one that doubles.
+_SEMANTIC = tuple(
+    Row(rf"sem_seg_head\.(p\d)\.{2 * number}{suffix}", f"semantic_head/{{0}}_conv{number + 1}/{part}", layout)
+    for number in range(4)
+    for suffix, part, layout in (("", "conv", CONV), (r"\.norm", "norm", NORM))
+)
+
 TABLE = Table(
     rows=(
         *detectron2_rows(r"backbone\.bottom_up\.", "backbone/bottom_up/"),
@@ -63,6 +70,8 @@ TABLE = Table(
         Row(r"roi_heads\.mask_head\.deconv", "mask_head/deconv", DECONV),
         Row(r"roi_heads\.mask_head\.predictor", "mask_head/predictor", MASK_PREDICTOR),
         *_POINT_REND,
+        *_SEMANTIC,
+        Row(r"sem_seg_head\.predictor", "semantic_head/predictor", CONV),
         Row(r"roi_heads\.keypoint_head\.conv_fcn(\d)", "keypoint_head/conv{0}/conv", CONV),
         Row(r"roi_heads\.keypoint_head\.score_lowres", "keypoint_head/deconv", DECONV),
     ),
