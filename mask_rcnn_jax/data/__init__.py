@@ -10,6 +10,7 @@ from mask_rcnn_jax.data.proposals.files import write_proposals
 from mask_rcnn_jax.data.records import BoxProposals, CocoDataset, Record
 from mask_rcnn_jax.data.records.fingerprint import fingerprint
 from mask_rcnn_jax.data.records.masks import Segmentation, coverage, to_rle
+from mask_rcnn_jax.data.semantic.labels import read_kinds, read_numbers
 from mask_rcnn_jax.data.sources.base import SourceConfig
 from mask_rcnn_jax.data.sources.coco import CocoConfig, coco_dataset, load_coco
 from mask_rcnn_jax.data.sources.folder import image_folder
@@ -48,6 +49,8 @@ __all__ = [
     "load_split",
     "plan_batches",
     "read_image",
+    "read_kinds",
+    "read_numbers",
     "repeat_factors",
     "resize",
     "resized_size",

@@ -14,7 +14,7 @@ from mask_rcnn_jax.data import (
 from mask_rcnn_jax.data.augment.keypoint_flips import describe_flips, mirrored
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import keypoint_sigmas
-from mask_rcnn_jax.models import GivenProposalsConfig, RPNConfig
+from mask_rcnn_jax.models import GivenProposalsConfig, RPNConfig, SemanticHeadConfig
 from mask_rcnn_jax.training.config import ExperimentConfig
 
 
@@ -25,6 +25,8 @@ def load_datasets(config: ExperimentConfig) -> dict[str, CocoDataset]:
     train_set, val_set = load_split(config.data, source.train_split), load_split(config.data, source.val_split)
     if (train_set.categories, train_set.class_names) != (val_set.categories, val_set.class_names):
         raise UserError(f"{train_set.annotation_file} and {val_set.annotation_file} have different categories")
+    if (train_set.stuff_names, train_set.stuff_categories) != (val_set.stuff_names, val_set.stuff_categories):
+        raise UserError(f"{train_set.annotation_file} and {val_set.annotation_file} have different kinds of stuff")
     if len(train_set.class_names) != config.model.num_classes:
         raise UserError(
             f"{train_set.annotation_file} has {len(train_set.class_names)} categories but model.num_classes is"
@@ -85,6 +87,17 @@ def _check_needs(config: ExperimentConfig, train_set: CocoDataset) -> None:
             raise UserError(
                 f"{train_set.annotation_file} names no keypoints, from which {head.name} learns; name them in its"
                 f" category, or take {head.name} out of model.heads"
+            )
+        if head.needs == "semantic" and not train_set.stuff_names:
+            raise UserError(
+                f"{train_set.annotation_file} comes without labels of pixels, from which {head.name} learns; name them"
+                f" by data.source.panoptic_file, or take {head.name} out of model.heads"
+            )
+        if isinstance(head, SemanticHeadConfig) and head.num_kinds != len(train_set.stuff_names) + 1:
+            key, found = f"model.heads[{config.model.heads.index(head)}].num_kinds", len(train_set.stuff_names) + 1
+            raise UserError(
+                f"{train_set.annotation_file} comes with {found - 1} kinds of stuff but {key} is {head.num_kinds}; add"
+                f" --set {key}={found}"
             )
 
 

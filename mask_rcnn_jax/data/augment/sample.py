@@ -71,6 +71,7 @@ class Sample:
     keypoints: Float[np.ndarray, "n J 3"]  # (x, y, visibility), zeros where not annotated; J is 0 without keypoints
     dropped: int = 0  # instances left out because there are more than slots
     proposals: BoxProposals | None = None  # None for a dataset without
+    semantic: UInt8[np.ndarray, "H W"] | None = None  # the kind at each pixel; None for a dataset without
 
     def select(self, rows: Int[np.ndarray, " m"]) -> "Sample":
         """The sample with these instances alone."""

@@ -1,14 +1,14 @@
 """Augmentation, step by step: each takes a sample, or a record to begin with, and draws from the generator handed in.
 
-Boxes, masks, keypoints and proposals follow the image through every step. Draws come in a fixed order and only for what
-the settings ask for, so that a setting that is off changes nothing for the others.
+Boxes, masks, keypoints, proposals and labels of pixels follow the image through every step. Draws come in a fixed order
+and only for what the settings ask for, so that a setting that is off changes nothing for the others.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 from PIL import Image, ImageEnhance
 
 from mask_rcnn_jax.data.augment import transforms
@@ -16,6 +16,8 @@ from mask_rcnn_jax.data.augment.sample import PlacedMask, Sample, Window, mask_o
 from mask_rcnn_jax.data.config import ColorJitterConfig, DataConfig, LargeScaleJitterConfig
 from mask_rcnn_jax.data.records import BoxProposals, Record
 from mask_rcnn_jax.data.records.masks import visible_box
+from mask_rcnn_jax.data.semantic.labels import read_kinds
+from mask_rcnn_jax.structures import IGNORED
 
 _PASTED = 0.5  # probability of each instance of the donor
 
@@ -93,7 +95,8 @@ def _sample(record: Record, size: tuple[int, int], window: Window, image: np.nda
     masks = tuple(PlacedMask(s, box / scale) for s, box in zip(segmentations, boxes, strict=True))
     boxes = boxes - np.array(window[:2] * 2, np.float32)
     proposals = resized_proposals(record, size, window)
-    return Sample(image, boxes, record.classes[kept], masks, keypoints, proposals=proposals)
+    semantic = resized_kinds(record, size, window, image.shape[:2])
+    return Sample(image, boxes, record.classes[kept], masks, keypoints, proposals=proposals, semantic=semantic)
 
 
 def resized_proposals(record: Record, size: tuple[int, int], window: Window) -> BoxProposals | None:
@@ -107,6 +110,24 @@ def resized_proposals(record: Record, size: tuple[int, int], window: Window) -> 
     kept = _has_area(boxes)
     corner = np.array(window[:2] * 2, np.float32)
     return BoxProposals(boxes[kept] - corner, record.proposals.scores[kept])
+
+
+def resized_kinds(
+    record: Record, size: tuple[int, int], window: Window, canvas: tuple[int, ...]
+) -> UInt8[np.ndarray, "H W"] | None:
+    """The kind at each pixel inside `window` of the image at `size`, in the corner of a `canvas` of ignored pixels.
+
+    Pixels are those that Pillow takes as the nearest. None where the record has no labels; `UserError` where they
+    cannot be read.
+    """
+    if record.semantic is None:
+        return None
+    height, width = size
+    resized = np.asarray(Image.fromarray(read_kinds(record)).resize((width, height), Image.Resampling.NEAREST))
+    seen = resized[window[1] : window[3], window[0] : window[2]]
+    kinds = np.full(canvas, IGNORED, np.uint8)
+    kinds[: seen.shape[0], : seen.shape[1]] = seen
+    return kinds
 
 
 def _scale(record: Record, size: tuple[int, int]) -> np.ndarray:
@@ -161,6 +182,7 @@ def flip_and_turn(
 ) -> Sample:
     """Mirrors and quarter-turns; in a mirror each keypoint is taken for the one at its place in `mirrored`."""
     image, masks, keypoints, proposals = sample.image, sample.masks, sample.keypoints, sample.proposals
+    kinds = sample.semantic
     boxes = sample.boxes if proposals is None else np.concatenate([sample.boxes, proposals.boxes])
     height, width = image.shape[:2]
     flip, vertical_flip, turn = rng.random(3) < (config.flip, config.vertical_flip, config.rotate90)
@@ -171,18 +193,22 @@ def flip_and_turn(
         image, masks = transforms.mirror(image), [mask.flipped() for mask in masks]
         boxes = transforms.flip_boxes(boxes, width)
         keypoints = transforms.flip_keypoints(keypoints, width, mirrored)
+        kinds = kinds if kinds is None else kinds[:, ::-1]
     if vertical_flip:
         image, masks = image[::-1], [mask.flipped().turned(2) for mask in masks]
         boxes = transforms.vertical_flip_boxes(boxes, height)
         keypoints = transforms.vertical_flip_keypoints(keypoints, height, mirrored)
+        kinds = kinds if kinds is None else kinds[::-1]
     if turns:
         image, masks = np.rot90(image, turns), [mask.turned(turns) for mask in masks]
         boxes = transforms.rotate_boxes(boxes, height, width, turns)
         keypoints = transforms.rotate_keypoints(keypoints, height, width, turns)
+        kinds = kinds if kinds is None else np.rot90(kinds, turns)
     boxes, proposed = boxes[: len(sample.boxes)], boxes[len(sample.boxes) :]
     if proposals is not None:
         proposals = replace(proposals, boxes=proposed)
-    return replace(sample, image=image, boxes=boxes, masks=tuple(masks), keypoints=keypoints, proposals=proposals)
+    sample = replace(sample, image=image, boxes=boxes, masks=tuple(masks), keypoints=keypoints)
+    return replace(sample, proposals=proposals, semantic=kinds)
 
 
 def copy_paste(

@@ -1,7 +1,8 @@
 """From a step of the plan to the arrays of its batch.
 
 `B` images on a canvas of `H W` pixels (one orientation a batch), `G` ground-truth slots, `C` side of a mask grid,
-`J` keypoints of an instance, `P` slots of proposals. Padding rows and slots hold zeros and are marked by `valid`.
+`J` keypoints of an instance, `P` slots of proposals. Padding rows and slots hold zeros and are marked by `valid`;
+labels of padding are `IGNORED`.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from mask_rcnn_jax.data.augment.steps import is_portrait, resized_proposals
 from mask_rcnn_jax.data.config import DataConfig
 from mask_rcnn_jax.data.records import BoxProposals, Record
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.structures import Batch, EvalBatch, GroundTruth, Proposals, TrainBatch
+from mask_rcnn_jax.structures import IGNORED, Batch, EvalBatch, GroundTruth, Proposals, TrainBatch
 
 OnBroken = Callable[[Record, UserError], None]
 
@@ -31,11 +32,11 @@ def on_portrait_canvas(records: Sequence[Record], config: DataConfig) -> Bool[np
     return np.array([is_portrait(record) and not square for record in records], bool)
 
 
-def bytes_of_row(config: DataConfig) -> int:
-    """Count the bytes of an image, its masks and its proposals in a training batch."""
+def bytes_of_row(config: DataConfig, labelled: bool = False) -> int:
+    """Count the bytes of an image, its masks, its proposals and, if `labelled`, its labels in a training batch."""
     pixels, cells = config.canvas[0] * config.canvas[1], config.max_instances * config.mask_crop**2
     proposals = 0 if config.proposals is None else config.proposals.slots * _BYTES_OF_PROPOSAL
-    return 3 * pixels * np.dtype(_pixel_type(config)).itemsize + cells + proposals
+    return 3 * pixels * np.dtype(_pixel_type(config)).itemsize + cells + proposals + pixels * labelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,7 @@ class TrainLoader:
         size, first = len(self.rows), self.records[int(self.plan[step, 0])]
         images, sizes, ids = _blank_images(first, self.config, size)
         dropped, replaced = np.zeros(size, np.int32), np.zeros(size, np.int32)
-        truth, proposals = self._no_instances(size), _no_proposals(first, self.config, size)
+        truth, proposals = self._no_instances(first, images.shape[:3]), _no_proposals(first, self.config, size)
         for row, global_row in enumerate(self.rows):
             record, sample, replaced[row] = self._sample(step, global_row)
             ids[row], dropped[row] = record.image_id, sample.dropped
@@ -67,11 +68,16 @@ class TrainLoader:
             if self.keypoint_names:
                 truth.keypoints[row, used] = sample.keypoints
             _place_proposals(sample.proposals, proposals, row)
+            if sample.semantic is not None:
+                height, width = sample.semantic.shape
+                truth.semantic[row, :height, :width] = sample.semantic
         index = np.array(self.rows, np.int32) + np.int32(step * self.plan.shape[1])
         inputs: Any = images, sizes, truth, index, proposals
         return TrainBatch(Batch(*inputs), ids, dropped, replaced)
 
-    def _no_instances(self, size: int) -> Any:
+    def _no_instances(self, first: Record, shape: tuple[int, ...]) -> Any:
+        """Empty slots for `shape`, (images, height, width), and ignored pixels where images have labels, as `first`."""
+        size, labelled = shape[0], first.semantic is not None
         slots, crop, keypoints = self.config.max_instances, self.config.mask_crop, len(self.keypoint_names)
         arrays: dict[str, Any] = {
             "boxes": np.zeros((size, slots, 4), np.float32),
@@ -79,6 +85,7 @@ class TrainLoader:
             "masks": np.zeros((size, slots, crop, crop), np.uint8),
             "valid": np.zeros((size, slots), bool),
             "keypoints": np.zeros((size, slots, keypoints, 3), np.float32) if keypoints else None,
+            "semantic": np.full(shape, IGNORED, np.uint8) if labelled else None,
         }
         return GroundTruth(**arrays)
 

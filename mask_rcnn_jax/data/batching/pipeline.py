@@ -35,8 +35,14 @@ _BATCHES_AHEAD = 2  # of each worker
 
 def trainable_records(dataset: CocoDataset, config: DataConfig) -> Sequence[Record]:
     """The records that training visits: those with an instance that is no crowd, or all with `keep_empty`, and with
-    `min_keypoints` annotated keypoints. Raises `UserError` where that leaves none.
+    `min_keypoints` annotated keypoints. Raises `UserError` where that leaves none, and for settings that the dataset
+    cannot be trained with.
     """
+    if config.copy_paste > 0 and dataset.stuff_names:
+        raise UserError(
+            f"{dataset.annotation_file} comes with labels of pixels, which copy-paste does not move; set"
+            " data.copy_paste to 0, or data.source.panoptic_file to none for a model without a semantic head"
+        )
     if config.min_keypoints > 0 and not dataset.keypoint_names:
         raise UserError(
             f"{dataset.annotation_file} names no keypoints but data.min_keypoints is {config.min_keypoints}; "
@@ -101,7 +107,7 @@ def train_batches(
     # Processes that load need no source, and may not know its class.
     config = replace(config, source=ShapesConfig())
     load = TrainLoader(records, portrait, dataset.keypoint_names, config, plan, seed, rows)
-    return _prefetched(load, steps, config.num_workers, share * bytes_of_row(config))
+    return _prefetched(load, steps, config.num_workers, share * bytes_of_row(config, bool(dataset.stuff_names)))
 
 
 def eval_batches(

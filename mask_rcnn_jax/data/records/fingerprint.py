@@ -10,9 +10,10 @@ import numpy as np
 
 from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.data.records.packed import PackedRecords, Selection, pack
-from mask_rcnn_jax.data.records.proposed import ProposedRecords
+from mask_rcnn_jax.data.records.proposed import LabelledRecords, ProposedRecords
 
-_PLACES = {"path", "first_path", "shards"}  # arrays that say where the images lie
+# Arrays that say where the images and their labels lie.
+_PLACES = {"path", "first_path", "shards", "names", "first_name"}
 
 
 def fingerprint(dataset: CocoDataset, with_proposals: bool = True) -> str:
@@ -24,19 +25,27 @@ def fingerprint(dataset: CocoDataset, with_proposals: bool = True) -> str:
     digest = hashlib.sha256()
     of_dataset = (dataset.class_names, dataset.categories, dataset.keypoint_names, dataset.weights, dataset.boxes_only)
     digest.update(json.dumps(of_dataset).encode())
+    if dataset.stuff_names:
+        digest.update(json.dumps((dataset.stuff_names, dataset.stuff_categories)).encode())
     records, rows = dataset.records, np.arange(len(dataset.records))
-    while isinstance(records, Selection | ProposedRecords):
+    while isinstance(records, Selection | ProposedRecords | LabelledRecords):
         if isinstance(records, ProposedRecords) and with_proposals:
             _update(digest, "proposals/", records.shared.arrays)
+        if isinstance(records, LabelledRecords):
+            _update(digest, "semantic/", _without_places(records.shared.arrays))
         if isinstance(records, Selection):
             rows = records.indices[rows]
         records = records.records
     if not isinstance(records, PackedRecords):
         records = pack(records)
-    _update(digest, "", {name: values for name, values in records.arrays.items() if name not in _PLACES})
+    _update(digest, "", _without_places(records.arrays))
     digest.update(rows.astype("<i8").tobytes())
     digest.update(b"\0".join(_names(records, rows)))
     return digest.hexdigest()
+
+
+def _without_places(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: values for name, values in arrays.items() if name not in _PLACES}
 
 
 def _update(digest: Any, prefix: str, arrays: Mapping[str, np.ndarray]) -> None:

@@ -30,6 +30,17 @@ class BoxProposals:
 
 
 @dataclass(frozen=True, eq=False)
+class SemanticLabels:
+    """Files that say what each pixel of an image shows: PNGs of the image's size."""
+
+    path: str  # of the numbers of segments
+    # (number, kind of stuff or 0 for a thing, class of a thing or -1, 1 for a crowd)
+    segments: Int[np.ndarray, "s 4"]
+    num_kinds: int  # of the dataset, with 0 for all things
+    kinds_path: str | None = None  # of the kinds themselves, made of the former
+
+
+@dataclass(frozen=True, eq=False)
 class Record:
     """One image with its usable annotations, in pixels of the original image as displayed (turned as EXIF says)."""
 
@@ -49,6 +60,7 @@ class Record:
     shard: ShardImage | None = None  # where the encoded image lies, if not in the file `path`
     source: int = 0  # which of the sources of a mixture it comes from
     proposals: BoxProposals | None = None  # None for a dataset without
+    semantic: SemanticLabels | None = None  # None for a dataset without
 
     def open(self) -> EncodedFile:
         """The encoded image as a file to read; OSError where there is none."""
@@ -67,6 +79,8 @@ class CocoDataset:
     skeleton: tuple[tuple[int, int], ...] = ()  # pairs of keypoints, from 0, that a picture joins by a line
     frequencies: tuple[str, ...] = ()  # LVIS: "r", "c" or "f" (rare, common, frequent) by class, else empty
     boxes_only: bool = False  # segmentations were not read: every mask is its box
+    stuff_names: tuple[str, ...] = ()  # of kinds 1, 2, ... of what is no thing; none without semantic labels
+    stuff_categories: tuple[int, ...] = ()  # category id of each of them
     weights: tuple[float, ...] = ()  # how often each source of a mixture is drawn; empty: every image as often
     problems: Counter[str] = field(default_factory=Counter)  # what is wrong -> how often
     examples: dict[str, str] = field(default_factory=dict)  # what is wrong -> the first case

@@ -9,10 +9,11 @@ from mask_rcnn_jax.data.records import CocoDataset, Record
 from mask_rcnn_jax.data.records.annotations import AnnotationReader
 from mask_rcnn_jax.data.records.entries import check_annotation, check_category, check_image, read_json, refusal
 from mask_rcnn_jax.data.records.packed import pack
+from mask_rcnn_jax.data.semantic.attach import with_semantic
 from mask_rcnn_jax.data.sources.base import SourceConfig
 from mask_rcnn_jax.disk.files import is_file, is_folder
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.ranges import Incidental
+from mask_rcnn_jax.ranges import AddedLater, Incidental
 
 __all__ = [
     "AnnotationFile",
@@ -33,6 +34,11 @@ class CocoConfig(SourceConfig):
 
     Annotations are `root/annotations/annotation_file`; images lie in `root/{split}/` or `root/images/{split}/`.
     Splits are free names, such as "train2017". COCO's own keypoints are in "person_keypoints_{split}.json".
+
+    For models with a semantic head `panoptic_file`, such as "panoptic_{split}.json", lists in COCO's panoptic format
+    what every pixel shows; it lies beside the annotations, and so does the folder of its PNG files, which has the same
+    name without suffix. `semantic_folder` is for training: "panoptic_stuff_{split}" below `root`, the PNG files that
+    Detectron2's `prepare_panoptic_fpn.py` makes of them (0 things, 1.. stuff, 255 ignored), which are faster to read.
     """
 
     root: Annotated[str, Incidental()] = "data/coco"
@@ -40,9 +46,20 @@ class CocoConfig(SourceConfig):
     val_split: str = "val"
     annotation_file: str = "instances_{split}.json"
     boxes_only: bool = False  # reads no segmentations: each mask is its box, for models without masks
+    panoptic_file: Annotated[str | None, AddedLater()] = None
+    semantic_folder: Annotated[str | None, AddedLater()] = None
+
+    def __post_init__(self) -> None:
+        if self.semantic_folder is not None and self.panoptic_file is None:
+            raise ValueError("semantic_folder holds kinds of stuff that panoptic_file names; set panoptic_file too")
 
     def load(self, split: str) -> CocoDataset:
-        return load_coco(self, split)
+        dataset = load_coco(self, split)
+        if self.panoptic_file is None:
+            return dataset
+        file = Path(self.root) / "annotations" / self.panoptic_file.replace("{split}", split)
+        folder = self.semantic_folder and Path(self.root) / self.semantic_folder.replace("{split}", split)
+        return with_semantic(dataset, file, folder or None)
 
 
 @dataclass(frozen=True, eq=False)

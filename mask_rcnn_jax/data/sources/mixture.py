@@ -82,6 +82,9 @@ def mix(datasets: Sequence[CocoDataset], weights: Sequence[float] = ()) -> CocoD
         # Frequencies are for evaluation, and each source has its own.
         frequencies=(),
         boxes_only=any(dataset.boxes_only for dataset in datasets),
+        # Kinds of stuff are matched by no name: a mixture has none.
+        stuff_names=(),
+        stuff_categories=(),
         weights=tuple(weights),
         problems=problems,
         examples=examples,

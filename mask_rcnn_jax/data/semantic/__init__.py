@@ -1,0 +1,1 @@
+"""Labels of every pixel of an image: COCO's panoptic annotations."""
