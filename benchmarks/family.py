@@ -54,6 +54,7 @@ def members() -> dict[str, MaskRCNNConfig]:
         "Cascade Mask R-CNN R50-FPN": architectures.cascade(r50),
         "Keypoint R-CNN R50-FPN": architectures.keypoints(r50),
         "PointRend R50-FPN": architectures.point_rend(r50),
+        "Panoptic FPN R50": architectures.panoptic_fpn(r50),
     }
 
 

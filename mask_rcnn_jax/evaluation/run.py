@@ -11,16 +11,17 @@ from mask_rcnn_jax import processes
 from mask_rcnn_jax.data import CocoDataset, DataConfig, eval_batches, leave_out
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.coco import EvaluationConfig
+from mask_rcnn_jax.evaluation.panoptic import PanopticCounter
 from mask_rcnn_jax.evaluation.score import gather_results, score_kinds
 from mask_rcnn_jax.inference import predict
-from mask_rcnn_jax.models import MaskRCNNConfig, Variables
+from mask_rcnn_jax.models import MaskRCNNConfig, SemanticHeadConfig, Variables
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
     """Metrics and detections of a model on a dataset."""
 
-    metrics: dict[str, float]  # by name, see `evaluation.coco` and `evaluation.lvis`
+    metrics: dict[str, float]  # by name, see `evaluation.coco`, `evaluation.lvis` and `evaluation.panoptic`
     results: list[dict[str, Any]]  # the detections, as in a COCO results file
     dataset: CocoDataset  # without the images that turned out unreadable
     left_out: tuple[str, ...] = ()  # a sentence for those, if there are any
@@ -38,8 +39,9 @@ def evaluate_model(
 
     `class_names` are the model's, where they may be more than the dataset's or in another order: classes are then the
     same by name, and detections of others are left out. Images that turn out unreadable are left out with their
-    annotations where `data.broken_images` is "skip": they count neither for the model nor against it. Raises UserError
-    when the model lacks some of the dataset's classes, or an image cannot be used, or none can.
+    annotations where `data.broken_images` is "skip": they count neither for the model nor against it. Where both have
+    kinds of stuff, panoptic quality is among the metrics. Raises UserError when the model lacks some of the dataset's
+    classes, or has another number of kinds of stuff, or an image or its labels cannot be used, or none can.
     """
     class_names = dataset.class_names if class_names is None else class_names
     if len(class_names) != model.num_classes:
@@ -48,6 +50,7 @@ def evaluate_model(
             " evaluate on annotations with the categories the model was trained on"
         )
     class_of = _same_by_name(class_names, dataset)
+    counter = _panoptic_counter(model, dataset)
     # Each process detects on its own devices in its share of the images.
     records = dataset.records[jax.process_index() :: jax.process_count()]
     devices = jax.local_device_count()
@@ -61,11 +64,25 @@ def evaluate_model(
     )
     try:
         predictions = predict(model, variables, batches, class_names=dataset.class_names, class_of=class_of)
-        results, kinds = gather_results(dataset, predictions)
+        results, kinds = gather_results(dataset, predictions if counter is None else counter.counted(predictions))
     finally:
         batches.close()
     readable, left_out = _without_broken(dataset, broken)
-    return EvaluationResult(score_kinds(readable, results, kinds, evaluation), results, readable, left_out)
+    metrics = score_kinds(readable, results, kinds, evaluation) | ({} if counter is None else counter.metrics())
+    return EvaluationResult(metrics, results, readable, left_out)
+
+
+def _panoptic_counter(model: MaskRCNNConfig, dataset: CocoDataset) -> PanopticCounter | None:
+    """Return what counts pixels and segments, where both the model and the dataset have them."""
+    heads = [head for head in model.heads if isinstance(head, SemanticHeadConfig)]
+    if not heads or not dataset.stuff_names:
+        return None
+    if heads[0].num_kinds != len(dataset.stuff_names) + 1:
+        raise UserError(
+            f"{dataset.annotation_file} comes with {len(dataset.stuff_names)} kinds of stuff but the model knows"
+            f" {heads[0].num_kinds - 1}; evaluate on labels with the kinds the model was trained on"
+        )
+    return PanopticCounter(dataset, heads[0].combine)
 
 
 def _without_broken(dataset: CocoDataset, broken: Mapping[int, str]) -> tuple[CocoDataset, tuple[str, ...]]:

@@ -7,7 +7,8 @@ _KINDS = ("bbox", "segm", "keypoints")
 
 
 def format_table(metrics: Mapping[str, float]) -> str:
-    """The metrics of `evaluation.evaluate`, a line for boxes and one for masks, keypoints below, then AP by class.
+    """The metrics of `evaluation.evaluate`, a line for boxes and one for masks, keypoints below, panoptic quality, then
+    AP by class.
 
     Undefined values are shown as "-"; a single class gets no line of its own.
     """
@@ -20,6 +21,7 @@ def format_table(metrics: Mapping[str, float]) -> str:
         if header not in lines:
             lines += ["", header] if lines else [header]
         lines.append(f"{kind:{label}}" + "".join(_value(metrics[f"{kind}/{name}"]) for name in names))
+    lines += _panoptic_lines(metrics)
     classes = [name.partition("/")[2] for name in _names(metrics, kinds[0]) if "/" in name] if kinds else []
     if len(classes) > 1:
         lines += ["", *_class_lines(metrics, kinds, classes)]
@@ -28,6 +30,19 @@ def format_table(metrics: Mapping[str, float]) -> str:
 
 def _names(metrics: Mapping[str, float], kind: str) -> list[str]:
     return [name.partition("/")[2] for name in metrics if name.startswith(f"{kind}/")]
+
+
+def _panoptic_lines(metrics: Mapping[str, float]) -> list[str]:
+    """Panoptic quality of all categories, of things and of stuff, and the mean IoU of kinds of stuff."""
+    lines: list[str] = []
+    if "panoptic/PQ" in metrics:
+        lines += ["", " " * 15 + "".join(f"{name:>7}" for name in ("PQ", "SQ", "RQ"))]
+        for suffix in ("", "_things", "_stuff"):
+            values = [_value(metrics[f"panoptic/{name}{suffix}"]) for name in ("PQ", "SQ", "RQ")]
+            lines.append(f"{f'panoptic{suffix}'.replace('_', ' '):15}" + "".join(values))
+    if "stuff/mIoU" in metrics:
+        lines += ["", f"{'stuff mIoU':15}" + _value(metrics["stuff/mIoU"])]
+    return lines
 
 
 def _class_lines(metrics: Mapping[str, float], kinds: list[str], classes: list[str]) -> list[str]:

@@ -24,10 +24,13 @@ from mask_rcnn_jax.disk.files import exists, is_folder
 from mask_rcnn_jax.disk.places import FOLDER, checkpoints_in, finished_steps, step_of
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.faults import damaged, familiar, fitting, readable, whole
+from mask_rcnn_jax.inference.results.panoptic import Stuff, stuff_of
 from mask_rcnn_jax.inference.stored import Damaged, check_readable, plainly_named, read_json, stored_shapes
 from mask_rcnn_jax.models import GivenProposalsConfig, MaskRCNNConfig, Variables, abstract
 
 EVALUATION = "evaluation.json"
+# Lists of the metadata and of what they are; those after the first two may be missing.
+_NAMES = {"class_names": str, "category_ids": int, "keypoint_names": str, "stuff_names": str, "stuff_ids": int}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Metadata:
     step: int = 0
     metrics: dict[str, float] | None = None
     keypoint_names: tuple[str, ...] = ()  # the dataset's; none where it has none, and in older checkpoints
+    stuff_names: tuple[str, ...] = ()  # of the kinds of stuff 1, 2, ...; none where they are not known
+    stuff_ids: tuple[int, ...] = ()  # the dataset's own id of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,13 @@ class Model:
     category_ids: tuple[int, ...]  # the dataset's own id of each class
     step: int
     keypoint_names: tuple[str, ...] = ()  # none where they are not known
+    stuff_names: tuple[str, ...] = ()  # of the kinds of stuff 1, 2, ...; none where they are not known
+    stuff_ids: tuple[int, ...] = ()  # the dataset's own id of each
+
+    @property
+    def stuff(self) -> Stuff:
+        """The kinds of stuff that the model tells apart."""
+        return stuff_of(self.config, self.stuff_names, self.stuff_ids, self.category_ids)
 
     @property
     def canvas_divisor(self) -> int:
@@ -91,7 +103,15 @@ def load_model(path: str | Path, which: str = "best", average: bool = False) -> 
     metadata = stored.metadata
     names = metadata.keypoint_names or _older_keypoint_names(stored.model, data)
     return Model(
-        stored.model, data, stored.variables, metadata.class_names, metadata.category_ids, metadata.step, names
+        stored.model,
+        data,
+        stored.variables,
+        metadata.class_names,
+        metadata.category_ids,
+        metadata.step,
+        names,
+        metadata.stuff_names,
+        metadata.stuff_ids,
     )
 
 
@@ -153,8 +173,8 @@ def _read(run: _Run, which: str, average: bool) -> StoredCheckpoint:
         metrics = stored_metrics(run.plain / str(step))
     with fitting(checkpoint):
         config = from_json(MaskRCNNConfig, stored["config"]["model"])
-    names, ids, keypoint_names = (tuple(stored[key]) for key in ("class_names", "category_ids", "keypoint_names"))
-    metadata = Metadata(names, ids, step, metrics, keypoint_names)
+    names, ids, *others = (tuple(stored[key]) for key in _NAMES)
+    metadata = Metadata(names, ids, step, metrics, *others)
     with whole(checkpoint):
         _check_names(config, metadata)
         variables = _variables(run, step, config, average)
@@ -192,6 +212,8 @@ def _check_names(model: MaskRCNNConfig, metadata: Metadata) -> None:
     ]
     if metadata.keypoint_names and model.keypoint_head is not None:
         counts += [("keypoint_names", metadata.keypoint_names, model.keypoint_head.num_keypoints)]
+    if len(metadata.stuff_names) != len(metadata.stuff_ids):
+        counts += [("stuff_ids", metadata.stuff_ids, len(metadata.stuff_names))]
     for key, found, expected in counts:
         if len(found) != expected:
             raise Damaged(f"{key} of the metadata are {len(found)}, and the model has {expected}")
@@ -263,8 +285,8 @@ def _metadata(checkpoint: Path, name: Path) -> dict[str, Any]:
             f"{name} is of another version (its metadata has no {', '.join(sorted(missing))}); load it with the one"
             " that wrote it"
         )
-    stored = {"keypoint_names": []} | stored
-    for key, kind in (("class_names", str), ("category_ids", int), ("keypoint_names", str)):
+    stored = {key: [] for key in _NAMES} | stored
+    for key, kind in _NAMES.items():
         if not isinstance(stored[key], list) or not all(type(value) is kind for value in stored[key]):
             raise Damaged(f"{key} of the metadata is no list of {kind.__name__}")
     return stored

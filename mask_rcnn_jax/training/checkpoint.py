@@ -82,6 +82,8 @@ class Checkpoints:
             "class_names": list(self._metadata.class_names),
             "category_ids": list(self._metadata.category_ids),
             "keypoint_names": list(self._metadata.keypoint_names),
+            "stuff_names": list(self._metadata.stuff_names),
+            "stuff_ids": list(self._metadata.stuff_ids),
             "step": step,
             "metrics": None,  # for the versions that look for them here
             "checksums": {item: _checksums(tree) for item, tree in arrays.items()},

@@ -29,6 +29,7 @@ from mask_rcnn_jax.pretrained import (
     match,
     numbered_classes,
     published_classes,
+    published_stuff,
     read_tensors,
     square_side,
 )
@@ -82,7 +83,11 @@ def import_weights(
     keypoint_names = _published_keypoints(config.model)
     with disk_faults(out, "the same command imports again"):
         claim(out, config)
-        with Checkpoints(out, config, Metadata(named.names, named.ids, keypoint_names=keypoint_names)) as checkpoints:
+        stuff = published_stuff(config.model, source) or Classes((), ())
+        metadata = Metadata(
+            named.names, named.ids, keypoint_names=keypoint_names, stuff_names=stuff.names, stuff_ids=stuff.ids
+        )
+        with Checkpoints(out, config, metadata) as checkpoints:
             checkpoints.save(TrainState(jnp.int32(0), variables, None))
     assumed = assumptions(config.model, source) if experiment is None else []
     if keypoint_names:
@@ -146,6 +151,8 @@ def _published(model: MaskRCNNConfig, source: Source) -> ExperimentConfig:
     coco = CocoConfig(root="data/coco", train_split="train2017", val_split="val2017")
     if model.keypoint_head is not None:
         coco = replace(coco, annotation_file="person_keypoints_{split}.json")
+    if any(head.needs == "semantic" for head in model.heads):
+        coco = replace(coco, panoptic_file="panoptic_{split}.json")
     square = square_side(model)
     data = DataConfig(
         source=coco,

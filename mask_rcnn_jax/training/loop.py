@@ -133,7 +133,13 @@ def _prepare(config: ExperimentConfig, workdir: Path) -> tuple[_Start, TrainStat
     datasets = load_datasets(config)
     data = processes.by_first(partial(check_data, workdir, datasets))
     train_set = datasets["train"]
-    metadata = Metadata(train_set.class_names, train_set.categories, keypoint_names=train_set.keypoint_names)
+    metadata = Metadata(
+        train_set.class_names,
+        train_set.categories,
+        keypoint_names=train_set.keypoint_names,
+        stuff_names=train_set.stuff_names,
+        stuff_ids=train_set.stuff_categories,
+    )
     state, about_weights = first_state(config, workdir, mesh, metadata)
     told = [
         *map(describe, datasets.values()),

@@ -74,6 +74,7 @@ def test_a_run_in_the_current_folder_goes_before_a_name(tmp_path: Path, monkeypa
 def test_a_config_builds_on_another() -> None:
     from mask_rcnn_jax.configs import (
         coco_fast_rcnn_r50_fpn_1x,
+        coco_panoptic_fpn_r50_1x,
         coco_pointrend_r50_fpn_1x,
         coco_r50_fpn_1x,
         coco_r101_fpn_3x,
@@ -88,6 +89,8 @@ def test_a_config_builds_on_another() -> None:
         "data.source.boxes_only: False",
         "data.proposals: None",
     ]
+    found = differences(coco_r50_fpn_1x.get_config(), coco_panoptic_fpn_r50_1x.get_config())
+    assert [line.partition(":")[0] for line in found] == ["model.heads", "data.source.panoptic_file"]
     found = differences(coco_r50_fpn_1x.get_config(), coco_r101_fpn_3x.get_config())
     assert {line.partition(":")[0] for line in found} == {
         "model.backbone.bottom_up.depth",

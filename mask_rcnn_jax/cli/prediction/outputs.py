@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from mask_rcnn_jax.cli.prediction.tables import open_table
 from mask_rcnn_jax.disk.files import is_folder
 from mask_rcnn_jax.disk.output_folder import OutputFolder
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.inference import Detections
+from mask_rcnn_jax.inference import Detections, Stuff, panoptic_map
 from mask_rcnn_jax.inference.results.outputs import (
     COLUMNS,
     column_names,
@@ -26,6 +26,7 @@ from mask_rcnn_jax.inference.results.outputs import (
     table_rows,
     to_geojson,
 )
+from mask_rcnn_jax.inference.results.panoptic import to_coco_panoptic
 from mask_rcnn_jax.inference.results.semantic import semantic_map
 from mask_rcnn_jax.media.inputs import InputImage
 from mask_rcnn_jax.visualize import Instances, draw_instances
@@ -34,6 +35,7 @@ from mask_rcnn_jax.visualize.draw import DRAWN_KEYPOINT
 ReadImage = Callable[[], UInt8[np.ndarray, "H W 3"]]
 
 _JPEG = (".jpg", ".jpeg")
+_NO_STUFF = Stuff()
 _LABEL_LENGTH = 60  # characters of a class in a file's name, which file systems limit to 255 bytes
 
 
@@ -44,7 +46,7 @@ class Writer(Protocol):
     Leaving it by an exception, such as an OSError of `write`, leaves those out.
     """
 
-    def __init__(self, outputs: OutputFolder, category_ids: Sequence[int]) -> None: ...
+    def __init__(self, outputs: OutputFolder, category_ids: Sequence[int], stuff: Stuff = _NO_STUFF) -> None: ...
 
     @staticmethod
     def files(out: Path, image: InputImage) -> Iterable[Path]:
@@ -75,7 +77,7 @@ class _OneFileEach:
     folder = ""
     suffix = ""
 
-    def __init__(self, outputs: OutputFolder, category_ids: Sequence[int]) -> None:
+    def __init__(self, outputs: OutputFolder, category_ids: Sequence[int], stuff: Stuff = _NO_STUFF) -> None:
         self.place = outputs.root / self.folder
         self._outputs = outputs
 
@@ -85,11 +87,7 @@ class _OneFileEach:
 
     def save(self, name: str, write: Callable[[Path], object]) -> None:
         """Have `write` write the file `name` below `place`."""
-        try:
-            with self._outputs.replacing(self.place / name) as part:
-                write(part)
-        except OSError as error:
-            raise UserError(f"{self.place / name}: {error.strerror or error}") from None
+        _save(self._outputs, self.place / name, write)
 
     def remove_own(self, files: Iterable[Path]) -> None:
         """Remove those of `files` that an earlier run has written of an image of this name."""
@@ -105,6 +103,14 @@ class _OneFileEach:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         pass
+
+
+def _save(outputs: OutputFolder, file: Path, write: Callable[[Path], object]) -> None:
+    try:
+        with outputs.replacing(file) as part:
+            write(part)
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror or error}") from None
 
 
 class OverlayWriter(_OneFileEach):
@@ -187,9 +193,9 @@ class _OneFile:
 
     file = ""
 
-    def __init__(self, outputs: OutputFolder, category_ids: Sequence[int]) -> None:
+    def __init__(self, outputs: OutputFolder, category_ids: Sequence[int], stuff: Stuff = _NO_STUFF) -> None:
         self.place = outputs.root / self.file
-        self._outputs, self._ids, self._stack = outputs, category_ids, ExitStack()
+        self._outputs, self._ids, self._stuff, self._stack = outputs, category_ids, stuff, ExitStack()
 
     @classmethod
     def files(cls, out: Path, image: InputImage) -> Iterable[Path]:
@@ -251,19 +257,57 @@ class CocoWriter(_OneFile):
         self._file.write('{"annotations": [')
 
     def write(self, name: str, found: Detections, image: ReadImage) -> None:
+        number = self._add_image(name, found)
+        self._categories = [{"id": i, "name": n} for i, n in zip(self._ids, found.class_names, strict=True)]
+        for result, (mask, _) in zip(found.to_coco(number, self._ids), mask_windows(found), strict=True):
+            self._append({"id": self._count + 1} | result | {"area": int(mask.sum()), "iscrowd": 0})
+
+    def _add_image(self, name: str, found: Detections) -> int:
+        """Add an image, and return its id."""
         number = len(self._images) + 1
         entry = {"id": number, "file_name": found.path or name, "height": found.height, "width": found.width}
         self._images.append(entry)
-        self._categories = [{"id": i, "name": n} for i, n in zip(self._ids, found.class_names, strict=True)]
-        for result, (mask, _) in zip(found.to_coco(number, self._ids), mask_windows(found), strict=True):
-            # Written at once: the annotations of many images would fill the memory.
-            self._file.write(",\n" if self._count else "\n")
-            self._count += 1
-            self._file.write(json.dumps({"id": self._count} | result | {"area": int(mask.sum()), "iscrowd": 0}))
+        return number
+
+    def _append(self, annotation: Mapping[str, object]) -> None:
+        # Written at once: the annotations of many images would fill the memory.
+        self._file.write(",\n" if self._count else "\n")
+        self._count += 1
+        self._file.write(json.dumps(annotation))
 
     def _complete(self) -> None:
         rest = json.dumps({"images": self._images, "categories": self._categories})
         self._file.write(f"\n],\n{rest[1:]}\n")
+
+
+class PanopticWriter(CocoWriter):
+    """COCO's panoptic format: a PNG file for each image, whose colours number its segments, and one list of them all.
+
+    A model without a semantic head has segments of its instances alone.
+    """
+
+    file = "panoptic.json"
+    folder = "panoptic"
+
+    @classmethod
+    def files(cls, out: Path, image: InputImage) -> Iterable[Path]:
+        return [out / cls.file, out / cls.folder / f"{image.name}.png"]
+
+    def write(self, name: str, found: Detections, image: ReadImage) -> None:
+        if self._stuff.names and found.stuff is None:
+            raise UserError("its kinds of stuff are not put together from tiles; predict without --tile")
+        numbers, segments = panoptic_map(found, self._stuff.combine)
+        colours, entries = to_coco_panoptic(numbers, segments, self._ids, self._stuff.ids)
+        picture = Image.fromarray(colours)
+        _save(self._outputs, self.place.parent / self.folder / f"{name}.png", lambda part: picture.save(part, "PNG"))
+        named = [(self._ids, found.class_names), (self._stuff.ids, self._stuff.names)]
+        self._categories = [
+            {"id": id_, "name": of_id, "isthing": isthing}
+            for isthing, pair in zip((1, 0), named, strict=True)
+            for id_, of_id in zip(*pair, strict=True)
+        ]
+        image_id = self._add_image(name, found)
+        self._append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": entries})
 
 
 FORMATS: dict[str, type[Writer]] = {
@@ -272,6 +316,7 @@ FORMATS: dict[str, type[Writer]] = {
     "csv": TableWriter,
     "labels": LabelWriter,
     "semantic": SemanticWriter,
+    "panoptic": PanopticWriter,
     "geojson": GeoJsonWriter,
     "cutouts": CutoutWriter,
 }

@@ -218,7 +218,7 @@ def _predict_images(
     failures: list[str],
 ) -> tuple[int, list[Path]]:
     """Writes what is found in images; returns the number of instances, and where things were written."""
-    writers = [FORMATS[name](outputs, model.category_ids) for name in dict.fromkeys(formats)]
+    writers = [FORMATS[name](outputs, model.category_ids, model.stuff) for name in dict.fromkeys(formats)]
     with _writing(outputs.root), ExitStack() as stack:
         for writer in writers:
             stack.enter_context(writer)
