@@ -42,7 +42,8 @@ class ExportedModel:
     `boxes` [B, D, 4] (x1, y1, x2, y2) in pixels, `scores` and `classes` [B, D], and what the model has of `masks` (B, D
     probabilities inside the boxes, or bitmaps [B, D, H, W]) and `keypoints` [B, D, J, 3] (x, y, score). What heads of
     others find has their names: values of instances [B, D, ...], and maps over the resized image with its padding
-    [B, h, w, ...], of which `NAME_cells` [B, 2] are the (rows, columns) that the image touches.
+    [B, h, w, ...], of which `NAME_cells` [B, 2] are the (rows, columns) that the image touches; so are the logits of
+    kinds of stuff, `stuff`.
     """
 
     class_names: tuple[str, ...]
