@@ -25,7 +25,8 @@ def load_datasets(config: ExperimentConfig) -> dict[str, CocoDataset]:
     train_set, val_set = load_split(config.data, source.train_split), load_split(config.data, source.val_split)
     if (train_set.categories, train_set.class_names) != (val_set.categories, val_set.class_names):
         raise UserError(f"{train_set.annotation_file} and {val_set.annotation_file} have different categories")
-    if (train_set.stuff_names, train_set.stuff_categories) != (val_set.stuff_names, val_set.stuff_categories):
+    stuff, of_val = ((split.stuff_names, split.stuff_categories) for split in (train_set, val_set))
+    if train_set.stuff_names and stuff != of_val:
         raise UserError(f"{train_set.annotation_file} and {val_set.annotation_file} have different kinds of stuff")
     if len(train_set.class_names) != config.model.num_classes:
         raise UserError(
@@ -123,6 +124,8 @@ def describe(dataset: CocoDataset) -> str:
     proposals = [len(record.proposals.scores) for record in dataset.records if record.proposals is not None]
     if proposals:
         count += f", {sum(proposals)} proposals"
+    if dataset.stuff_names:
+        count += f", {len(dataset.stuff_names)} kinds of stuff"
     return "\n".join([f"{dataset.annotation_file}: {count}", *dataset.describe_problems()])
 
 

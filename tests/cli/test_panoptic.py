@@ -114,6 +114,15 @@ def test_tiles_give_no_map_of_segments(tmp_path) -> None:
         writer.write("a", found, lambda: np.zeros((4, 4, 3), np.uint8))
 
 
+def other_split(root: Path) -> None:
+    """The val split again, where sky has another name."""
+    for name in ("instances_{}.json", "panoptic_{}.json"):
+        text = (root / "annotations" / name.format("val")).read_text()
+        (root / "annotations" / name.format("other")).write_text(text.replace('"sky"', '"heaven"'))
+    (root / "other").symlink_to(root / "val")
+    (root / "annotations" / "panoptic_other").symlink_to(root / "annotations" / "panoptic_val")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -123,11 +132,14 @@ def test_tiles_give_no_map_of_segments(tmp_path) -> None:
             r"comes with 2 kinds of stuff but model\.heads\[0\]\.num_kinds is 5; add --set model",
         ),
         (["data.copy_paste=0.5"], "comes with labels of pixels, which copy-paste does not move; set data"),
+        (["data.source.val_split=other"], "have different kinds of stuff"),
         (["data.source.panoptic_file=nothing.json"], r"nothing\.json does not exist; put it there"),
     ],
 )
 def test_data_that_the_head_cannot_learn_from_are_refused(run, settings, message) -> None:
     config = override(load_experiment(run), settings)
+    if settings == ["data.source.val_split=other"]:
+        other_split(run.parent)
     with pytest.raises(UserError, match=message):
         load_datasets(config)
 
