@@ -245,6 +245,7 @@ _GLOBALS: Mapping[tuple[str, str], Any] = {
     ("collections", "defaultdict"): _Container,
     ("collections", "Counter"): _Container,
     ("argparse", "Namespace"): _Container,  # the arguments of torchvision's reference training
+    ("mmengine.logging.history_buffer", "HistoryBuffer"): _Container,  # losses, beside MMDetection's weights
     ("_codecs", "encode"): _Call(lambda text, _: text.encode("latin1")),  # how protocol 2 writes bytes
     ("torch._utils", "_rebuild_tensor"): _Call(lambda *arguments: _Tensor(*arguments[:4])),
     ("torch._utils", "_rebuild_tensor_v2"): _Call(lambda *arguments: _Tensor(*arguments[:4])),

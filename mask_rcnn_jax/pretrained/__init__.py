@@ -1,14 +1,19 @@
 """Weights trained elsewhere, under this project's names."""
 
-from mask_rcnn_jax.pretrained.architecture import assumptions, count_classes, describe, find_source, infer
+from mask_rcnn_jax.pretrained.architecture import assumptions, count_classes, describe, infer, square_side
+from mask_rcnn_jax.pretrained.backbones import load_backbone
 from mask_rcnn_jax.pretrained.classes import Classes, numbered_classes, published_classes, published_stuff
-from mask_rcnn_jax.pretrained.convert import Report, Source, convert, load_resnet, transplant
+from mask_rcnn_jax.pretrained.convert import convert, transplant
 from mask_rcnn_jax.pretrained.files import read_tensors
+from mask_rcnn_jax.pretrained.fit import Report
 from mask_rcnn_jax.pretrained.rows import ByName, match
+from mask_rcnn_jax.pretrained.sources import LICENCES, TITLES, UNKNOWN_LICENCE, Source, find_source
 from mask_rcnn_jax.pretrained.start import contradictions, conventions, load_weights
-from mask_rcnn_jax.pretrained.vit import square_side
 
 __all__ = [
+    "LICENCES",
+    "TITLES",
+    "UNKNOWN_LICENCE",
     "ByName",
     "Classes",
     "Report",
@@ -21,7 +26,7 @@ __all__ = [
     "describe",
     "find_source",
     "infer",
-    "load_resnet",
+    "load_backbone",
     "load_weights",
     "match",
     "numbered_classes",

@@ -4,7 +4,7 @@ Shapes are the file's: OIHW kernels and [out, in] matrices, by their paths here.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,76 +24,88 @@ from mask_rcnn_jax.models import (
     RPNConfig,
     SemanticHeadConfig,
     SimplePyramidConfig,
-    VGGConfig,
     ViTConfig,
     architectures,
 )
-from mask_rcnn_jax.models.backbones.resnet import BLOCKS, STAGES
-from mask_rcnn_jax.pretrained.convert import TABLES, Source
-from mask_rcnn_jax.pretrained.names.table import translate
-from mask_rcnn_jax.pretrained.vit import assumptions_of, is_vit, vitdet_of
+from mask_rcnn_jax.models.backbones.simple_pyramid import LAYER_NORM
+from mask_rcnn_jax.pretrained.backbones import KNOWN, bottom_up_of, find_names
+from mask_rcnn_jax.pretrained.names.backbone import Shapes, count
+from mask_rcnn_jax.pretrained.sources import Source, places
 
 _CLASSES = "box_head/class_logits/bias"  # its size tells their number
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def find_source(names: Iterable[str]) -> Source | None:
-    """Whose detector has tensors of these names; None for anything else, such as a backbone."""
-    names = set(names)
-    if "roi_heads.box_predictor.cls_score.weight" in names and "backbone.body.conv1.weight" in names:
-        return "torchvision"
-    prefixes = ("proposal_generator.", "backbone.bottom_up.", "backbone.stem.", "backbone.net.")
-    return "detectron2" if any(name.startswith(prefixes) for name in names) else None
+_IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 def count_classes(tensors: Mapping[str, np.ndarray], source: Source) -> int:
     """Count the classes of the detector with these tensors. Raises UserError where it has no box head."""
-    found, _ = translate(tensors, TABLES[source])
-    return _shape({path: tensor.tensor.shape for path, tensor in found.items()}, _CLASSES)[0] - 1
+    return _shape(_shapes(tensors, source), _CLASSES)[0] - 1
 
 
 def infer(tensors: Mapping[str, np.ndarray], source: Source) -> MaskRCNNConfig:
     """The configuration of the detector with these tensors.
 
     What they do not tell is taken from the published models: Detectron2's strides are in the 1x1 convolutions, but for
-    ResNeXt and group norm, and ResNeXt's pixels have a deviation; torchvision's frozen norms have no epsilon.
+    ResNeXt and group norm, and ResNeXt's pixels have a deviation; torchvision's frozen norms have no epsilon; Detectron
+    samples RoIs as torchvision does, and has other means of pixels; MMDetection normalises as torchvision does.
     Raises UserError where no configuration has such tensors.
     """
-    found, _ = translate(tensors, TABLES[source])
-    shapes = {path: tensor.tensor.shape for path, tensor in found.items()}
+    shapes = _shapes(tensors, source)
     trained_norm = any(name.endswith("num_batches_tracked") for name in tensors)
-    config = _of_shapes(shapes, trained_norm=trained_norm, may_lack_rpn=source == "detectron2")
-    if source == "torchvision":
-        return models.torchvision(config, frozen_norm_epsilon=0.0)
+    config = _of_shapes(shapes, source, trained_norm=trained_norm)
+    match source:
+        case "torchvision":
+            return models.torchvision(config, frozen_norm_epsilon=0.0)
+        case "detectron1":
+            return _as_detectron1(config)
+        case "mmdetection":
+            mean = (123.675, 116.28, 103.53)
+            return replace(config, pixel_mean=mean, pixel_std=_IMAGENET_STD, channel_order="rgb")
     return _with_pixels(config, tensors)
 
 
 def assumptions(config: MaskRCNNConfig, source: Source) -> list[str]:
     """List what the file does not tell of an inferred configuration, with the setting that changes it."""
     backbone, key = bottom_up_of(config)
-    if isinstance(backbone, ViTConfig):
-        return assumptions_of(backbone, key, config)
-    resnet, key = resnet_of(config)
+    names = find_names(backbone)
+    order, rgb = (1, "") if config.channel_order == "rgb" else (-1, ", in RGB")
+    mean, std = (", ".join(map(str, values)) for values in (config.pixel_mean[::order], config.pixel_std[::order]))
+    opencv = "images are resized without antialiasing, as OpenCV does it (data.resize)"
     if source == "torchvision":
-        if resnet.norm.kind != "frozen_batch_norm":
+        if not isinstance(backbone, ResNetConfig) or backbone.norm.kind != "frozen_batch_norm":
             return []
         return [
             "the frozen norms have no epsilon, which holds for the published weights and what was fine-tuned from them;"
             f" for a model trained from an ImageNet backbone, --set {key}.norm.epsilon=1e-5"
         ]
-    convolution = "1x1" if resnet.stride_in_1x1 else "3x3"
-    lines = [
-        f"blocks stride in their {convolution} convolutions ({key}.stride_in_1x1)",
-        f"pixels are BGR, divided by {', '.join(map(str, config.pixel_std[::-1]))} (model.pixel_std, in RGB)",
-    ]
+    if source == "mmdetection":
+        return ["pixels are RGB, normalised as ImageNet's (model.pixel_mean, model.pixel_std)", opencv]
+    lines = names.assumed(backbone, key) if names is not None else []
+    if source == "detectron1":
+        pixels = f"pixels are BGR, less {mean} (model.pixel_mean, in RGB)"
+        return [*lines, pixels, "RoIAlign is not aligned (model.box_head.pooler, model.mask_head.pooler)", opencv]
+    lines.append(f"pixels are {config.channel_order.upper()}, divided by {std} (model.pixel_std{rgb})")
+    if (side := square_side(config)) is not None:
+        lines.append(f"images are padded to squares of {side} (data.canvas)")
     if isinstance(config.rpn, GivenProposalsConfig):
         lines.append("features of RoIs are RoIAlign's, as in the published Fast R-CNN (model.box_head.pooler)")
     return lines
 
 
+def square_side(config: MaskRCNNConfig) -> int | None:
+    """Return the side of the squares that the images of a ViTDet are padded to; None for other models."""
+    pyramid = config.backbone
+    if isinstance(pyramid, SimplePyramidConfig) and isinstance(pyramid.bottom_up, ViTConfig):
+        return -(-pyramid.bottom_up.image_size // 32) * 32
+    return None
+
+
 def describe(config: MaskRCNNConfig) -> str:
     """The architecture in a line."""
+    backbone, _ = bottom_up_of(config)
+    names = find_names(backbone)
+    name = type(backbone).__name__ if names is None else names.describe(backbone)
+    neck = " FPN" if isinstance(config.backbone, FPNConfig) else " C4" if config.res5_on_rois else " DC5"
+    neck = ", simple pyramid" if isinstance(config.backbone, SimplePyramidConfig) else neck
     given = config.rpn if isinstance(config.rpn, GivenProposalsConfig) else None
     heads = {
         "given proposals": given,
@@ -102,55 +114,53 @@ def describe(config: MaskRCNNConfig) -> str:
         "keypoints": config.keypoint_head,
         "stuff": config.heads or None,
     }
-    present = "".join(f", {head}" for head, settings in heads.items() if settings is not None)
+    traits = [] if names is None else names.traits(backbone)
+    present = [head for head, settings in heads.items() if settings is not None]
     classes = f"{config.num_classes} classes" if config.num_classes > 1 else "one class"
-    return f"{_describe_backbone(config)}{present}, {classes}"
+    return ", ".join((f"{name}{neck}", *traits, *present, classes))
 
 
-def _describe_backbone(config: MaskRCNNConfig) -> str:
-    backbone, _ = bottom_up_of(config)
-    if isinstance(backbone, ViTConfig):
-        return f"ViT with {backbone.depth} blocks of {backbone.channels} channels, simple pyramid, layer norm"
-    resnet, _ = resnet_of(config)
-    name = f"ResNet-{resnet.depth}"
-    if resnet.groups > 1:
-        name = f"ResNeXt-{resnet.depth} {resnet.groups}x{resnet.bottleneck_channels('res2') // resnet.groups}d"
-    neck = "FPN" if isinstance(config.backbone, FPNConfig) else "C4" if config.res5_on_rois else "DC5"
-    return f"{name} {neck}, {resnet.norm.kind.replace('_', ' ')}"
+def _shapes(tensors: Mapping[str, np.ndarray], source: Source) -> Shapes:
+    found, _ = places(tensors, source)
+    return {path: tensor.tensor.shape for path, tensor in found.items()}
 
 
-def _of_shapes(shapes: Shapes, *, trained_norm: bool, may_lack_rpn: bool) -> MaskRCNNConfig:
+def _of_shapes(shapes: Shapes, source: Source, *, trained_norm: bool) -> MaskRCNNConfig:
     """The architecture with Detectron2's conventions."""
-    classes = _shape(shapes, _CLASSES)[0] - 1
-    if is_vit(shapes):
-        config, norm = vitdet_of(shapes, classes)
-    else:
-        norm = _norm(shapes, trained=trained_norm)
-        config = _on_resnet(shapes, classes, norm)
-    config = _with_heads(config, shapes, norm)
-    if may_lack_rpn and not any(path.startswith("rpn/") for path in shapes):
+    norm = _norm(shapes, trained=trained_norm)
+    config = _with_backbone(shapes, _shape(shapes, _CLASSES)[0] - 1, norm, source)
+    is_vitdet = isinstance(config.backbone, SimplePyramidConfig)
+    config = _with_heads(config, shapes, LAYER_NORM if is_vitdet else norm)
+    without_rpn = not any(path.startswith("rpn/") for path in shapes)
+    if without_rpn and source in ("detectron2", "detectron1"):
         return replace(config, rpn=GivenProposalsConfig())
     assert isinstance(config.rpn, RPNConfig)
     anchors = len(config.rpn.sizes[0]) * len(config.rpn.ratios)
-    if (count := _shape(shapes, "rpn/objectness/conv/bias")[0]) != anchors:
+    if (found := _shape(shapes, "rpn/objectness/conv/bias")[0]) != anchors:
         raise UserError(
-            f"its {count} anchors a cell are not the usual {anchors}: their sizes are not in the file; give an"
+            f"its {found} anchors a cell are not the usual {anchors}: their sizes are not in the file; give an"
             " experiment with the model's anchors by --config"
         )
     return config
 
 
-def _on_resnet(shapes: Shapes, classes: int, norm: NormConfig) -> MaskRCNNConfig:
+def _with_backbone(shapes: Shapes, classes: int, norm: NormConfig, source: Source) -> MaskRCNNConfig:
     """The model with the published heads."""
     has_pyramid = "backbone/lateral2/conv/kernel" in shapes
-    resnet = _resnet(shapes, "backbone/bottom_up/" if has_pyramid else "backbone/", norm)
+    is_below = has_pyramid or any(path.startswith("backbone/bottom_up/") for path in shapes)
+    backbone = _backbone(shapes, "backbone/bottom_up/" if is_below else "backbone/", norm, source)
+    if isinstance(backbone, ViTConfig):
+        model, width = architectures.vitdet(backbone, classes), shapes.get("backbone/p4/output/conv/kernel", (256,))[0]
+        return replace(model, backbone=SimplePyramidConfig(backbone, channels=width))
     if has_pyramid:
         channels = shapes["backbone/lateral2/conv/kernel"][0]
         head_norm = norm if "backbone/lateral2/norm/scale" in shapes else NormConfig(kind="none")
-        return MaskRCNNConfig(num_classes=classes, backbone=FPNConfig(resnet, channels, head_norm))
+        return MaskRCNNConfig(num_classes=classes, backbone=FPNConfig(backbone, channels, head_norm))
+    if not isinstance(backbone, ResNetConfig):
+        raise UserError(f"it has a {type(backbone).__name__} without a pyramid, which this project does not know")
     if "res5/block1/conv1/conv/kernel" in shapes:
-        return architectures.c4(resnet, classes)
-    return architectures.dc5(resnet, classes)
+        return architectures.c4(backbone, classes)
+    return architectures.dc5(backbone, classes)
 
 
 def _norm(shapes: Shapes, *, trained: bool) -> NormConfig:
@@ -161,28 +171,30 @@ def _norm(shapes: Shapes, *, trained: bool) -> NormConfig:
     return NormConfig(kind="batch_norm" if everywhere or trained else "frozen_batch_norm")
 
 
-def _resnet(shapes: Shapes, prefix: str, norm: NormConfig) -> ResNetConfig:
-    is_bottleneck = f"{prefix}res2/block1/conv3/conv/kernel" in shapes
-    blocks = tuple(_count(shapes, f"{prefix}{stage}/block", f"{stage}/block") for stage in STAGES)
-    depths: list[Any] = [
-        depth for depth, counts in BLOCKS.items() if counts == blocks and (depth >= 50) == is_bottleneck
-    ]
-    if not depths:
-        raise UserError(f"its backbone has stages of {blocks} blocks, which is no ResNet of this project")
-    stem = _shape(shapes, f"{prefix}stem/conv/kernel")[0]
-    last = "conv3" if is_bottleneck else "conv2"
-    width = _shape(shapes, f"{prefix}res2/block1/{last}/conv/kernel")[0] // (4 if is_bottleneck else 1)
-    middle, in_group, *_ = _shape(shapes, f"{prefix}res2/block1/conv2/conv/kernel")
-    groups = middle // in_group
-    return ResNetConfig(
-        depth=depths[0],
-        width=width,
-        stem_width=None if stem == width else stem,
-        groups=groups,
-        width_per_group=in_group if groups > 1 or middle != width else None,
-        norm=norm,
-        # Those that Detectron2 did not take from the original ResNets stride in the 3x3 convolutions.
-        stride_in_1x1=groups == 1 and norm.kind != "group_norm",
+def _backbone(shapes: Shapes, prefix: str, norm: NormConfig, source: Source) -> BackboneConfig:
+    below = {path.removeprefix(prefix): shape for path, shape in shapes.items() if path.startswith((prefix, "res5/"))}
+    for names in KNOWN:
+        if (backbone := names.infer(below, norm, source)) is not None:
+            return backbone
+    raise UserError("its backbone is none that this project knows of such detectors, so it cannot be imported")
+
+
+def _as_detectron1(config: MaskRCNNConfig) -> MaskRCNNConfig:
+    """The architecture with the conventions of Detectron's configurations."""
+
+    ratio = 2 if isinstance(config.backbone, FPNConfig) else 0
+
+    def sampled(head: Any) -> Any:
+        return head and replace(head, pooler=replace(head.pooler, aligned=False, sampling_ratio=ratio))
+
+    rpn = config.rpn
+    return replace(
+        config,
+        rpn=replace(rpn, smooth_l1_beta=1 / 9) if isinstance(rpn, RPNConfig) else rpn,
+        box_head=replace(sampled(config.box_head), smooth_l1_beta=1.0),
+        mask_head=sampled(config.mask_head),
+        keypoint_head=sampled(config.keypoint_head),
+        pixel_mean=(122.7717, 115.9465, 102.9801),
     )
 
 
@@ -191,21 +203,19 @@ def _with_heads(config: MaskRCNNConfig, shapes: Shapes, norm: NormConfig) -> Mas
     plain = NormConfig(kind="none")
     box = replace(
         config.box_head,
-        num_convs=_count(shapes, "box_head/conv"),
-        num_fcs=_count(shapes, "box_head/fc"),
+        num_convs=count(shapes, "box_head/conv"),
+        num_fcs=count(shapes, "box_head/fc"),
         norm=norm if "box_head/conv1/norm/scale" in shapes else plain,
     )
     if box.num_convs:
         box = replace(box, conv_channels=shapes["box_head/conv1/conv/kernel"][0])
     if box.num_fcs:
         box = replace(box, fc_channels=shapes["box_head/fc1/kernel"][0])
-    config = replace(
-        config, rpn=replace(config.rpn, num_convs=_count(shapes, "rpn/conv")), box_head=box, mask_head=None
-    )
+    config = replace(config, rpn=replace(config.rpn, num_convs=count(shapes, "rpn/conv")), box_head=box, mask_head=None)
     if "mask_head/deconv/kernel" in shapes:
         mask = MaskHeadConfig(
             pooler=replace(box.pooler, output_size=14),
-            num_convs=_count(shapes, "mask_head/conv"),
+            num_convs=count(shapes, "mask_head/conv"),
             channels=shapes["mask_head/deconv/kernel"][1],
             norm=norm if "mask_head/conv1/norm/scale" in shapes else plain,
             class_agnostic=_shape(shapes, "mask_head/predictor_bias")[0] == 1 and config.num_classes > 1,
@@ -219,7 +229,7 @@ def _with_heads(config: MaskRCNNConfig, shapes: Shapes, norm: NormConfig) -> Mas
         head = replace(
             config.keypoint_head or models.KeypointHeadConfig(),
             num_keypoints=keypoints,
-            num_convs=_count(shapes, "keypoint_head/conv"),
+            num_convs=count(shapes, "keypoint_head/conv"),
             channels=channels,
         )
         config = replace(config, keypoint_head=head, num_classes=shapes[_CLASSES][0] - 1)
@@ -238,10 +248,10 @@ def _point_rend(shapes: Shapes, num_classes: int) -> PointRendConfig:
     outputs, _ = _shape(shapes, f"{coarse}prediction/kernel")
     return PointRendConfig(
         coarse_channels=_shape(shapes, f"{coarse}reduce_sides/kernel")[0],
-        num_coarse_fcs=_count(shapes, f"{coarse}fc"),
+        num_coarse_fcs=count(shapes, f"{coarse}fc"),
         coarse_fc_channels=_shape(shapes, f"{coarse}fc1/kernel")[0],
         coarse_size=math.isqrt(outputs // num_classes),
-        num_point_fcs=_count(shapes, f"{points}fc"),
+        num_point_fcs=count(shapes, f"{points}fc"),
         point_channels=_shape(shapes, f"{points}fc1/kernel")[0],
     )
 
@@ -268,46 +278,10 @@ def _with_pixels(config: MaskRCNNConfig, tensors: Mapping[str, np.ndarray]) -> M
         return replace(config, pixel_mean=mean, pixel_std=std)
     backbone, _ = bottom_up_of(config)
     is_resnext = isinstance(backbone, ResNetConfig) and backbone.groups > 1
-    return replace(config, pixel_std=(58.395, 57.12, 57.375)) if is_resnext else config
-
-
-def resnet_of(config: MaskRCNNConfig) -> tuple[ResNetConfig, str]:
-    """The ResNet and its key. Raises `UserError` where the backbone is another one."""
-    backbone, key = backbone_of(config)
-    if not isinstance(backbone, ResNetConfig):
-        raise UserError(f"{key} is a {type(backbone).__name__}, and detectors of other programs are known with ResNets")
-    return backbone, key
-
-
-def backbone_of(config: MaskRCNNConfig) -> tuple[ResNetConfig | VGGConfig | ViTConfig, str]:
-    """As `bottom_up_of`. Raises `UserError` where the network has no known weights."""
-    backbone, key = bottom_up_of(config)
-    if not isinstance(backbone, ResNetConfig | VGGConfig | ViTConfig):
-        raise UserError(
-            f"weights of other programs are known for ResNets, VGGs and ViTs, and {key} is a {type(backbone).__name__};"
-            " start from a run of this one, or set pretrained=none"
-        )
-    return backbone, key
-
-
-def bottom_up_of(config: MaskRCNNConfig) -> tuple[BackboneConfig, str]:
-    """The backbone below a pyramid, or the network that is applied to RoIs, if there is one, and its key."""
-    if config.trunk is not None:
-        return config.trunk, "model.trunk"
-    if isinstance(config.backbone, FPNConfig | SimplePyramidConfig):
-        return config.backbone.bottom_up, "model.backbone.bottom_up"
-    return config.backbone, "model.backbone"
+    return replace(config, pixel_std=_IMAGENET_STD) if is_resnext else config
 
 
 def _shape(shapes: Shapes, path: str) -> tuple[int, ...]:
     if path not in shapes:
         raise UserError(f"it has no tensor for {path}, so it is no Faster or Mask R-CNN that this project knows")
     return shapes[path]
-
-
-def _count(shapes: Shapes, *prefixes: str) -> int:
-    """Count the numbered layers whose paths begin so."""
-    names = {
-        path.removeprefix(prefix).partition("/")[0] for prefix in prefixes for path in shapes if path.startswith(prefix)
-    }
-    return sum(name.isdigit() for name in names)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mask_rcnn_jax.models import MaskRCNNConfig, SemanticHeadConfig
-from mask_rcnn_jax.pretrained.convert import Source
+from mask_rcnn_jax.pretrained.sources import Source
 
 _COCO = """
 1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train, 8 truck, 9 boat, 10 traffic light,
@@ -53,7 +53,7 @@ def published_classes(config: MaskRCNNConfig, source: Source) -> Classes | None:
         return Classes(("person",), (1,))
     if source == "torchvision" and config.num_classes == 90:
         return Classes(tuple(_NAMES.get(number, f"N/A {number}") for number in range(1, 91)), tuple(range(1, 91)))
-    if source == "detectron2" and config.num_classes == len(_NAMES):
+    if source != "torchvision" and config.num_classes == len(_NAMES):
         return Classes(tuple(_NAMES.values()), tuple(_NAMES))
     return None
 

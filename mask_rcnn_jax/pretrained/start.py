@@ -3,15 +3,16 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import MaskRCNNConfig, ResNetConfig, Variables, VGGConfig, ViTConfig
-from mask_rcnn_jax.pretrained.architecture import backbone_of, bottom_up_of, find_source, infer, resnet_of
+from mask_rcnn_jax.models import MaskRCNNConfig, Variables
+from mask_rcnn_jax.pretrained.architecture import infer
+from mask_rcnn_jax.pretrained.backbones import bottom_up_of, check_same, find_names, load_backbone, names_of
 from mask_rcnn_jax.pretrained.classes import published_classes
-from mask_rcnn_jax.pretrained.convert import convert, load_resnet, load_vgg, load_vit
+from mask_rcnn_jax.pretrained.convert import convert
 from mask_rcnn_jax.pretrained.files import read_tensors
+from mask_rcnn_jax.pretrained.names.backbone import Tensors
 from mask_rcnn_jax.pretrained.rows import ByName, match
+from mask_rcnn_jax.pretrained.sources import find_source
 
 Conventions = Mapping[str, object]
 
@@ -28,19 +29,13 @@ def load_weights(
     tensors = read_tensors(path)
     source, told = find_source(tensors), []
     try:
-        backbone, _ = backbone_of(config)
+        names_of(config)
         if source is None:
-            if isinstance(backbone, VGGConfig):
-                loaded, report = load_vgg(tensors, config, backbone, variables)
-            elif isinstance(backbone, ViTConfig):
-                loaded, report = load_vit(tensors, variables)
-            else:
-                loaded, report = load_resnet(tensors, variables)
-            made_with = _of_backbone(tensors)
+            loaded, report = load_backbone(tensors, config, variables)
+            made_with = _of_backbone(tensors, config)
         else:
-            if not isinstance(backbone, ViTConfig):
-                resnet_of(config)
             inferred = infer(tensors, source)
+            check_same(bottom_up_of(inferred)[0], config)
             made_with, known = conventions(inferred), published_classes(inferred, source)
             by_name = ByName() if known is None else ByName(match(known.names, class_names))
             loaded, report = convert(tensors, config, source, variables, by_name)
@@ -60,9 +55,9 @@ def conventions(config: MaskRCNNConfig) -> Conventions:
         "model.pixel_mean": tuple(round(value, 2) for value in config.pixel_mean),
         "model.pixel_std": tuple(round(value, 2) for value in config.pixel_std),
     }
-    if isinstance(backbone, ResNetConfig) and backbone.is_bottleneck:
-        settings[f"{key}.stride_in_1x1"] = backbone.stride_in_1x1
-    return settings
+    names = find_names(backbone)
+    of_backbone = {} if names is None else names.conventions(backbone)
+    return settings | {f"{key}.{name}": value for name, value in of_backbone.items()}
 
 
 def contradictions(made_with: Conventions, config: MaskRCNNConfig) -> list[str]:
@@ -75,18 +70,11 @@ def contradictions(made_with: Conventions, config: MaskRCNNConfig) -> list[str]:
     ]
 
 
-def _of_backbone(tensors: Mapping[str, np.ndarray]) -> Conventions:
-    """Return the publisher's conventions. Detectron2's own names do not tell where its weights came from."""
-    prefixes = ("model.backbone.", "model.backbone.bottom_up.", "model.trunk.")
-    if any(name.startswith("layer1.") for name in tensors):
-        return {"model.channel_order": "rgb"} | {f"{prefix}stride_in_1x1": False for prefix in prefixes}
-    if "features.0.weight" in tensors or "patch_embed.proj.weight" in tensors:
-        return {"model.channel_order": "rgb"}
-    if "res2_0_branch2b_w" in tensors:
-        middle, in_group, *_ = tensors["res2_0_branch2b_w"].shape
-        in_1x1 = middle == in_group and "conv1_gn_s" not in tensors
-        return {"model.channel_order": "bgr"} | {f"{prefix}stride_in_1x1": in_1x1 for prefix in prefixes}
-    return {}
+def _of_backbone(tensors: Tensors, config: MaskRCNNConfig) -> Conventions:
+    """Return the publisher's conventions of a file of a backbone alone."""
+    made_with, (_, key) = names_of(config).made_with(tensors), bottom_up_of(config)
+    order = {} if made_with.channel_order is None else {"model.channel_order": made_with.channel_order}
+    return order | {f"{key}.{name}": value for name, value in made_with.settings.items()}
 
 
 def _shown(value: object) -> str:

@@ -16,6 +16,7 @@ from mask_rcnn_jax.disk.places import FOLDER, checkpoints_in
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import GivenProposalsConfig, MaskRCNNConfig, init
 from mask_rcnn_jax.pretrained import (
+    TITLES,
     ByName,
     Classes,
     Report,
@@ -58,8 +59,9 @@ def import_weights(
     tensors = read_tensors(path)
     source = find_source(tensors)
     if source is None:
+        *others, last = TITLES.values()
         raise UserError(
-            f"{path} holds no detector of torchvision or Detectron2 (its first tensors are"
+            f"{path} holds no detector of {', '.join(others)} or {last} (its first tensors are"
             f" {', '.join(list(tensors)[:3])}); to train on a backbone, set pretrained={path}"
         )
     with _naming(path):
@@ -159,7 +161,7 @@ def _published(model: MaskRCNNConfig, source: Source) -> ExperimentConfig:
         short_side_eval=square or 800,
         max_side=square or 1333,
         canvas=(square, square) if square else (832, 1344),
-        resize=source,
+        resize="detectron2" if source == "detectron2" else "torchvision",
         min_keypoints=0 if model.keypoint_head is None else 1,
     )
     return ExperimentConfig(model=model, data=data)

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import ConvNeXtConfig, FPNConfig, MaskRCNNConfig, abstract
-from mask_rcnn_jax.pretrained import contradictions, conventions, load_weights
+from mask_rcnn_jax.models import ConvNeXtConfig, FPNConfig, MaskRCNNConfig
+from mask_rcnn_jax.pretrained import contradictions, conventions
 
 CONFIG = ConvNeXtConfig(depths=(1, 1, 2, 1), channels=(8, 12, 16, 24), layer_scale=0.5, feature_norms=False)
 
@@ -121,15 +120,6 @@ def test_parameters_are_those_that_torchvision_documents(config, parameters):
     ours = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
     last = config.channels[-1]
     assert ours == parameters - (last + 1) * 1000 + 2 * sum(config.channels[:-1])
-
-
-def test_weights_of_other_programs_are_refused(tmp_path):
-    config = MaskRCNNConfig(backbone=FPNConfig(CONFIG))
-    np.savez(tmp_path / "resnet.npz", **{"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)})
-    with pytest.raises(
-        UserError, match=r"resnet\.npz: .*model\.backbone\.bottom_up is a ConvNeXtConfig; start from a run"
-    ):
-        load_weights(tmp_path / "resnet.npz", config, abstract(config), ["thing"] * 80)
 
 
 def test_a_run_goes_on_from_another_with_the_same_conventions():

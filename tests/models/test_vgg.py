@@ -15,6 +15,7 @@ from mask_rcnn_jax.models import (
     FPNConfig,
     MaskRCNNConfig,
     NormConfig,
+    ResNetConfig,
     Variables,
     VGGConfig,
     abstract,
@@ -24,9 +25,9 @@ from mask_rcnn_jax.models import (
 )
 from mask_rcnn_jax.models.backbones.vgg import STAGES
 from mask_rcnn_jax.pretrained import load_weights
-from mask_rcnn_jax.pretrained.names import vgg
 from mask_rcnn_jax.pretrained.names.table import translate
-from tests.pretrained.naming import flat
+from mask_rcnn_jax.pretrained.names.vgg import VGGNames
+from tests.pretrained.naming import as_detectron2, flat, random_variables
 
 CONVENTIONS = {"channel_order": "rgb", "pixel_std": (58.395, 57.12, 57.375)}
 
@@ -123,7 +124,7 @@ def test_features_and_gradients_are_torchvisions(torchvision: ModuleType, depth,
     theirs = stages_of(model.features, torch.from_numpy(images.transpose(0, 3, 1, 2)))
     theirs["conv5"].square().sum().backward()
     config = VGGConfig(depth=depth, width=4, out_features=STAGES, freeze_at=0)
-    names = vgg.table(depth, "", has_norms=False)
+    names = VGGNames().table(tensors_of(model), VGGConfig())
     tensors, unknown = translate(tensors_of(model), names)
     assert not unknown
     with jax.enable_x64(dtype == np.float64):
@@ -196,7 +197,7 @@ def test_a_classifier_that_fits_no_box_head_is_left_out(torchvision: ModuleType,
 
 @pytest.mark.parametrize("depth", [11, 19])
 def test_weights_of_another_depth_are_refused(torchvision: ModuleType, tmp_path, depth):
-    with pytest.raises(UserError, match="the weights do not fit the model"):
+    with pytest.raises(UserError, match=f"its backbone is a VGG-{depth}, and model.backbone is a VGG-16; give"):
         loaded(tmp_path, reference(depth, 4), detector(VGGConfig(width=4)))
 
 
@@ -207,13 +208,11 @@ def test_weights_of_another_network_are_refused(tmp_path):
         load_weights(tmp_path / "resnet.npz", config, abstract(config), ["this", "that"])
 
 
-def test_a_detector_of_another_program_is_refused(tmp_path):
+def test_a_detector_on_another_backbone_is_refused(tmp_path):
     config = detector(VGGConfig(width=4))
-    names = ("roi_heads.box_predictor.cls_score.weight", "backbone.body.conv1.weight")
-    np.savez(tmp_path / "detector.npz", **dict.fromkeys(names, np.zeros((8, 3, 7, 7), np.float32)))
-    with pytest.raises(
-        UserError, match=r"model\.backbone is a VGGConfig, and detectors of other programs are known with"
-    ):
+    other = MaskRCNNConfig(num_classes=2, backbone=FPNConfig(ResNetConfig(width=2, stem_width=2), channels=2))
+    np.savez(tmp_path / "detector.npz", **as_detectron2(random_variables(other)))
+    with pytest.raises(UserError, match=r"detector\.npz: its backbone is a ResNet-50, and model\.backbone is a VGG-16"):
         load_weights(tmp_path / "detector.npz", config, abstract(config), ["this", "that"])
 
 

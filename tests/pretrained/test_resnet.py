@@ -20,7 +20,7 @@ from mask_rcnn_jax.models import (
     init,
     networks,
 )
-from mask_rcnn_jax.pretrained import load_resnet, load_weights, read_tensors
+from mask_rcnn_jax.pretrained import load_backbone, load_weights, read_tensors
 from tests.pretrained.naming import as_detectron2, flat, random_variables
 
 RESNET = ResNetConfig(width=8)
@@ -68,16 +68,16 @@ def as_caffe2(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def test_the_same_resnet_under_three_names(start, weights):
-    expected, report = load_resnet(weights, start)
+    expected, report = load_backbone(weights, BOXES, start)
     assert (report.loaded, report.missing) == (265, ())
     changed = [path for path, leaf in flat(expected).items() if not np.array_equal(leaf, flat(start)[path])]
     assert len(changed) == 265
     assert all(path.startswith("backbone/bottom_up/") for path in changed)
     assert "layer3.5.bn2.running_var" in as_torchvision(weights)
-    jax.tree.map(np.testing.assert_array_equal, load_resnet(as_torchvision(weights), start)[0], expected)
+    jax.tree.map(np.testing.assert_array_equal, load_backbone(as_torchvision(weights), BOXES, start)[0], expected)
 
     assert {"res_conv1_bn_s", "res4_5_branch2c_w", "res2_0_branch1_bn_b"} <= as_caffe2(weights).keys()
-    affine, report = load_resnet(as_caffe2(weights), start)
+    affine, report = load_backbone(as_caffe2(weights), BOXES, start)
     assert (report.loaded, report.missing) == (265, ())
     for path, leaf in flat(affine).items():
         if path.startswith("backbone/bottom_up/") and path.endswith(("/mean", "/var")):
@@ -90,17 +90,17 @@ def test_statistics_of_caffe2_and_group_norm(start, weights):
     """ResNeXt's file has running statistics; the group norm one has scales and biases of another name."""
     with_statistics = as_caffe2(weights) | {"res_conv1_bn_rm": np.full(8, 2.0), "res_conv1_bn_riv": np.full(8, 3.0)}
     with pytest.raises(UserError, match="104 missing"):
-        load_resnet(with_statistics, start)
+        load_backbone(with_statistics, BOXES, start)
     norm = NormConfig(kind="group_norm", groups=4)
     config = replace(BOXES, backbone=FPNConfig(replace(RESNET, norm=norm), channels=8))
     tensors = {name.replace("_bn_", "_gn_").replace("res_conv1", "conv1"): x for name, x in as_caffe2(weights).items()}
-    loaded, report = load_resnet(tensors, init(config, jax.random.key(0)))
+    loaded, report = load_backbone(tensors, config, init(config, jax.random.key(0)))
     assert (report.loaded, report.missing) == (159, ())
     np.testing.assert_array_equal(flat(loaded)["backbone/bottom_up/stem/norm/scale"], tensors["conv1_gn_s"])
 
 
 def test_c4_has_the_last_stage_beside_its_backbone(weights):
-    loaded, report = load_resnet(as_torchvision(weights), init(C4, jax.random.key(0)))
+    loaded, report = load_backbone(as_torchvision(weights), C4, init(C4, jax.random.key(0)))
     assert (report.loaded, report.missing) == (265, ())
     kernel = as_torchvision(weights)["layer4.2.conv3.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(flat(loaded)["res5/block3/conv3/conv/kernel"], kernel)
@@ -127,7 +127,7 @@ def test_features_are_torchvisions(torchvision: ModuleType):
     config = MaskRCNNConfig(num_classes=2, backbone=FPNConfig(ResNetConfig(depth=18), channels=8), mask_head=None)
     before = init(replace(config, box_head=replace(config.box_head, fc_channels=8)), jax.random.key(0))
     for variant in (tensors, folded(tensors)):
-        variables, report = load_resnet(variant, before)
+        variables, report = load_backbone(variant, config, before)
         assert report.missing == ()
         bottom_up = networks(
             replace(config, box_head=replace(config.box_head, fc_channels=8)), variables
@@ -156,7 +156,7 @@ def test_a_part_of_a_resnet_says_what_is_missing(shared):
     config = replace(config, box_head=replace(config.box_head, fc_channels=8), channel_order="rgb")
     path = shared / "weights" / "resnet18_imagenet_partial.npz"
     _, lines = load_weights(path, config, init(config, jax.random.key(0)), ())
-    _, report = load_resnet(read_tensors(path), init(config, jax.random.key(0)))
+    _, report = load_backbone(read_tensors(path), config, init(config, jax.random.key(0)))
     assert all(re.fullmatch(r"backbone/bottom_up/res5/block\d/.*", missing) for missing in report.missing)
     assert len([missing for missing in report.missing if missing.endswith("kernel")]) == 4
     assert lines[0] == f"{report.loaded} tensors loaded"
@@ -175,11 +175,25 @@ def test_settings_that_contradict_the_weights_are_warned_of(tmp_path, start, wei
     assert len(load_weights(tmp_path / "msra.npz", BOXES, start, ())[1]) == 1
 
 
+def more(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The blocks that a ResNet-101 has and a ResNet-50 has not."""
+    block = {name.removeprefix("layer3.5"): x for name, x in weights.items() if name.startswith("layer3.5.")}
+    return {f"layer3.{number}{name}": x for number in range(5, 23) for name, x in block.items()}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda x: {"conv1.0.weight": x["conv1.weight"]}, "deep stem"),
-        (lambda x: {"features.0.weight": x["conv1.weight"]}, "names of no detector and no ResNet"),
+        (lambda x: {"features.weight": x["conv1.weight"]}, "names of no detector and no ResNet"),
+        (
+            lambda x: {"features.0.weight": x["conv1.weight"]},
+            "^its backbone is a VGG, and model.backbone.bottom_up is a ResNet; give weights of a ResNet, or change",
+        ),
+        (
+            lambda x: x | more(x),
+            "^its backbone is a ResNet-101, and model.backbone.bottom_up is a ResNet-50; give weights of a ResNet-50",
+        ),
         (lambda x: x | {"layer1.0.se.weight": np.ones(2)}, "1 without a place in the model: layer1.0.se.weight"),
         (lambda x: x | {"layer4.3.conv1.weight": np.ones((1, 1, 1, 1))}, "1 without a place .* layer4.3.conv1.weight"),
         (lambda x: x | {"conv1.weight": np.ones((8, 4, 7, 7))}, r"is \(7, 7, 4, 8\) and should be \(7, 7, 3, 8\)"),
@@ -189,4 +203,4 @@ def test_settings_that_contradict_the_weights_are_warned_of(tmp_path, start, wei
 )
 def test_what_does_not_fit_is_named(start, weights, change, message):
     with pytest.raises(UserError, match=message):
-        load_resnet(change(as_torchvision(weights)), start)
+        load_backbone(change(as_torchvision(weights)), BOXES, start)

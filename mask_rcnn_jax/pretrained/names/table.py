@@ -45,6 +45,24 @@ def pointwise(tensor: np.ndarray, side: int) -> np.ndarray:
     return tensor.reshape(tensor.shape[:2]).transpose(1, 0)
 
 
+def background_last(tensor: np.ndarray, side: int) -> np.ndarray:
+    """[1 + classes, ...], background first, to [..., classes + 1]."""
+    return np.roll(tensor, -1, axis=0).T
+
+
+def boxes_of_foreground(tensor: np.ndarray, side: int) -> np.ndarray:
+    """[4 (1 + classes), ...], background first, to [..., 4 classes]."""
+    return tensor[4:].T
+
+
+def masks_of_foreground(tensor: np.ndarray, side: int) -> np.ndarray:
+    return tensor[1:]
+
+
+def pointwise_masks_of_foreground(tensor: np.ndarray, side: int) -> np.ndarray:
+    return pointwise(tensor[1:], side)
+
+
 CONV: Layout = {"weight": ("/kernel", to_hwio), "bias": ("/bias", same)}
 DECONV: Layout = {"weight": ("/kernel", iohw_to_hwio), "bias": ("/bias", same)}
 LINEAR: Layout = {"weight": ("/kernel", transposed), "bias": ("/bias", same)}

@@ -3,29 +3,27 @@
 Its background is class 0: here the logit moves to the end, and its unused boxes and masks are left out.
 """
 
-import numpy as np
-
 from mask_rcnn_jax.pretrained.names.resnet import torchvision_rows
-from mask_rcnn_jax.pretrained.names.table import CONV, DECONV, FIRST_LINEAR, LINEAR, NORM, Layout, Row, Table, pointwise
+from mask_rcnn_jax.pretrained.names.table import (
+    CONV,
+    DECONV,
+    FIRST_LINEAR,
+    LINEAR,
+    NORM,
+    Layout,
+    Row,
+    Table,
+    background_last,
+    boxes_of_foreground,
+    masks_of_foreground,
+    pointwise_masks_of_foreground,
+)
 
-
-def _background_last(tensor: np.ndarray, side: int) -> np.ndarray:
-    return np.roll(tensor, -1, axis=0).T
-
-
-def _boxes_of_foreground(tensor: np.ndarray, side: int) -> np.ndarray:
-    return tensor[4:].T
-
-
-def _masks_of_foreground(tensor: np.ndarray, side: int) -> np.ndarray:
-    return tensor[1:]
-
-
-_CLASS_LOGITS: Layout = {"weight": ("/kernel", _background_last), "bias": ("/bias", _background_last)}
-_BOX_DELTAS: Layout = {"weight": ("/kernel", _boxes_of_foreground), "bias": ("/bias", _boxes_of_foreground)}
+_CLASS_LOGITS: Layout = {"weight": ("/kernel", background_last), "bias": ("/bias", background_last)}
+_BOX_DELTAS: Layout = {"weight": ("/kernel", boxes_of_foreground), "bias": ("/bias", boxes_of_foreground)}
 _MASK_PREDICTOR: Layout = {
-    "weight": ("_kernel", lambda tensor, side: pointwise(tensor[1:], side)),
-    "bias": ("_bias", _masks_of_foreground),
+    "weight": ("_kernel", pointwise_masks_of_foreground),
+    "bias": ("_bias", masks_of_foreground),
 }
 
 TABLE = Table(

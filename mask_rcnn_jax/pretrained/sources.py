@@ -1,0 +1,54 @@
+"""Whose detectors files may hold: how they are told apart, what they call their tensors, and under which licence."""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+
+from mask_rcnn_jax.pretrained.names import detectron1, detectron2, mmdetection, torchvision
+from mask_rcnn_jax.pretrained.names.resnet import with_statistics
+from mask_rcnn_jax.pretrained.names.table import Found, translate
+
+Source = Literal["torchvision", "detectron2", "detectron1", "mmdetection"]
+
+TITLES: Mapping[Source, str] = {
+    "torchvision": "torchvision",
+    "detectron2": "Detectron2",
+    "detectron1": "Detectron",
+    "mmdetection": "MMDetection",
+}
+
+# Of what their publishers trained: a file with their names may be anybody's.
+LICENCES: Mapping[Source, str] = {
+    "torchvision": "BSD-3-Clause if it is torchvision's own, with the terms of the data that it was trained on",
+    "detectron2": "CC BY-SA 3.0 if it is of Detectron2's model zoo",
+    "detectron1": "CC BY-SA 3.0 if it is of Detectron's model zoo",
+    "mmdetection": "Apache-2.0 if it is MMDetection's own",
+}
+UNKNOWN_LICENCE = "unknown; see where you got the weights"
+
+
+def find_source(names: Iterable[str]) -> Source | None:
+    """Whose detector has tensors of these names; None for anything else, such as a backbone."""
+    names = set(names)
+    if "roi_heads.box_predictor.cls_score.weight" in names and "backbone.body.conv1.weight" in names:
+        return "torchvision"
+    if "roi_head.bbox_head.fc_cls.weight" in names:
+        return "mmdetection"
+    if "cls_score_w" in names and "bbox_pred_w" in names:
+        return "detectron1"
+    prefixes = ("proposal_generator.", "backbone.bottom_up.", "backbone.stem.", "backbone.net.")
+    return "detectron2" if any(name.startswith(prefixes) for name in names) else None
+
+
+def places(tensors: Mapping[str, np.ndarray], source: Source) -> tuple[dict[str, Found], list[str]]:
+    """The tensors of a detector by their path here, and the names that have none. What is ignored is in neither."""
+    match source:
+        case "torchvision":
+            return translate(tensors, torchvision.TABLE)
+        case "detectron2":
+            return translate(tensors, detectron2.TABLE)
+        case "detectron1":
+            return translate(with_statistics(tensors), detectron1.table(tensors))
+        case "mmdetection":
+            return translate(tensors, mmdetection.table(tensors))
