@@ -204,9 +204,8 @@ def test_files_that_hold_no_detector_are_named(capsys, tmp_path):
     assert refused(capsys, missing, "--out", out) == f"{missing}: there is no such file"
     assert refused(capsys, page, "--out", out).startswith(f"{page} is a web page, not weights")
     message = refused(capsys, backbone, "--out", out)
-    assert message.startswith(
-        f"{backbone} holds no detector of torchvision, Detectron2, Detectron or MMDetection (its first tensors are conv1.w"
-    )
+    publishers = "torchvision, Detectron2, Detectron or MMDetection"
+    assert message.startswith(f"{backbone} holds no detector of {publishers} (its first tensors are conv1.w")
     assert message.endswith(f"to train on a backbone, set pretrained={backbone}")
     assert not Path(out).exists()
 

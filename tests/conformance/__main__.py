@@ -42,8 +42,9 @@ with {versions}.
   a hundred instances an image; three images of different sizes, portrait and landscape, make a batch. *Narrow* models
   have an eighth of the channels.
 - **detectron2** is compared with its recorded outputs, of narrow models that were made in the same way;
-  *fast_rcnn/roialign* has the weights and the features of *fast_rcnn*, and the same proposals. The normalised images
-  of *fast_rcnn*, *pointrend*, *panoptic_fpn* and *vitdet* are not recorded: their input is compared with NumPy's.
+  *fast_rcnn/roialign* has the weights and the features of *fast_rcnn*, and the same proposals. *detectron1* is read
+  from the file that Detectron wrote. The normalised images of *fast_rcnn*, *pointrend*, *panoptic_fpn*, *vitdet* and
+  *detectron1* are not recorded: their input is compared with NumPy's.
 - *Training, every sample*, is a pass in which both samplers keep all there is, so that every level of a pyramid has a
   gradient.
 - Segments of *panoptic_fpn* are compared in their order, and pixel by pixel.

@@ -27,7 +27,7 @@ from mask_rcnn_jax.models import (
     ViTConfig,
     architectures,
 )
-from mask_rcnn_jax.pretrained import convert
+from mask_rcnn_jax.pretrained import convert, read_tensors
 from mask_rcnn_jax.structures import IGNORED, Batch, GroundTruth, Proposals
 from tests.conformance.torch_resnet import TorchBackbone
 
@@ -43,6 +43,7 @@ NAMES = (
     "fast_rcnn/roialign",
     "panoptic_fpn",
     "vitdet",
+    "detectron1",
 )
 IMAGES = (0, 1)
 
@@ -66,7 +67,10 @@ class Golden:
         self.config = config(name)
         if "batch" not in self.tensors:
             self.tensors["batch"] = self._normalised(self.json["batch_shape"])
-        self.variables, _ = convert(self.weights, self.config, "detectron2", None)
+        if name == "detectron1":  # as Detectron wrote it; the reference has read the same file
+            self.variables, _ = convert(read_tensors(folder / f"{file}.pkl"), self.config, "detectron1", None)
+        else:
+            self.variables, _ = convert(self.weights, self.config, "detectron2", None)
         self.model = models.networks(self.config, self.variables)
 
     def __getitem__(self, key: str) -> np.ndarray:
@@ -201,6 +205,8 @@ def config(name: str) -> MaskRCNNConfig:
         return _vitdet()
     if name == "pointrend":
         return _point_rend()
+    if name == "detectron1":
+        return _detectron1()
     if name.startswith("fast_rcnn"):
         return _fast_rcnn(PoolerConfig(aligned=False) if name.endswith("roialign") else None)
     if name == "panoptic_fpn":
@@ -270,6 +276,27 @@ def _fast_rcnn(pooler: PoolerConfig | None) -> MaskRCNNConfig:
     model = architectures.fast_rcnn(MaskRCNNConfig(num_classes=12, backbone=backbone))
     box_head = replace(model.box_head, fc_channels=48, samples=128, max_detections=50)
     return replace(model, box_head=replace(box_head, pooler=pooler or box_head.pooler))
+
+
+def _detectron1() -> MaskRCNNConfig:
+    backbone = FPNConfig(bottom_up=ResNetConfig(width=4, stem_width=8), channels=16)
+    pooler = PoolerConfig(aligned=False, sampling_ratio=2)
+    model = MaskRCNNConfig(num_classes=12, backbone=backbone)
+    return replace(
+        model,
+        rpn=replace(
+            model.rpn,
+            smooth_l1_beta=0.1111,
+            pre_nms_train=800,
+            pre_nms_test=500,
+            post_nms_train=300,
+            post_nms_test=200,
+        ),
+        box_head=replace(
+            model.box_head, pooler=pooler, smooth_l1_beta=1.0, fc_channels=48, samples=128, max_detections=50
+        ),
+        mask_head=model.mask_head and replace(model.mask_head, pooler=replace(pooler, output_size=14), channels=16),
+    )
 
 
 def nhwc(tensor: np.ndarray) -> np.ndarray:

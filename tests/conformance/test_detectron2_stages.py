@@ -12,7 +12,7 @@ from tests.conformance import detectron2  # noqa: E402
 from tests.conformance.golden import NAMES, Golden  # noqa: E402
 
 # What a model has and FPN and C4 have not; the rest of it is slow, and so are X101 and DC5, whose convolutions
-# tests/ops/test_conv.py compares.
+# tests/ops/test_conv.py compares, and Detectron's, whose weights tests/pretrained/test_detectron1.py compares.
 OF_ITS_OWN = {
     "x101_fpn": (),
     "dc5": (),
@@ -23,6 +23,7 @@ OF_ITS_OWN = {
     "fast_rcnn/roialign": (),
     "panoptic_fpn": ("panoptic_rows",),
     "vitdet": ("backbone_rows",),
+    "detectron1": (),
 }
 MEMBERS = tuple(name for name in OF_ITS_OWN if OF_ITS_OWN[name])  # in a file of their own, as another worker's
 
