@@ -100,8 +100,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     outputs.check([*_files(out), *picture_files(dataset, out, options.pictures)])
     images = f"{len(dataset.records)} images of {dataset.annotation_file}"
     if processes.is_first():
+        licence = [f"licence of the weights: {metadata.licence}"] if metadata.licence else []
         print(
-            *map(printable, dataset.describe_problems()),
+            *map(printable, [*dataset.describe_problems(), *licence]),
             f"evaluating step {metadata.step} of {source} on {images}",
             sep="\n",
         )

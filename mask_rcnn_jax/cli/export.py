@@ -16,7 +16,7 @@ from mask_rcnn_jax.data.config import CANVAS_DIVISOR
 from mask_rcnn_jax.disk.files import is_folder
 from mask_rcnn_jax.disk.output_folder import OutputFolder
 from mask_rcnn_jax.disk.places import check_place
-from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.errors import UserError, printable
 from mask_rcnn_jax.export.program import Exportable, ExportSettings
 from mask_rcnn_jax.export.resize import Preprocessing
 from mask_rcnn_jax.export.stablehlo import export_stablehlo
@@ -71,7 +71,7 @@ def _export(options: argparse.Namespace) -> None:
     )
     if settings.paste_masks and model.config.mask_head is None:
         raise UserError("--paste-masks: the model has no masks; leave it away")
-    exportable = Exportable(model.config, model.variables, model.class_names, settings)
+    exportable = Exportable(model.config, model.variables, model.class_names, settings, model.licence)
     try:
         with outputs.replacing(options.out) as part:
             if options.out.suffix == ".onnx":
@@ -86,6 +86,8 @@ def _export(options: argparse.Namespace) -> None:
         ) from None
     height, width = settings.input_size
     images = "any number of images" if batch is None else f"{batch} image{'s' if batch > 1 else ''}"
+    if model.licence:
+        print(f"licence of the weights, which the file states too: {printable(model.licence)}")
     print(
         f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {images} of up to {width} x {height} pixels a call"
     )

@@ -1,7 +1,7 @@
 """`mask-rcnn import SOURCE --out DIR`: turns published weights into a checkpoint with its configuration and classes.
 
-SOURCE is a detector of torchvision (.pth, .safetensors) or Detectron2 (.pkl, .pth). `mask-rcnn eval --workdir DIR` and
-`mask-rcnn train --config DIR` then take DIR.
+SOURCE is a detector of torchvision, Detectron2, MMDetection (.pth, .pkl, .safetensors) or Detectron (.pkl).
+`mask-rcnn eval --workdir DIR` and `mask-rcnn train --config DIR` then take DIR.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         use_compile_cache()
         classes = None if options.classes is None else read_classes(options.classes)
         experiment = None if options.config is None else load_experiment(options.config)
-        for line in import_weights(options.source, options.out, classes, experiment, options.set):
+        for line in import_weights(options.source, options.out, classes, experiment, options.set, options.licence):
             print(printable(line))
 
     return run(command)
@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--config", type=config_path, help=f"{CONFIG_HELP}, with the model of the weights (default: inferred)"
+    )
+    parser.add_argument(
+        "--licence", metavar="TEXT", help="of the weights (default: what the publisher of such files says of its own)"
     )
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings of the result"

@@ -54,6 +54,7 @@ class Exportable:
     variables: Variables
     class_names: tuple[str, ...]
     settings: ExportSettings
+    licence: str = ""  # of imported weights, if something is known of it
 
 
 def program(config: MaskRCNNConfig, settings: ExportSettings, pool: Pool = pool) -> Program:
@@ -111,7 +112,7 @@ def metadata(exportable: Exportable) -> dict[str, Any]:
         "masks": "pasted" if settings.paste_masks else "probabilities",
         "preprocessing": asdict(settings.preprocessing),
         "jax": jax.__version__,
-    }
+    } | ({"licence": exportable.licence} if exportable.licence else {})
 
 
 def abstract_inputs(settings: ExportSettings, batch: Any) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:

@@ -44,6 +44,7 @@ class Metadata:
     keypoint_names: tuple[str, ...] = ()  # the dataset's; none where it has none, and in older checkpoints
     stuff_names: tuple[str, ...] = ()  # of the kinds of stuff 1, 2, ...; none where they are not known
     stuff_ids: tuple[int, ...] = ()  # the dataset's own id of each
+    licence: str = ""  # of imported weights; none is said of what was trained here, and in older checkpoints
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,7 @@ class Model:
     keypoint_names: tuple[str, ...] = ()  # none where they are not known
     stuff_names: tuple[str, ...] = ()  # of the kinds of stuff 1, 2, ...; none where they are not known
     stuff_ids: tuple[int, ...] = ()  # the dataset's own id of each
+    licence: str = ""  # of imported weights, if something is known of it
 
     @property
     def stuff(self) -> Stuff:
@@ -112,6 +114,7 @@ def load_model(path: str | Path, which: str = "best", average: bool = False) -> 
         names,
         metadata.stuff_names,
         metadata.stuff_ids,
+        metadata.licence,
     )
 
 
@@ -174,7 +177,7 @@ def _read(run: _Run, which: str, average: bool) -> StoredCheckpoint:
     with fitting(checkpoint):
         config = from_json(MaskRCNNConfig, stored["config"]["model"])
     names, ids, *others = (tuple(stored[key]) for key in _NAMES)
-    metadata = Metadata(names, ids, step, metrics, *others)
+    metadata = Metadata(names, ids, step, metrics, *others, stored["licence"])
     with whole(checkpoint):
         _check_names(config, metadata)
         variables = _variables(run, step, config, average)
@@ -285,7 +288,9 @@ def _metadata(checkpoint: Path, name: Path) -> dict[str, Any]:
             f"{name} is of another version (its metadata has no {', '.join(sorted(missing))}); load it with the one"
             " that wrote it"
         )
-    stored = {key: [] for key in _NAMES} | stored
+    stored = {key: [] for key in _NAMES} | {"licence": ""} | stored
+    if not isinstance(stored["licence"], str):
+        raise Damaged("licence of the metadata is no text")
     for key, kind in _NAMES.items():
         if not isinstance(stored[key], list) or not all(type(value) is kind for value in stored[key]):
             raise Damaged(f"{key} of the metadata is no list of {kind.__name__}")

@@ -7,13 +7,11 @@ from mask_rcnn_jax.pretrained.convert import convert, transplant
 from mask_rcnn_jax.pretrained.files import read_tensors
 from mask_rcnn_jax.pretrained.fit import Report
 from mask_rcnn_jax.pretrained.rows import ByName, match
-from mask_rcnn_jax.pretrained.sources import LICENCES, TITLES, UNKNOWN_LICENCE, Source, find_source
+from mask_rcnn_jax.pretrained.sources import TITLES, Source, find_source, licence_of
 from mask_rcnn_jax.pretrained.start import contradictions, conventions, load_weights
 
 __all__ = [
-    "LICENCES",
     "TITLES",
-    "UNKNOWN_LICENCE",
     "ByName",
     "Classes",
     "Report",
@@ -26,6 +24,7 @@ __all__ = [
     "describe",
     "find_source",
     "infer",
+    "licence_of",
     "load_backbone",
     "load_weights",
     "match",

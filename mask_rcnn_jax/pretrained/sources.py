@@ -18,14 +18,18 @@ TITLES: Mapping[Source, str] = {
     "mmdetection": "MMDetection",
 }
 
-# Of what their publishers trained: a file with their names may be anybody's.
-LICENCES: Mapping[Source, str] = {
-    "torchvision": "BSD-3-Clause if it is torchvision's own, with the terms of the data that it was trained on",
-    "detectron2": "CC BY-SA 3.0 if it is of Detectron2's model zoo",
-    "detectron1": "CC BY-SA 3.0 if it is of Detectron's model zoo",
-    "mmdetection": "Apache-2.0 if it is MMDetection's own",
+# What their publishers say of the weights that they trained.
+_LICENCES: Mapping[Source, str] = {
+    "torchvision": "BSD-3-Clause, with the terms of the data that they were trained on, if they are torchvision's own",
+    "detectron2": "CC BY-SA 3.0 if they are of Detectron2's model zoo",
+    "detectron1": "CC BY-SA 3.0 if they are of Detectron's model zoo",
+    "mmdetection": "Apache-2.0 if they are of MMDetection's model zoo",
 }
-UNKNOWN_LICENCE = "unknown; see where you got the weights"
+
+
+def licence_of(source: Source) -> str:
+    """Return the licence of a detector's weights, as far as names tell: anybody's training leaves the same ones."""
+    return f"{_LICENCES[source]}; otherwise unknown, see where you got them"
 
 
 def find_source(names: Iterable[str]) -> Source | None:

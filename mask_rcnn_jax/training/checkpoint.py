@@ -84,6 +84,7 @@ class Checkpoints:
             "keypoint_names": list(self._metadata.keypoint_names),
             "stuff_names": list(self._metadata.stuff_names),
             "stuff_ids": list(self._metadata.stuff_ids),
+            "licence": self._metadata.licence,
             "step": step,
             "metrics": None,  # for the versions that look for them here
             "checksums": {item: _checksums(tree) for item, tree in arrays.items()},

@@ -27,6 +27,7 @@ from mask_rcnn_jax.pretrained import (
     describe,
     find_source,
     infer,
+    licence_of,
     match,
     numbered_classes,
     published_classes,
@@ -47,12 +48,13 @@ def import_weights(
     classes: Classes | None = None,
     experiment: ExperimentConfig | None = None,
     assignments: Sequence[str] = (),
+    licence: str | None = None,
 ) -> list[str]:
     """Writes the checkpoint `out` with the weights of a detector's file, and returns what a person should know of it.
 
     The configuration is inferred, or that of `experiment`; `assignments` change it. `classes` of another number than
-    the file's keep the predictors of those that it knows by name, and reset the others. Raises UserError where the file
-    is no detector, or does not fit the configuration.
+    the file's keep the predictors of those that it knows by name, and reset the others. Without a `licence` it is what
+    the publisher of such files says. Raises UserError where the file is no detector, or does not fit the configuration.
     """
     if checkpoints_in(out / FOLDER):  # an import that was killed leaves at most an unfinished one
         raise UserError(f"--out {out} holds checkpoints already; use another folder")
@@ -83,18 +85,24 @@ def import_weights(
     with _naming(path):
         variables, report = convert(tensors, config.model, source, variables, ByName(matched))
     keypoint_names = _published_keypoints(config.model)
+    licence = licence_of(source) if licence is None else licence
+    stuff = published_stuff(config.model, source) or Classes((), ())
+    metadata = Metadata(
+        named.names,
+        named.ids,
+        keypoint_names=keypoint_names,
+        stuff_names=stuff.names,
+        stuff_ids=stuff.ids,
+        licence=licence,
+    )
     with disk_faults(out, "the same command imports again"):
         claim(out, config)
-        stuff = published_stuff(config.model, source) or Classes((), ())
-        metadata = Metadata(
-            named.names, named.ids, keypoint_names=keypoint_names, stuff_names=stuff.names, stuff_ids=stuff.ids
-        )
         with Checkpoints(out, config, metadata) as checkpoints:
             checkpoints.save(TrainState(jnp.int32(0), variables, None))
     assumed = assumptions(config.model, source) if experiment is None else []
     if keypoint_names:
         assumed = [*assumed, f"keypoints are COCO's, {keypoint_names[0]} to {keypoint_names[-1]}"]
-    notes = [f"  assumed: {line}" for line in assumed]
+    notes = [*(f"  assumed: {line}" for line in assumed), f"  licence of the weights: {licence}"]
     if unnamed:
         notes.insert(0, "  the file does not say what the classes are; give their names by --classes")
     return _told(path, out, config, named, report, notes)

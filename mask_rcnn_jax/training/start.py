@@ -86,4 +86,6 @@ def _from_checkpoint(
     told = [f"  model.{line}" for line in differences(stored.model, config.model)]
     if told:
         told.insert(0, f"  its settings of step {metadata.step} and those of this run differ:")
+    if metadata.licence:
+        told.insert(0, f"  licence of the weights, by which this run's may be bound: {metadata.licence}")
     return variables, [*report.lines(), *told]

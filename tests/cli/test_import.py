@@ -85,11 +85,16 @@ def test_the_import_is_a_checkpoint_with_its_preprocessing_and_classes(imported)
     assert metadata.class_names[:2] == ("person", "bicycle")
     assert metadata.class_names[11:13] == ("N/A 12", "stop sign")
     assert metadata.class_names[89] == "toothbrush"
+    assert metadata.licence.startswith(
+        "BSD-3-Clause, with the terms of the data that they were trained on, if they are"
+    )
 
 
 def test_it_evaluates_on_the_classes_that_a_dataset_has(imported, capsys):
     assert eval.main(["--workdir", str(imported), "--pictures", "1"]) == 0
-    assert "AP" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "AP" in said
+    assert "licence of the weights: BSD-3-Clause, with" in said
     detections = json.loads((imported / "eval" / "detections.json").read_text())
     assert detections
     assert {entry["category_id"] for entry in detections} == {9}
@@ -136,13 +141,15 @@ def test_a_dataset_with_a_class_that_the_model_lacks_is_refused(imported, tmp_pa
 def test_classes_that_the_weights_know_keep_their_predictors_and_others_are_reset(published, tmp_path, capsys):
     (tmp_path / "names.txt").write_text("cat\n\ndog \nowl\n")
     arguments = ["import", str(published), "--out", str(tmp_path / "out"), "--classes", str(tmp_path / "names.txt")]
-    assert main(arguments) == 0
+    assert main([*arguments, "--licence", "my own\nthing"]) == 0
     said = capsys.readouterr().out
+    assert "  licence of the weights: my own\\nthing\n" in said
     assert "predictors kept by name for 2 of its 90 classes: cat, dog\n" in said
     assert "not among its classes, so reset at random: owl\n" in said
     assert "ResNet-18 FPN, frozen batch norm, masks, 3 classes: cat, dog, owl\n" in said
     config, variables, metadata = restore_for_inference(tmp_path / "out")
     assert (metadata.class_names, metadata.category_ids) == (("cat", "dog", "owl"), (1, 2, 3))
+    assert metadata.licence == "my own\nthing"
     assert config.model.num_classes == 3
     bias = read_tensors(published)["roi_heads.box_predictor.cls_score.bias"]
     found = variables.params["box_head"]["class_logits"]["bias"]

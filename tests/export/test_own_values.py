@@ -1,5 +1,6 @@
 """Values of a head's own through exported files, with a detector that reads them off the pixels."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -33,6 +34,11 @@ def detect(config, variables, images, image_sizes, pool) -> PaddedDetections:
         extras={"t5": code.astype(config.dtype), "number": jnp.where(valid, jnp.arange(3), 0).astype(jnp.int32)},
         maps={"mean": mean, "coarse": mean.reshape(count, 4, 4, 4, 8).mean(axis=(2, 4))[..., None]},
     )
+
+
+def test_files_state_the_licence_of_imported_weights() -> None:
+    assert program_module.metadata(replace(MODEL, licence="free"))["licence"] == "free"
+    assert "licence" not in program_module.metadata(MODEL)
 
 
 @pytest.mark.parametrize("kind", ["stablehlo", "onnx"])

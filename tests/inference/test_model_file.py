@@ -29,7 +29,7 @@ JOINTS = ("left_eye", "right_eye")
 def written(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("run")
     config = tiny_experiment(Path("unused"))
-    with Checkpoints(workdir, config, Metadata(NAMES, IDS, keypoint_names=JOINTS)) as checkpoints:
+    with Checkpoints(workdir, config, Metadata(NAMES, IDS, keypoint_names=JOINTS, licence="free")) as checkpoints:
         checkpoints.save(init_state(config))
     return workdir
 
@@ -48,15 +48,19 @@ def test_a_model_is_what_training_saved(written, copied) -> None:
         model = load_model(path)
         assert (model.config, model.data, model.step) == (config.model, config.data, 0)
         assert (model.class_names, model.category_ids, model.keypoint_names) == (NAMES, IDS, JOINTS)
+        assert model.licence == "free"
     jax.tree.map(np.testing.assert_array_equal, model.variables, init_state(config).variables)
 
 
-def test_an_older_checkpoint_has_no_names_of_keypoints(copied) -> None:
+def test_an_older_checkpoint_has_no_names_of_keypoints_and_no_licence(copied) -> None:
     (file,) = (copied / "metadata").glob("metadata")
     content = json.loads(file.read_text())
-    assert content.pop("keypoint_names") == list(JOINTS)
+    assert (content.pop("keypoint_names"), content.pop("licence")) == (list(JOINTS), "free")
     file.write_text(json.dumps(content))
-    assert load_model(copied).keypoint_names == ()
+    assert (load_model(copied).keypoint_names, load_model(copied).licence) == ((), "")
+    file.write_text(json.dumps(content | {"licence": ["free"]}))
+    with pytest.raises(UserError, match="damaged"):
+        load_model(copied)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,8 @@ def _predict(options: argparse.Namespace, failures: list[str]) -> None:
     model = model_of(options)
     if options.max_pixels is not None:
         model = replace(model, data=replace(model.data, max_pixels=options.max_pixels))
+    if model.licence:
+        print(f"licence of the weights: {printable(model.licence)}")
     predictor = _predictor(options, model)
     began = time.monotonic()
     places = []
