@@ -22,7 +22,7 @@ NAMES = tuple("abcdef")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("run")
     config = tiny_experiment(Path("unused"))
-    with Checkpoints(workdir, config, Metadata(NAMES, (1, 2, 3, 4, 5, 6))) as checkpoints:
+    with Checkpoints(workdir, config, Metadata(NAMES, (1, 2, 3, 4, 5, 6), licence="free")) as checkpoints:
         checkpoints.save(init_state(config))
     return workdir
 
@@ -33,8 +33,11 @@ def test_a_checkpoint_becomes_onnx(checkpoint, tmp_path, capsys):
     out = tmp_path / "model.onnx"
     arguments = ["--checkpoint", checkpoint, "--out", out, "--input", 40, 90, "--paste-masks"]
     assert main(["export", *map(str, arguments)]) == 0
-    assert f"{out}: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{out}: " in said
+    assert "licence of the weights, which the file states too: free\n" in said
     model = load(out)
+    assert model.metadata["licence"] == "free"
     assert (model.class_names, model.input_size, model.batch) == (NAMES, (40, 90), 1)
     (found,) = model.detect([np.zeros((30, 20, 3), np.uint8)])
     assert found["masks"].shape == (len(found["boxes"]), 30, 20)

@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("run")
     model = small_model()
     config = ExperimentConfig(model=model.config, data=DATA)
-    with Checkpoints(workdir, config, Metadata(CLASS_NAMES, IDS)) as checkpoints:
+    with Checkpoints(workdir, config, Metadata(CLASS_NAMES, IDS, licence="free")) as checkpoints:
         checkpoints.save(init_state(config, model.variables))
     return workdir
 
@@ -79,6 +79,7 @@ def test_every_format_holds_what_was_found(checkpoint, images, tmp_path, capsys)
 
     printed = capsys.readouterr().out
     assert f"{sum(map(len, expected))} instances in 3 images" in printed
+    assert printed.startswith("licence of the weights: free\n")
     assert f"{BATCH} x 64 x 64" in printed
     assert str(out / "coco.json") in printed
 
