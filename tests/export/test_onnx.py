@@ -19,6 +19,7 @@ from mask_rcnn_jax.models import (
     PoolerConfig,
     SimplePyramidConfig,
     SoftNMSConfig,
+    SwinConfig,
     VGGConfig,
     ViTConfig,
 )
@@ -162,6 +163,11 @@ def vitdet(images):
     return drawn(SimplePyramidConfig(vit, channels=4).build)(images)
 
 
+def swin(images):
+    config = SwinConfig(depths=(2, 1, 1, 1), channels=4, heads=(1, 2, 2, 4), window=3, out_features=("stage2",))
+    return drawn(config.build)(images)
+
+
 BRANCHES = [lambda x, k: x + k, lambda x, k: x, lambda x, k: x * INTEGERS.max()]
 
 CASES = {
@@ -250,6 +256,7 @@ CASES = {
     "recomputed": (lambda x: jax.checkpoint(lambda x: jnp.sin(x) + TIES[0, 0])(x) + nnx.remat(jnp.cos)(x), FLOATS),
     "convnext": (recomputed_convnext, RNG.normal(size=(1, 64, 64, 3)).astype(np.float32)),
     "vitdet": (vitdet, RNG.normal(size=(1, 64, 96, 3)).astype(np.float32)),
+    "swin": (swin, RNG.normal(size=(1, 48, 40, 3)).astype(np.float32)),
     "vgg": (vgg, RNG.normal(size=(1, 32, 48, 3)).astype(np.float32)),
     "while by rows": (jax.vmap(steps), np.array([3, 100, 0, 17], np.int32)),
     "while": (steps, np.array(50, np.int32)),
