@@ -1,6 +1,13 @@
 """Weights trained elsewhere, under this project's names."""
 
-from mask_rcnn_jax.pretrained.architecture import assumptions, count_classes, describe, infer, square_side
+from mask_rcnn_jax.pretrained.architecture import (
+    assumptions,
+    check_backbone,
+    count_classes,
+    describe,
+    infer,
+    square_side,
+)
 from mask_rcnn_jax.pretrained.backbones import load_backbone
 from mask_rcnn_jax.pretrained.classes import Classes, numbered_classes, published_classes, published_stuff
 from mask_rcnn_jax.pretrained.convert import convert, transplant
@@ -17,6 +24,7 @@ __all__ = [
     "Report",
     "Source",
     "assumptions",
+    "check_backbone",
     "contradictions",
     "conventions",
     "convert",

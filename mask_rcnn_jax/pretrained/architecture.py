@@ -28,7 +28,7 @@ from mask_rcnn_jax.models import (
     architectures,
 )
 from mask_rcnn_jax.models.backbones.simple_pyramid import LAYER_NORM
-from mask_rcnn_jax.pretrained.backbones import KNOWN, bottom_up_of, find_names
+from mask_rcnn_jax.pretrained.backbones import KNOWN, bottom_up_of, check_same, find_names
 from mask_rcnn_jax.pretrained.names.backbone import Shapes, count
 from mask_rcnn_jax.pretrained.sources import Source, places
 
@@ -61,6 +61,20 @@ def infer(tensors: Mapping[str, np.ndarray], source: Source) -> MaskRCNNConfig:
             mean = (123.675, 116.28, 103.53)
             return replace(config, pixel_mean=mean, pixel_std=_IMAGENET_STD, channel_order="rgb")
     return _with_pixels(config, tensors)
+
+
+def check_backbone(tensors: Mapping[str, np.ndarray], source: Source, config: MaskRCNNConfig) -> None:
+    """Raise UserError, in one sentence, where the detector with these tensors has another backbone than a model.
+
+    Where they do not tell what it is, nothing is said.
+    """
+    if find_names(bottom_up_of(config)[0]) is None:
+        return
+    try:
+        backbone = _backbone(_shapes(tensors, source), NormConfig(), source)
+    except UserError:
+        return
+    check_same(backbone, config)
 
 
 def assumptions(config: MaskRCNNConfig, source: Source) -> list[str]:
@@ -147,8 +161,7 @@ def _of_shapes(shapes: Shapes, source: Source, *, trained_norm: bool) -> MaskRCN
 def _with_backbone(shapes: Shapes, classes: int, norm: NormConfig, source: Source) -> MaskRCNNConfig:
     """The model with the published heads."""
     has_pyramid = "backbone/lateral2/conv/kernel" in shapes
-    is_below = has_pyramid or any(path.startswith("backbone/bottom_up/") for path in shapes)
-    backbone = _backbone(shapes, "backbone/bottom_up/" if is_below else "backbone/", norm, source)
+    backbone = _backbone(shapes, norm, source)
     if isinstance(backbone, ViTConfig):
         model, width = architectures.vitdet(backbone, classes), shapes.get("backbone/p4/output/conv/kernel", (256,))[0]
         return replace(model, backbone=SimplePyramidConfig(backbone, channels=width))
@@ -171,7 +184,9 @@ def _norm(shapes: Shapes, *, trained: bool) -> NormConfig:
     return NormConfig(kind="batch_norm" if everywhere or trained else "frozen_batch_norm")
 
 
-def _backbone(shapes: Shapes, prefix: str, norm: NormConfig, source: Source) -> BackboneConfig:
+def _backbone(shapes: Shapes, norm: NormConfig, source: Source) -> BackboneConfig:
+    is_below = any(path.startswith("backbone/bottom_up/") for path in shapes)
+    prefix = "backbone/bottom_up/" if is_below else "backbone/"
     below = {path.removeprefix(prefix): shape for path, shape in shapes.items() if path.startswith((prefix, "res5/"))}
     for names in KNOWN:
         if (backbone := names.infer(below, norm, source)) is not None:

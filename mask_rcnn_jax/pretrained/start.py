@@ -5,8 +5,8 @@ from pathlib import Path
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
-from mask_rcnn_jax.pretrained.architecture import infer
-from mask_rcnn_jax.pretrained.backbones import bottom_up_of, check_same, find_names, load_backbone, names_of
+from mask_rcnn_jax.pretrained.architecture import check_backbone, infer
+from mask_rcnn_jax.pretrained.backbones import bottom_up_of, find_names, load_backbone, names_of
 from mask_rcnn_jax.pretrained.classes import published_classes
 from mask_rcnn_jax.pretrained.convert import convert
 from mask_rcnn_jax.pretrained.files import read_tensors
@@ -35,7 +35,7 @@ def load_weights(
             made_with = _of_backbone(tensors, config)
         else:
             inferred = infer(tensors, source)
-            check_same(bottom_up_of(inferred)[0], config)
+            check_backbone(tensors, source, config)
             made_with, known = conventions(inferred), published_classes(inferred, source)
             by_name = ByName() if known is None else ByName(match(known.names, class_names))
             loaded, report = convert(tensors, config, source, variables, by_name)

@@ -22,6 +22,7 @@ from mask_rcnn_jax.pretrained import (
     Report,
     Source,
     assumptions,
+    check_backbone,
     convert,
     count_classes,
     describe,
@@ -83,6 +84,7 @@ def import_weights(
     complete = present == len(named.names) and (matched is None or matched.same)
     variables = None if complete else init(config.model, jax.random.key(config.seed))
     with _naming(path):
+        check_backbone(tensors, source, config.model)
         variables, report = convert(tensors, config.model, source, variables, ByName(matched))
     keypoint_names = _published_keypoints(config.model)
     licence = licence_of(source) if licence is None else licence

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import (
     BoxHeadConfig,
     ConvNeXtConfig,
@@ -19,7 +20,16 @@ from mask_rcnn_jax.models import (
     SwinConfig,
     networks,
 )
-from mask_rcnn_jax.pretrained import assumptions, convert, describe, find_source, infer, published_classes, read_tensors
+from mask_rcnn_jax.pretrained import (
+    assumptions,
+    check_backbone,
+    convert,
+    describe,
+    find_source,
+    infer,
+    published_classes,
+    read_tensors,
+)
 from tests.pretrained.naming import flat, random_variables
 
 CONVNEXT = ConvNeXtConfig(depths=(1, 1, 2, 1), channels=(8, 12, 16, 24))
@@ -172,3 +182,15 @@ def test_a_history_of_losses_beside_the_weights_is_left_out(tmp_path):
     assert tree.count(b"K\x07") == 1
     (tmp_path / "a.pth").write_bytes(tree.replace(b"K\x07", buffer))
     np.testing.assert_array_equal(read_tensors(tmp_path / "a.pth")["a"], np.ones(1))
+
+
+def test_backbones_that_are_not_known_there_are_named():
+    tensors = as_mmdetection(detector(SWIN), random_variables(detector(SWIN)))
+    other = {re.sub(r"^backbone\.(stages|patch_embed)", r"backbone.layer", name): x for name, x in tensors.items()}
+    with pytest.raises(UserError, match="its backbone is none that this project knows of such detectors"):
+        infer(other, "mmdetection")
+    with pytest.raises(
+        UserError, match=r"backbone is a Swin of 1\+1\+2\+1 .* is a ConvNeXt of 1\+1\+2\+1 blocks and 8 "
+    ):
+        check_backbone(tensors, "mmdetection", detector(CONVNEXT))
+    check_backbone(tensors, "mmdetection", detector(replace(SWIN, freeze_at=2)))
