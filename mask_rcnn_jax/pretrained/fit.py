@@ -46,7 +46,7 @@ class Report:
         if self.zeros:
             lines.append(f"  not in it, left at zero: {listed(self.zeros)}")
         if self.unused:
-            lines.append(f"  of heads that the model has not, left out: {listed(self.unused)}")
+            lines.append(f"  of heads and stages that the model has not, left out: {listed(self.unused)}")
         return lines
 
 

@@ -1,5 +1,6 @@
 """Whose detectors files may hold: how they are told apart, what they call their tensors, and under which licence."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -37,7 +38,7 @@ def find_source(names: Iterable[str]) -> Source | None:
     names = set(names)
     if "roi_heads.box_predictor.cls_score.weight" in names and "backbone.body.conv1.weight" in names:
         return "torchvision"
-    if "roi_head.bbox_head.fc_cls.weight" in names:
+    if any(re.fullmatch(r"roi_head\.bbox_head\.(\d\.)?fc_cls\.weight", name) for name in names):
         return "mmdetection"
     if "cls_score_w" in names and "bbox_pred_w" in names:
         return "detectron1"

@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from mask_rcnn_jax.models import FPNConfig, SwinConfig
-from mask_rcnn_jax.models.backbones.swin import STAGES, Windows
+from mask_rcnn_jax.models.backbones.swin import STAGES, Attention, Windows
 
-CONFIG = SwinConfig(depths=(2, 1, 2, 1), channels=4, heads=(1, 2, 2, 4), window=3, feature_norms=False, drop_path=0.0)
+CONFIG = SwinConfig(depths=(1, 2, 1, 1), channels=4, heads=(1, 2, 2, 4), window=3, feature_norms=False, drop_path=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,8 @@ def in_float64(network: nnx.Module) -> nnx.Module:
     return network
 
 
-# Maps of 12 x 9 tokens to 2 x 2: of whole windows and padded, shifted both ways; of 4 x 11 to 1 x 2: odd ones that are
-# padded before they are merged, and from stage3 on one window high and one or two wide, which is not shifted up.
+# Maps of 12 x 9 tokens to 2 x 2: of whole windows and padded, in stage2 shifted both ways; of 4 x 11 to 1 x 1: odd ones
+# that are padded before they are merged, in stage2 one window high, which is not shifted up.
 @pytest.mark.parametrize("size", [(48, 36), (16, 44)])
 def test_features_are_torchvisions(reference, size):
     import torch
@@ -95,12 +95,12 @@ def test_gradients_are_torchvisions(reference, size):
     """Of tokens that are merged, padded, shifted (both ways, or along a row alone) and told apart; all parameters."""
     import torch
 
-    x = np.random.default_rng(0).normal(size=(2, *size, 2 * CONFIG.channels))
-    inputs, merge, shifted = torch.from_numpy(x).requires_grad_(), reference[4], reference[5][1]
+    x = np.random.default_rng(0).normal(size=(2, *size, CONFIG.channels))
+    inputs, merge, shifted = torch.from_numpy(x).requires_grad_(), reference[2], reference[3][1]
     reference.zero_grad()
     shifted(merge(inputs)).square().sum().backward()
     with jax.enable_x64(True):
-        stage = in_float64(with_weights_of(reference)).stage3
+        stage = in_float64(with_weights_of(reference)).stage2
 
         @nnx.jit
         def run(layers, x):
@@ -111,7 +111,7 @@ def test_gradients_are_torchvisions(reference, size):
         gradients, of_inputs = run(nnx.List([stage.merge, stage.block2]), jnp.asarray(x))
     pairs = {"inputs": (of_inputs, inputs.grad.numpy())}
     for path, gradient in nnx.to_flat_state(gradients):
-        path = ("stage3", ("merge", "block2")[path[0]], *path[1:])
+        path = ("stage2", ("merge", "block2")[path[0]], *path[1:])
         tensor = reference.get_parameter(name_in_torchvision(path))
         pairs["/".join(path)] = gradient[...], in_our_layout(tensor.grad.numpy(), path)
     assert len(pairs) == 1 + sum(1 for layer in (merge, shifted) for _ in layer.parameters())
@@ -123,7 +123,7 @@ def test_gradients_are_torchvisions(reference, size):
     ("config", "parameters"),
     [
         (SwinConfig(), 28_288_354),
-        (SwinConfig(depths=(2, 2, 18, 2)), 49_606_258),
+        pytest.param(SwinConfig(depths=(2, 2, 18, 2)), 49_606_258, marks=pytest.mark.slow),
         (SwinConfig(depths=(2, 2, 18, 2), channels=128, heads=(4, 8, 16, 32)), 87_768_224),
     ],
     ids=["T", "S", "B"],
@@ -145,6 +145,34 @@ def test_a_side_of_one_window_is_shifted_where_it_is_asked_for():
     y, x = np.divmod(np.arange(49), 7)
     ends = 2 * (y >= 4) + (x >= 4)
     np.testing.assert_array_equal(apart, ends[:, None] != ends[None, :])
+
+
+def test_shifted_attention_in_a_single_window_is_that_of_loops():
+    """As MMDetection has it: each token attends to those of its own end of the map, at their places in the window."""
+    attention = Attention(4, 2, Windows(4, 2, shifts_single=True), rngs=nnx.Rngs(0))
+    for _, variable in nnx.to_flat_state(nnx.state(attention)):
+        variable.set_value(jax.random.normal(jax.random.key(variable.size), variable.shape))
+    x = np.random.default_rng(0).normal(size=(4, 4, 4))
+    scale, shift = (np.asarray(v[...], np.float64) for v in (attention.norm.scale, attention.norm.bias))
+    centred = x - x.mean(-1, keepdims=True)
+    normed = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-5) * scale + shift
+    qkv = normed @ np.asarray(attention.qkv.kernel[...]) + np.asarray(attention.qkv.bias[...])
+    q, k, v = qkv.reshape(4, 4, 3, 2, 2).transpose(2, 0, 1, 3, 4)  # [row, column, head, channel] each
+    table = np.asarray(attention.positions[...]).reshape(7, 7, 2)
+    attended = np.zeros((4, 4, 2, 2))
+    for row, column, head in np.ndindex(4, 4, 2):
+        # A shift by two carries each half around its edge as a whole, so that distances within it stay.
+        rows, columns = ([2 * (place // 2), 2 * (place // 2) + 1] for place in (row, column))
+        others = [(r, c) for r in rows for c in columns]
+        logits = [
+            q[row, column, head] @ k[r, c, head] / np.sqrt(2) + table[row - r + 3, column - c + 3, head]
+            for r, c in others
+        ]
+        weights = np.exp(logits) / np.exp(logits).sum()
+        attended[row, column, head] = sum(w * v[r, c, head] for w, (r, c) in zip(weights, others, strict=True))
+    expected = attended.reshape(4, 4, 4) @ np.asarray(attention.out.kernel[...]) + np.asarray(attention.out.bias[...])
+    ours = attention(jnp.asarray(x[None], jnp.float32))[0]
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
 
 
 def test_it_takes_any_size_and_stands_under_a_pyramid_and_may_be_frozen():

@@ -24,6 +24,7 @@ from mask_rcnn_jax.pretrained import (
     assumptions,
     check_backbone,
     convert,
+    count_classes,
     describe,
     find_source,
     infer,
@@ -194,3 +195,10 @@ def test_backbones_that_are_not_known_there_are_named():
     ):
         check_backbone(tensors, "mmdetection", detector(CONVNEXT))
     check_backbone(tensors, "mmdetection", detector(replace(SWIN, freeze_at=2)))
+
+
+def test_cascades_are_not_known_there():
+    cascade = {f"roi_head.bbox_head.{stage}.fc_cls.weight": np.ones((6, 12)) for stage in range(3)}
+    assert find_source(cascade) == "mmdetection"
+    with pytest.raises(UserError, match="no tensor for box_head/class_logits/bias, so it is no Faster or Mask R-CNN"):
+        count_classes(cascade, "mmdetection")
