@@ -176,8 +176,7 @@ def _read(run: _Run, which: str, average: bool) -> StoredCheckpoint:
         metrics = stored_metrics(run.plain / str(step))
     with fitting(checkpoint):
         config = from_json(MaskRCNNConfig, stored["config"]["model"])
-    names, ids, *others = (tuple(stored[key]) for key in _NAMES)
-    metadata = Metadata(names, ids, step, metrics, *others, stored["licence"])
+    metadata = Metadata(step=step, metrics=metrics, licence=stored["licence"], **{k: tuple(stored[k]) for k in _NAMES})
     with whole(checkpoint):
         _check_names(config, metadata)
         variables = _variables(run, step, config, average)
