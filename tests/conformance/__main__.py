@@ -12,6 +12,7 @@ import torchvision
 
 from tests.conformance import (
     average_precision,
+    backbones,
     box_losses,
     detectron2,
     finetuning,
@@ -108,6 +109,7 @@ def main() -> int:
     parser.add_argument("--write", type=Path, metavar="PATH", help="also write the table to this file")
     arguments = parser.parse_args()
     sources = {name: lambda name=name: torchvision_rows(name) for name in SOURCES}
+    sources |= {name: lambda name=name: backbones.rows(name) for name in backbones.BACKBONES}
     sources |= {box_losses.TORCHVISION: box_losses.torchvision_rows}
     sources |= {box_losses.DETECTRON2: lambda: box_losses.detectron2_rows(shared_folder())}
     sources |= {average_precision.SOURCE: average_precision.rows, trained.SOURCE: trained.rows}
