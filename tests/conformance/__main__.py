@@ -47,7 +47,8 @@ with {versions}.
   from the file that Detectron wrote. The normalised images of *fast_rcnn*, *pointrend*, *panoptic_fpn*, *vitdet* and
   *detectron1* are not recorded: their input is compared with NumPy's.
 - *Training, every sample*, is a pass in which both samplers keep all there is, so that every level of a pyramid has a
-  gradient.
+  gradient. Norms of gradients stay within the others' bound or the reference's own difference between float32 and
+  float64.
 - Segments of *panoptic_fpn* are compared in their order, and pixel by pixel.
 - PointRend's points of a subdivision are compared as sets; the logits at points, those that the reference chose, stay
   within the others' bound or the reference's own difference between float32 and float64.

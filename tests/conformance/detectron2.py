@@ -288,6 +288,7 @@ class TrainingRun:
     recorded: Mapping[str, Any]
     config: MaskRCNNConfig
     rpn_scale: float = 1.0  # of the RPN's losses, which the reference divides by the usual number of samples
+    largest: float = 6e-3  # bound of the largest difference of two gradients' norms
 
 
 def runs_of(golden: Golden) -> dict[str, TrainingRun]:
@@ -304,7 +305,9 @@ def runs_of(golden: Golden) -> dict[str, TrainingRun]:
             box_head=replace(config.box_head, samples=candidates, foreground_fraction=slots / candidates),
         )
         scale = every.rpn.samples / config.rpn.samples
-        runs["all"] = TrainingRun("training, every sample", golden.json["all"], every, scale)
+        # More samples, more ReLUs near zero: Detectron's gradients in float32 and float64 are 1.5e-2 apart themselves.
+        own = golden.json["all"]["own_difference"]["gradient_norms_relative"]["max"]
+        runs["all"] = TrainingRun("training, every sample", golden.json["all"], every, scale, max(6e-3, own))
     return runs
 
 
@@ -334,7 +337,7 @@ def training_rows(golden: Golden, run: TrainingRun) -> Iterator[Row]:
     floor = 1e-6 * max(norms.values())
     differences = [abs(ours[name] - norm) / max(norm, floor) for name, norm in norms.items()]
     yield row("gradient norms, median", float(np.median(differences)), 1e-3, "relative")
-    yield row("gradient norms, largest", float(np.max(differences)), 6e-3, "relative")
+    yield row("gradient norms, largest", float(np.max(differences)), run.largest, "relative")
     missing = sorted(set(found) - {paths[name] for name in norms})
     yield row("parameters that only one program trains", float(len(missing)), 0, "of all")
 

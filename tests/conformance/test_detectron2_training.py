@@ -18,7 +18,7 @@ from tests.conformance.golden import NAMES, Golden  # noqa: E402
 # keypoints is compared with torchvision's in tests/models/test_keypoint_head.py. Where every sample is kept, all of
 # ViTDet's levels have gradients; they and those of the others are slow.
 QUICK = (("c4", ""), ("cascade", ""))
-RUNS = [*((name, "") for name in NAMES), ("vitdet", "all"), ("panoptic_fpn", "all")]
+RUNS = [*((name, "") for name in NAMES), ("vitdet", "all"), ("panoptic_fpn", "all"), ("detectron1", "all")]
 CASES = [pytest.param(*run, marks=[] if run in QUICK else [pytest.mark.slow]) for run in RUNS]
 
 

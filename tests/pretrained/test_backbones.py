@@ -211,6 +211,7 @@ def refusal(tmp_path, tensors: dict[str, np.ndarray], backbone: BackboneConfig) 
         ("features.0.weight", "VGG"),
         ("features.1.0.layer_scale", "ConvNeXt"),
         ("stages.0.blocks.0.gamma", "ConvNeXt"),
+        ("blocks.0.norm1.weight", "ViT"),
     ],
 )
 def test_another_backbone_is_told_by_its_names(tmp_path, sign, theirs):
