@@ -200,6 +200,11 @@ def test_weights_of_another_depth_are_refused(torchvision: ModuleType, tmp_path,
         loaded(tmp_path, reference(depth, 4), detector(VGGConfig(width=4)))
 
 
+def test_weights_with_norms_are_told_from_those_without(torchvision: ModuleType, tmp_path):
+    with pytest.raises(UserError, match=r"is a VGG-16 with batch norms, and model\.backbone is a VGG-16; give weights"):
+        loaded(tmp_path, reference(16, 4, batch_norm=True), detector(VGGConfig(width=4)))
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     config = detector(VGGConfig(width=4))
     np.savez(tmp_path / "resnet.npz", **{"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)})

@@ -230,14 +230,17 @@ def test_another_size_is_told_by_the_shapes(torchvision: ModuleType, tmp_path):
     _, tensors = with_random_weights(swin_of_torchvision())
     message = refusal(tmp_path, tensors, replace(SWIN, depths=(1, 1, 3, 1)))
     assert message.startswith(
-        "its backbone is a Swin of 1+1+2+1 blocks and 8 channels, and model.backbone.bottom_up is a Swin of 1+1+3+1"
+        "its backbone is a Swin of 1+1+2+1 blocks and 8 channels with windows of 2, and model.backbone.bottom_up is a"
+        " Swin of 1+1+3+1"
     )
-    assert "is a Swin of 1+1+2+1 blocks and 8 channels, and model.backbone.bottom_up is a Swin-T;" in refusal(
+    assert "blocks and 8 channels with windows of 2, and model.backbone.bottom_up is a Swin-T;" in refusal(
         tmp_path, tensors, SwinConfig()
     )
     message = refusal(tmp_path, tensors, replace(SWIN, window=3))
+    assert "2, and model.backbone.bottom_up is a Swin of 1+1+2+1 blocks and 8 channels with windows of 3;" in message
+    message = refusal(tmp_path, tensors, replace(SWIN, heads=(2, 2, 2, 4)))
     assert "relative_position_bias_table, as backbone/bottom_up/stage1/block1/attention/positions, is (9, 1)" in message
-    assert "should be (25, 1)" in message
+    assert "should be (9, 2)" in message
 
 
 def test_stages_that_the_model_has_not_are_left_out(torchvision: ModuleType):

@@ -125,7 +125,7 @@ def _in_torch(path: str, leaf: np.ndarray) -> np.ndarray:
     ("backbone", "name"),
     [
         (CONVNEXT, "ConvNeXt of 1+1+2+1 blocks and 8 channels"),
-        (SWIN, "Swin of 1+1+2+1 blocks and 4 channels"),
+        (SWIN, "Swin of 1+1+2+1 blocks and 4 channels with windows of 3"),
     ],
     ids=["ConvNeXt", "Swin"],
 )

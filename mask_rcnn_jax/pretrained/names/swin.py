@@ -118,6 +118,6 @@ class SwinNames(BackboneNames[SwinConfig]):
 
     def describe(self, backbone: SwinConfig) -> str:
         size = _SIZES.get((backbone.depths, backbone.channels))
-        if size:
-            return f"Swin-{size}"
-        return f"Swin of {'+'.join(map(str, backbone.depths))} blocks and {backbone.channels} channels"
+        blocks = "+".join(map(str, backbone.depths))
+        name = f"Swin-{size}" if size else f"Swin of {blocks} blocks and {backbone.channels} channels"
+        return name if backbone.window == 7 else f"{name} with windows of {backbone.window}"

@@ -71,7 +71,8 @@ class VGGNames(BackboneNames[VGGConfig]):
     def infer(self, shapes: Shapes, norm: NormConfig, source: str | None) -> VGGConfig | None:
         counts = tuple(count(shapes, f"{stage}/conv") for stage in STAGES)
         depths: list[Any] = [depth for depth, of_depth in CONVOLUTIONS.items() if of_depth == counts]
+        norm = NormConfig(kind="batch_norm" if "conv1/conv1/norm/scale" in shapes else "none")
         return VGGConfig(depth=depths[0], norm=norm) if depths else None
 
     def describe(self, backbone: VGGConfig) -> str:
-        return f"VGG-{backbone.depth}"
+        return f"VGG-{backbone.depth}" + (" with batch norms" if backbone.norm.kind != "none" else "")
