@@ -1,13 +1,13 @@
 """What `eval.py` writes and where, with an evaluation at hand: nothing here runs a model."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from mask_rcnn_jax.cli import eval as command
 from mask_rcnn_jax.data import CocoConfig, DataConfig, build_tfds
 from mask_rcnn_jax.evaluation import EvaluationResult
+from mask_rcnn_jax.inference.checkpoint import Metadata
 from mask_rcnn_jax.training import ExperimentConfig
 from tests.data.coco_files import annotation, write_dataset
 
@@ -20,7 +20,7 @@ def evaluations(monkeypatch, tmp_path) -> list[str]:
     found: list[str] = []
     write_dataset(tmp_path / "data", [annotation()], split="val")
     stored = ExperimentConfig(data=DataConfig(CocoConfig(str(tmp_path / "data"))))
-    metadata = SimpleNamespace(step=7, class_names=("cat",))
+    metadata = Metadata(class_names=("cat",), category_ids=(1,), step=7)
 
     def evaluate(model, data, config, variables, dataset, class_names) -> EvaluationResult:
         found.extend(record.path for record in dataset.records)
