@@ -211,6 +211,8 @@ def _check_trunk(config: MaskRCNNConfig, trunk: BackboneConfig) -> None:
         raise ValueError("res5_on_rois applies res5 to RoIs: set it to false, or trunk to none")
     if len(trunk.features) != 1:
         raise ValueError(f"trunk.out_features: heads take one feature of {name}, not {', '.join(trunk.features)}")
+    if trunk.draws:
+        raise ValueError(f"trunk draws nothing at random, which {name} does in training: set its drop_path to 0")
     norm = getattr(trunk, "norm", None)
     if isinstance(norm, NormConfig) and norm.kind == "batch_norm":
         raise ValueError("trunk takes no batch norm: RoIs that are padding would enter its statistics")

@@ -18,6 +18,7 @@ from mask_rcnn_jax.models import (
     NormConfig,
     PoolerConfig,
     ResNetConfig,
+    SwinConfig,
     VGGConfig,
     abstract,
     architectures,
@@ -115,6 +116,10 @@ def test_trunks_that_cannot_be_applied_to_rois_are_refused():
         replace(config, trunk=replace(RESNET, out_features=("res2", "res5")))
     with pytest.raises(ValueError, match="trunk takes no batch norm"):
         replace(config, trunk=replace(config.trunk, norm=NormConfig(kind="batch_norm")))
+    swin = SwinConfig(depths=(1, 1, 1, 1), channels=8, heads=(1, 1, 1, 1), out_features=("stage4",))
+    with pytest.raises(ValueError, match="draws nothing at random, which SwinConfig does in training: set its drop"):
+        replace(config, trunk=swin)
+    assert replace(config, trunk=replace(swin, drop_path=0.0)).inputs.of_pooled == (64, 32)
     with pytest.raises(ValueError, match="output_size must be a multiple of 32, as VGGConfig asks"):
         small(VGGConfig(width=4), 48)
     box_head = replace(config.box_head, pooler=PoolerConfig(), class_agnostic=True, class_loss="hinge")
