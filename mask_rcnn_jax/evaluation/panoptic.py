@@ -9,7 +9,7 @@ categories leaves out those that have no segment in either.
 `H W` are the sides of an image, `C` categories: the classes of things, then the kinds of stuff.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from jaxtyping import Int, UInt8
 
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.data import CocoDataset, Record, read_kinds, read_numbers
+from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import Detections
 from mask_rcnn_jax.inference.results.panoptic import panoptic_map
 from mask_rcnn_jax.models import PanopticConfig
@@ -95,26 +96,43 @@ class PanopticCounter:
         self._counts = PanopticCounts.none(self._num_things + num_stuff, num_stuff + 1)
         self._has_masks = True
 
-    def counted(self, predictions: Iterable[tuple[int, Detections]]) -> Iterator[tuple[int, Detections]]:
-        """Give the predictions on after they were counted."""
+    def counted(
+        self,
+        predictions: Iterable[tuple[int, Detections]],
+        on_broken: Callable[[Record, UserError], None] | None = None,
+    ) -> Iterator[tuple[int, Detections]]:
+        """Give the predictions on after they were counted.
+
+        Those of images whose labels cannot be read are left out and told to `on_broken`; without it, `UserError` is
+        raised.
+        """
         for image_id, found in predictions:
-            self.count(self._dataset.records[self._records[image_id]], found)
+            record = self._dataset.records[self._records[image_id]]
+            try:
+                self.count(record, found)
+            except UserError as error:
+                if on_broken is None:
+                    raise
+                on_broken(record, error)
+                continue
             yield image_id, found
 
     def count(self, record: Record, found: Detections) -> None:
         """Count what was found in one image. Raises `UserError` where its labels cannot be read."""
         if found.stuff is None or record.semantic is None:
             raise ValueError(f"{record.path} has no labels of pixels, or the model finds none")
-        self._counts.count_pixels(read_kinds(record), found.stuff)
-        self._has_masks = self._has_masks and found.rles is not None
-        if found.rles is None:
+        # All is read before anything is counted: an image counts as a whole or not at all.
+        kinds, truth = read_kinds(record), None if found.rles is None else read_numbers(record)
+        self._counts.count_pixels(kinds, found.stuff)
+        self._has_masks = self._has_masks and truth is not None
+        if truth is None:
             return
         numbers, segments = panoptic_map(found, self._config)
         of_found = {each.number: self._category(each.kind if each.is_thing else -1, each.kind) for each in segments}
         rows = record.semantic.segments.tolist()
         of_truth = {number: self._category(thing, kind) for number, kind, thing, crowd in rows if not crowd}
         crowds = {number: self._category(thing, kind) for number, kind, thing, crowd in rows if crowd}
-        self._counts.count_segments(Regions(read_numbers(record), of_truth, crowds), Regions(numbers, of_found))
+        self._counts.count_segments(Regions(truth, of_truth, crowds), Regions(numbers, of_found))
 
     def metrics(self) -> dict[str, float]:
         """The metrics of all processes' images: "panoptic/PQ", SQ and RQ, each also of things and of stuff alone, and

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mask_rcnn_jax import processes
-from mask_rcnn_jax.data import CocoDataset, DataConfig, eval_batches, leave_out
+from mask_rcnn_jax.data import CocoDataset, DataConfig, Record, eval_batches, leave_out
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation.coco import EvaluationConfig
 from mask_rcnn_jax.evaluation.panoptic import PanopticCounter
@@ -38,8 +38,9 @@ def evaluate_model(
     """Detects in every image of `dataset` and compares with its annotations; several processes share the images.
 
     `class_names` are the model's, where they may be more than the dataset's or in another order: classes are then the
-    same by name, and detections of others are left out. Images that turn out unreadable are left out with their
-    annotations where `data.broken_images` is "skip": they count neither for the model nor against it. Where both have
+    same by name, and detections of others are left out. Images that turn out unreadable, or whose labels of pixels do,
+    are left out with their annotations where `data.broken_images` is "skip": they count neither for the model nor
+    against it. Where both have
     kinds of stuff, panoptic quality is among the metrics. Raises UserError when the model lacks some of the dataset's
     classes, or has another number of kinds of stuff, or an image or its labels cannot be used, or none can.
     """
@@ -55,16 +56,22 @@ def evaluate_model(
     records = dataset.records[jax.process_index() :: jax.process_count()]
     devices = jax.local_device_count()
     broken: dict[int, str] = {}
+
+    def note(record: Record, error: UserError) -> None:
+        broken[record.image_id] = str(error)
+
     batches = eval_batches(
         replace(dataset, records=records),
         data,
         evaluation.images_per_device * devices,
-        lambda record, error: broken.update({record.image_id: str(error)}),
+        note,
         multiple=devices,
     )
     try:
         predictions = predict(model, variables, batches, class_names=dataset.class_names, class_of=class_of)
-        results, kinds = gather_results(dataset, predictions if counter is None else counter.counted(predictions))
+        if counter is not None:
+            predictions = counter.counted(predictions, note if data.broken_images == "skip" else None)
+        results, kinds = gather_results(dataset, predictions)
     finally:
         batches.close()
     readable, left_out = _without_broken(dataset, broken)

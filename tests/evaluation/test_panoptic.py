@@ -2,15 +2,18 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mask_rcnn_jax.data import read_kinds, read_numbers
+from mask_rcnn_jax.data import DataConfig, read_kinds, read_numbers
+from mask_rcnn_jax.errors import UserError
+from mask_rcnn_jax.evaluation import EvaluationConfig, evaluate_model, run
 from mask_rcnn_jax.evaluation.panoptic import PanopticCounter, PanopticCounts, Regions, _mean_iou, _qualities
 from mask_rcnn_jax.evaluation.table import format_table
 from mask_rcnn_jax.inference import Detections
-from mask_rcnn_jax.models import PanopticConfig
+from mask_rcnn_jax.models import MaskRCNNConfig, PanopticConfig, SemanticHeadConfig, Variables
 from mask_rcnn_jax.rle import as_text, encode_bitmap
 from mask_rcnn_jax.structures import IGNORED
 from tests.data.panoptic_files import HEIGHT, WIDTH, write_panoptic
@@ -149,3 +152,28 @@ def test_quality_falls_by_what_is_missing(dataset) -> None:
 
 def test_a_model_without_masks_has_a_mean_iou_alone(dataset) -> None:
     assert counted(dataset, lambda found: replace(found, rles=None)) == {"stuff/mIoU": 1.0}
+
+
+@pytest.mark.parametrize("labels", ["path", "kinds_path"])
+def test_labels_that_cannot_be_read_leave_out_their_image(dataset, monkeypatch, tmp_path, labels) -> None:
+    """The third image's, which has no crowd: what is left is perfect, and counts no pixel of it."""
+    of_kinds = tmp_path / "panoptic_stuff_train"
+    records = [
+        replace(each, semantic=replace(each.semantic, kinds_path=str(of_kinds / Path(each.semantic.path).name)))
+        for each in dataset.records
+    ]
+    dataset = replace(dataset, records=records)
+    found = [(record.image_id, perfect(record)) for record in records]
+    Path(getattr(records[2].semantic, labels)).write_bytes(b"no image")
+    monkeypatch.setattr(run, "predict", lambda *_, **__: iter(found))
+    head = SemanticHeadConfig(num_kinds=3, combine=PanopticConfig(min_stuff_area=10))
+    model = MaskRCNNConfig(num_classes=2, heads=(head,))
+    data = DataConfig(short_side_eval=48, max_side=64, canvas=(64, 64), broken_images="skip", num_workers=0)
+    result = evaluate_model(model, data, EvaluationConfig(), Variables({}, {}), dataset)
+    assert [record.image_id for record in result.dataset.records] == [0, 1]
+    assert {each["image_id"] for each in result.results} == {0, 1}
+    assert (result.metrics["panoptic/PQ"], result.metrics["stuff/mIoU"]) == (1, 1)
+    (line,) = result.left_out
+    assert "1 images turned out unreadable" in line
+    with pytest.raises(UserError, match="cannot be read"):
+        evaluate_model(model, replace(data, broken_images="fail"), EvaluationConfig(), Variables({}, {}), dataset)
