@@ -25,7 +25,7 @@ from mask_rcnn_jax.data import load_split, verify_images
 from mask_rcnn_jax.disk.output_folder import OutputFolder
 from mask_rcnn_jax.disk.places import check_place, run_folder
 from mask_rcnn_jax.errors import UserError, printable
-from mask_rcnn_jax.evaluation import EvaluationResult, evaluate_model, format_table
+from mask_rcnn_jax.evaluation import EvaluationResult, check_stuff, evaluate_model, format_table
 from mask_rcnn_jax.inference import use_compile_cache
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables, abstract
 from mask_rcnn_jax.ranges import Range
@@ -96,6 +96,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     dataset = load_split(config.data, options.split or config.data.source.val_split)
     dataset = verify_images(dataset, config.data)
     check_alike({"eval": dataset})
+    check_stuff(metadata.stuff_names, config.model, dataset)
     outputs = OutputFolder(out, [dataset.annotation_file, *(r.path for r in dataset.records)], options.overwrite)
     outputs.check([*_files(out), *picture_files(dataset, out, options.pictures)])
     images = f"{len(dataset.records)} images of {dataset.annotation_file}"

@@ -92,6 +92,20 @@ def _panoptic_counter(model: MaskRCNNConfig, dataset: CocoDataset) -> PanopticCo
     return PanopticCounter(dataset, heads[0].combine)
 
 
+def check_stuff(stuff_names: Sequence[str], model: MaskRCNNConfig, dataset: CocoDataset) -> None:
+    """Raise UserError where the kinds of stuff that a model was trained on, none where they are not known, are others
+    than as many of the dataset's, or in another order: unlike classes they are taken by number.
+    """
+    has_head = any(isinstance(head, SemanticHeadConfig) for head in model.heads)
+    as_many = len(stuff_names) == len(dataset.stuff_names)  # else `evaluate_model` says so
+    if not (has_head and as_many) or tuple(stuff_names) == dataset.stuff_names:
+        return
+    raise UserError(
+        f"{dataset.annotation_file} comes with the kinds of stuff {_named(dataset.stuff_names)} but the model was trained"
+        f" on {_named(stuff_names)}; evaluate on labels with the model's kinds, in the order of their ids"
+    )
+
+
 def _without_broken(dataset: CocoDataset, broken: Mapping[int, str]) -> tuple[CocoDataset, tuple[str, ...]]:
     """The dataset without the images, by id, that any process could not read, and what to say of these."""
     problems = {image_id: problem for part in processes.gather(broken) for image_id, problem in part.items()}

@@ -165,6 +165,20 @@ def test_kinds_of_another_number_are_not_evaluated_on(run, tmp_path, capsys) -> 
     assert "comes with 1 kinds of stuff but the model knows 2" in capsys.readouterr().err
 
 
+def test_kinds_in_another_order_are_not_evaluated_on(run, tmp_path, capsys) -> None:
+    file = run.parent / "annotations" / "panoptic_exchanged.json"
+    content = json.loads((run.parent / "annotations" / "panoptic_val.json").read_text())
+    exchanged = {7: 10, 10: 7}
+    entries = [segment for entry in content["annotations"] for segment in entry["segments_info"]]
+    for each, key in [(each, "id") for each in content["categories"]] + [(each, "category_id") for each in entries]:
+        each[key] = exchanged.get(each[key], each[key])
+    file.write_text(json.dumps(content))
+    file.with_suffix("").symlink_to(file.parent / "panoptic_val")
+    settings = ["--set", f"data.source.panoptic_file={file.name}"]
+    assert main(["eval", "--workdir", str(run), "--out", str(tmp_path), "--pictures", "0", *settings]) == 2
+    assert "the kinds of stuff sky, grass but the model was trained on grass, sky; eval" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_tiny_model_learns_things_and_stuff(run, tmp_path) -> None:
     workdir = tmp_path / "learning"
