@@ -151,6 +151,8 @@ def test_a_mixture_has_no_kinds_of_stuff(source) -> None:
     mixed = MixtureConfig((source, replace(source, panoptic_file=None))).load("train")
     assert mixed.stuff_names == ()
     assert [record.semantic for record in mixed.records] == [None] * 6
+    # Nor have the images that it is evaluated on: the two would not fit each other.
+    assert MixtureConfig((source, source)).load("val").stuff_names == ()
 
 
 def change_json(change: Callable[[Any], object]) -> Callable[[Path], None]:

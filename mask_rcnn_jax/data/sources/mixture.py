@@ -37,7 +37,7 @@ class MixtureConfig(SourceConfig):
         if not self.sources:
             raise UserError("data.source mixes no sources; list them in data.source.sources, in a config file.")
         if split == self.val_split:
-            return self.sources[0].load(self.sources[0].val_split)
+            return _without_stuff(self.sources[0].load(self.sources[0].val_split))
         if split != self.train_split:
             raise UserError(f"A mixture has the splits train and val, not '{split}'; name one of them.")
         return mix([source.load(source.train_split) for source in self.sources], self.weights)
@@ -76,19 +76,21 @@ def mix(datasets: Sequence[CocoDataset], weights: Sequence[float] = ()) -> CocoD
             yield from _with_classes_of(first, dataset, source)
 
     return replace(
-        first,
+        _without_stuff(first),
         annotation_file=Path(" + ".join(str(dataset.annotation_file) for dataset in datasets)),
         records=pack(records()),
         # Frequencies are for evaluation, and each source has its own.
         frequencies=(),
         boxes_only=any(dataset.boxes_only for dataset in datasets),
-        # Kinds of stuff are matched by no name: a mixture has none.
-        stuff_names=(),
-        stuff_categories=(),
         weights=tuple(weights),
         problems=problems,
         examples=examples,
     )
+
+
+def _without_stuff(dataset: CocoDataset) -> CocoDataset:
+    """Kinds of stuff are matched by no name: a mixture has none."""
+    return replace(dataset, stuff_names=(), stuff_categories=())
 
 
 def _check_same_classes(first: CocoDataset, other: CocoDataset) -> None:
