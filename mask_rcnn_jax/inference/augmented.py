@@ -248,9 +248,9 @@ def _finish(
     for name, head in networks(config, variables).heads.items():
         mean = jax.tree.map(lambda x: x / count, total[name])
         found = check_found(name, head, found, head.add(found, mean))
-    if found.maps:
+    if maps := [*found.maps, *([] if found.stuff is None else ["stuff"])]:
         raise UserError(
-            f"maps ({', '.join(found.maps)}) are not averaged over versions of an image; predict without test-time"
+            f"maps ({', '.join(maps)}) are not averaged over versions of an image; predict without test-time"
             " augmentation"
         )
     return found

@@ -13,7 +13,7 @@ from mask_rcnn_jax.data import DataConfig
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference import Detections, Model, Predictor
 from mask_rcnn_jax.inference.augmented import AugmentationConfig, AugmentedPredictor, _merge, _View
-from mask_rcnn_jax.models import KeypointHeadConfig, SoftNMSConfig, init
+from mask_rcnn_jax.models import KeypointHeadConfig, NormConfig, SemanticHeadConfig, SoftNMSConfig, init
 from mask_rcnn_jax.structures import PaddedDetections
 from tests.tiny import one_map_model, tiny_model
 
@@ -172,6 +172,18 @@ def test_mirrors_are_known_by_name(model):
         places(replace(model, config=seventeen))
     with pytest.raises(UserError, match="17 keypoints mirror each other is not known"):
         places(replace(named, config=seventeen))
+
+
+@pytest.mark.parametrize("max_detections", [8, 9])
+def test_kinds_of_stuff_are_not_averaged(model, max_detections):
+    """Nor where the grid has as many rows as there are detections, 64 / 8, and could be taken for them."""
+    norm = NormConfig(kind="group_norm", groups=4)
+    head = SemanticHeadConfig(features=("res3",), num_kinds=3, channels=16, norm=norm)
+    box_head = replace(model.config.box_head, max_detections=max_detections)
+    config = replace(model.config, box_head=box_head, keypoint_head=None, mask_head=None, heads=(head,))
+    found = replace(model, config=config, variables=init(config, jax.random.key(0)))
+    with pytest.raises(UserError, match="predict without test-time augmentation"):
+        augmented(found, 1.0, flip=False)(picture(0))
 
 
 def test_unknown_mirrors_and_scales(model):
