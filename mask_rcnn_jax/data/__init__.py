@@ -10,6 +10,7 @@ from mask_rcnn_jax.data.proposals.files import write_proposals
 from mask_rcnn_jax.data.records import BoxProposals, CocoDataset, Record
 from mask_rcnn_jax.data.records.fingerprint import fingerprint
 from mask_rcnn_jax.data.records.masks import Segmentation, coverage, to_rle
+from mask_rcnn_jax.data.semantic.attach import check_segments
 from mask_rcnn_jax.data.semantic.labels import read_kinds, read_numbers
 from mask_rcnn_jax.data.sources.base import SourceConfig
 from mask_rcnn_jax.data.sources.coco import CocoConfig, coco_dataset, load_coco
@@ -38,6 +39,7 @@ __all__ = [
     "SourceConfig",
     "TfdsConfig",
     "build_tfds",
+    "check_segments",
     "coco_dataset",
     "coverage",
     "describe_left_out",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from mask_rcnn_jax import processes
 from mask_rcnn_jax.data import (
     CocoDataset,
+    check_segments,
     eval_batches,
     fingerprint,
     load_split,
@@ -34,6 +35,8 @@ def load_datasets(config: ExperimentConfig) -> dict[str, CocoDataset]:
             f" {config.model.num_classes}; add --set model.num_classes={len(train_set.class_names)}"
         )
     _check_needs(config, train_set)
+    if any(head.needs == "semantic" for head in config.model.heads):
+        check_segments(val_set)
     _check_keypoints(config, train_set, val_set)
     train_set, val_set = verify_images(train_set, config.data), verify_images(val_set, config.data)
     trainable_records(train_set, config.data)

@@ -144,6 +144,21 @@ def test_data_that_the_head_cannot_learn_from_are_refused(run, settings, message
         load_datasets(config)
 
 
+def test_segments_to_evaluate_on_are_missed_before_training(run) -> None:
+    """Training itself does with the prepared files."""
+    root = run.parent
+    (root / "panoptic_stuff_val").symlink_to(root / "more" / "panoptic_stuff_val")
+    config = override(load_experiment(run), ["data.source.semantic_folder=panoptic_stuff_{split}"])
+    assert load_datasets(config).keys() == {"train", "val"}
+    one = root / "annotations" / "panoptic_val" / "1.png"
+    one.rename(one.with_suffix(".moved"))
+    try:
+        with pytest.raises(UserError, match=r"panoptic_val/1\.png, which belongs to .*, does not exist; restore it"):
+            load_datasets(config)
+    finally:
+        one.with_suffix(".moved").rename(one)
+
+
 def test_kinds_of_another_number_are_not_evaluated_on(run, tmp_path, capsys) -> None:
     file = run.parent / "annotations" / "panoptic_fewer.json"
     content = json.loads((run.parent / "annotations" / "panoptic_val.json").read_text())

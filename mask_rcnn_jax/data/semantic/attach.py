@@ -81,6 +81,14 @@ def with_semantic(dataset: CocoDataset, panoptic_file: Path, kinds_folder: Path 
     )
 
 
+def check_segments(dataset: CocoDataset) -> None:
+    """Raise `UserError` where the map of segments of an image is missing: evaluation reads them all, and training may
+    do with the kinds alone.
+    """
+    labels = [record.semantic for record in dataset.records]
+    _check_present(dataset.annotation_file, [Path(each.path) for each in labels if each is not None])
+
+
 def _content(path: Path) -> JsonObject:
     if not is_file(path):
         raise UserError(
