@@ -101,8 +101,8 @@ def check_stuff(stuff_names: Sequence[str], model: MaskRCNNConfig, dataset: Coco
     if not (has_head and as_many) or tuple(stuff_names) == dataset.stuff_names:
         return
     raise UserError(
-        f"{dataset.annotation_file} comes with the kinds of stuff {_named(dataset.stuff_names)} but the model was trained"
-        f" on {_named(stuff_names)}; evaluate on labels with the model's kinds, in the order of their ids"
+        f"{dataset.annotation_file} comes with the kinds of stuff {_named(dataset.stuff_names)} but the model was"
+        f" trained on {_named(stuff_names)}; evaluate on labels with the model's kinds, in the order of their ids"
     )
 
 
