@@ -49,6 +49,15 @@ def test_losses_and_gradients_are_those_of_torch() -> None:
     np.testing.assert_allclose(gradient, tensor.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-9, atol=1e-12)
 
 
+def test_cells_of_coarse_levels_may_reach_beyond_the_image() -> None:
+    """A side of 24 pixels is six cells of p2, and one and a half of p4."""
+    head = SMALL.build(INPUTS, nnx.Rngs(0))
+    coarse = jax.random.normal(jax.random.key(0), (1, 2, 2, 6))
+    cut, whole = (head({"p2": jnp.zeros((1, side, side, 4)), "p4": coarse}) for side in (6, 8))
+    np.testing.assert_allclose(cut, whole[:, :6, :6], rtol=1e-6, atol=1e-6)
+    assert np.ptp(cut) > 0.01
+
+
 def test_pixels_that_are_ignored_count_for_nothing() -> None:
     rng = np.random.default_rng(1)
     logits, ignored = rng.normal(size=(2, 2, 2, 3)), np.full((2, 8, 8), IGNORED, np.uint8)

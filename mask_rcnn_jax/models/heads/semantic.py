@@ -86,7 +86,9 @@ class SemanticHead(Head):
     @jax.named_scope("semantic_head")
     def __call__(self, features: Features) -> Float[Array, "B h w S"]:
         """Compute the logits, in float32 at least, on the grid of the finest feature."""
-        levels = [self._level(name, doublings, features[name]) for name, doublings in self.doublings]
+        height, width = (min(features[name].shape[axis] for name, n in self.doublings if n == 0) for axis in (1, 2))
+        # The last cells of a coarse level may reach beyond the padded image, whose sides need not be multiples of them.
+        levels = [self._level(name, n, features[name])[:, :height, :width] for name, n in self.doublings]
         return at_least_float32(self.predictor(sum(levels[1:], levels[0])))
 
     def _level(self, name: str, doublings: int, x: Float[Array, "B _ _ _"]) -> Float[Array, "B h w _"]:
