@@ -13,7 +13,7 @@ from mask_rcnn_jax.pretrained.classes import Classes, numbered_classes, publishe
 from mask_rcnn_jax.pretrained.convert import convert, transplant
 from mask_rcnn_jax.pretrained.files import read_tensors
 from mask_rcnn_jax.pretrained.fit import Report
-from mask_rcnn_jax.pretrained.rows import ByName, match
+from mask_rcnn_jax.pretrained.rows import ByName, match, match_kinds
 from mask_rcnn_jax.pretrained.sources import TITLES, Source, find_source, licence_of
 from mask_rcnn_jax.pretrained.start import contradictions, conventions, load_weights
 
@@ -36,6 +36,7 @@ __all__ = [
     "load_backbone",
     "load_weights",
     "match",
+    "match_kinds",
     "numbered_classes",
     "published_classes",
     "published_stuff",

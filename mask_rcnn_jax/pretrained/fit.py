@@ -32,10 +32,12 @@ class Report:
         """Return the lines to print."""
         lines = [f"{self.loaded} tensors loaded"]
         of_keypoints = [path for path in self.reset if path.startswith("keypoint_head/")]
-        of_classes = [path for path in self.reset if path not in of_keypoints]
+        of_kinds = [path for path in self.reset if path.startswith("semantic_head/")]
+        of_classes = [path for path in self.reset if path not in {*of_keypoints, *of_kinds}]
         for what, matched, reset in (
             ("classes", self.by_name.classes, of_classes),
             ("keypoints", self.by_name.keypoints, of_keypoints),
+            ("kinds of stuff", self.by_name.kinds, of_kinds),
         ):
             lines += matched.describe(what) if matched is not None else []
             if reset:

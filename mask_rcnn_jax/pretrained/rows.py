@@ -1,4 +1,4 @@
-"""Parts of predictors, one a class or keypoint, taken by the names of the classes and keypoints."""
+"""Parts of predictors, one a class, keypoint or kind of stuff, taken by the names of these."""
 
 import re
 from collections import Counter
@@ -42,10 +42,13 @@ class Matched:
 
 @dataclass(frozen=True)
 class ByName:
-    """The classes and keypoints of a model among those of the weights. None: unknown, so that their number decides."""
+    """The classes, keypoints and kinds of stuff of a model among those of the weights. None: unknown, so that their
+    number decides.
+    """
 
     classes: Matched | None = None
     keypoints: Matched | None = None
+    kinds: Matched | None = None  # the first is that of all things
 
     def take(self, path: str, array: np.ndarray, initial: np.ndarray) -> np.ndarray | None:
         """Return the values of the predictor at `path`: those of `array` by name, and of `initial` for other names.
@@ -60,6 +63,7 @@ class ByName:
             (r"mask_head/(coarse_head/)?prediction/\w+", self.classes, None, 0),
             (r"keypoint_head/deconv/\w+", self.keypoints, 1, 0),
             (r"mask_head/point_head/fc\d/kernel", self.classes, 0, 0),
+            (r"semantic_head/predictor/\w+", self.kinds, 1, 0),
         ):
             if matched is not None and re.fullmatch(pattern, path):
                 if background is None:  # there is one where masks are of a softmax
@@ -69,7 +73,8 @@ class ByName:
 
     def is_reset(self, path: str) -> bool:
         """Tell whether no name of the predictor at `path`, which `take` knows, is among those of the weights."""
-        matched = self.keypoints if path.startswith("keypoint_head/") else self.classes
+        of_head = {"keypoint_head": self.keypoints, "semantic_head": self.kinds}
+        matched = of_head.get(path.partition("/")[0], self.classes)
         return matched is not None and not matched.kept
 
 
@@ -85,6 +90,11 @@ def match(of_weights: Sequence[str], of_model: Sequence[str]) -> Matched | None:
         return None
     places = {name: place for place, name in enumerate(_numbered(of_weights))}
     return Matched(tuple(of_model), tuple(map(places.get, _numbered(of_model))), len(of_weights))
+
+
+def match_kinds(of_weights: Sequence[str], of_model: Sequence[str]) -> Matched | None:
+    """Find the kinds of stuff of the model among those of the weights, as `match` does, behind that of all things."""
+    return match(("things", *of_weights), ("things", *of_model)) if of_weights and of_model else None
 
 
 def _numbered(names: Sequence[str]) -> Iterator[tuple[str, int]]:

@@ -7,24 +7,28 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import MaskRCNNConfig, Variables
 from mask_rcnn_jax.pretrained.architecture import check_backbone, infer
 from mask_rcnn_jax.pretrained.backbones import bottom_up_of, find_names, load_backbone, names_of
-from mask_rcnn_jax.pretrained.classes import published_classes
+from mask_rcnn_jax.pretrained.classes import Classes, published_classes, published_stuff
 from mask_rcnn_jax.pretrained.convert import convert
 from mask_rcnn_jax.pretrained.files import read_tensors
 from mask_rcnn_jax.pretrained.names.backbone import Tensors
-from mask_rcnn_jax.pretrained.rows import ByName, match
+from mask_rcnn_jax.pretrained.rows import ByName, match, match_kinds
 from mask_rcnn_jax.pretrained.sources import find_source
 
 Conventions = Mapping[str, object]
 
 
 def load_weights(
-    path: str | Path, config: MaskRCNNConfig, variables: Variables, class_names: Sequence[str]
+    path: str | Path,
+    config: MaskRCNNConfig,
+    variables: Variables,
+    class_names: Sequence[str],
+    stuff_names: Sequence[str] = (),
 ) -> tuple[Variables, list[str]]:
     """`variables` with what the file holds for them, and what a person should know of it, line by line.
 
-    A detector's predictors are taken by the names of the model's classes. Where it is not known what the file's are,
-    they are taken for the model's, if there are as many. Raises UserError naming the file where it cannot be read, or
-    holds what does not fit.
+    A detector's predictors are taken by the names of the model's classes and kinds of stuff. Where it is not known what
+    the file's are, they are taken for the model's, if there are as many. Raises UserError naming the file where it
+    cannot be read, or holds what does not fit.
     """
     tensors = read_tensors(path)
     source, told = find_source(tensors), []
@@ -37,7 +41,9 @@ def load_weights(
             inferred = infer(tensors, source)
             check_backbone(tensors, source, config)
             made_with, known = conventions(inferred), published_classes(inferred, source)
-            by_name = ByName() if known is None else ByName(match(known.names, class_names))
+            stuff = published_stuff(inferred, source) or Classes((), ())
+            kinds = match_kinds(stuff.names, stuff_names)
+            by_name = ByName(None if known is None else match(known.names, class_names), kinds=kinds)
             loaded, report = convert(tensors, config, source, variables, by_name)
             if known is None and inferred.num_classes == config.num_classes:
                 shown = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")

@@ -12,7 +12,7 @@ from mask_rcnn_jax.disk.files import is_folder
 from mask_rcnn_jax.disk.places import latest_step
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Variables, detect, init
-from mask_rcnn_jax.pretrained import ByName, contradictions, conventions, load_weights, match, transplant
+from mask_rcnn_jax.pretrained import ByName, contradictions, conventions, load_weights, match, match_kinds, transplant
 from mask_rcnn_jax.sharding import everywhere
 from mask_rcnn_jax.structures import PaddedDetections, Proposals
 from mask_rcnn_jax.training.checkpoint import Metadata, restore_for_inference
@@ -52,8 +52,8 @@ def first_state(config: ExperimentConfig, workdir: Path, mesh: Mesh, names: Meta
 def first_variables(config: ExperimentConfig, names: Metadata) -> tuple[Variables, list[str]]:
     """Random variables drawn from the seed, with the weights that `config.pretrained` names in place of them.
 
-    `names` has those of the data; predictors are kept for the classes and keypoints that the weights know by name. Also
-    what is to be said of those, line by line. Raises UserError where they do not fit the model.
+    `names` has those of the data; predictors are kept for the classes, keypoints and kinds of stuff that the weights
+    know by name. Also what is to be said of those, line by line. Raises UserError where they do not fit the model.
     """
     variables = init(config.model, jax.random.key(config.seed))
     if config.pretrained is None:
@@ -62,7 +62,9 @@ def first_variables(config: ExperimentConfig, names: Metadata) -> tuple[Variable
         if is_folder(config.pretrained):
             variables, lines = _from_checkpoint(Path(config.pretrained), config, variables, names)
         else:
-            variables, lines = load_weights(config.pretrained, config.model, variables, names.class_names)
+            variables, lines = load_weights(
+                config.pretrained, config.model, variables, names.class_names, names.stuff_names
+            )
     except UserError as error:
         raise UserError(f"pretrained={error}") from None
     return variables, [f"{config.pretrained}: {lines[0]}", *lines[1:]]
@@ -77,7 +79,9 @@ def _from_checkpoint(
     if lines := contradictions(conventions(stored.model), config.model):
         raise UserError(f"{path}: {'; '.join(lines)}; set the model as the weights were made")
     by_name = ByName(
-        match(metadata.class_names, names.class_names), match(metadata.keypoint_names, names.keypoint_names)
+        match(metadata.class_names, names.class_names),
+        match(metadata.keypoint_names, names.keypoint_names),
+        match_kinds(metadata.stuff_names, names.stuff_names),
     )
     try:
         variables, report = transplant(weights, config.model, variables, by_name)

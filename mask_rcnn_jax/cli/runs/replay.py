@@ -55,7 +55,7 @@ def _names(config: ExperimentConfig) -> Metadata:
     if config.pretrained is None:
         return Metadata((), ())
     data = config.data.source.load(config.data.source.train_split)
-    return Metadata(data.class_names, data.categories, keypoint_names=data.keypoint_names)
+    return Metadata(data.class_names, data.categories, keypoint_names=data.keypoint_names, stuff_names=data.stuff_names)
 
 
 def _parser() -> argparse.ArgumentParser:
