@@ -1,6 +1,6 @@
 """Networks, their losses, and inference, as pure functions of a configuration and its variables."""
 
-from mask_rcnn_jax.models.backbones.base import Backbone, BackboneConfig, Feature
+from mask_rcnn_jax.models.backbones.base import Backbone, BackboneConfig, Feature, PyramidConfig
 from mask_rcnn_jax.models.backbones.convnext import ConvNeXtConfig
 from mask_rcnn_jax.models.backbones.fpn import FPNConfig
 from mask_rcnn_jax.models.backbones.image import ImageConfig
@@ -58,6 +58,7 @@ __all__ = [
     "PoolerConfig",
     "ProposalSource",
     "ProposalsConfig",
+    "PyramidConfig",
     "RPNConfig",
     "ResNetConfig",
     "RoIPoolConfig",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.models import BackboneConfig, FPNConfig, MaskRCNNConfig, NormConfig, SimplePyramidConfig, Variables
+from mask_rcnn_jax.models import BackboneConfig, MaskRCNNConfig, NormConfig, PyramidConfig, Variables
 from mask_rcnn_jax.pretrained.fit import Report, as_before, fit, flat, side_of, with_loaded
 from mask_rcnn_jax.pretrained.names.backbone import BackboneNames, Tensors
 from mask_rcnn_jax.pretrained.names.convnext import ConvNeXtNames
@@ -23,7 +23,7 @@ def bottom_up_of(config: MaskRCNNConfig) -> tuple[BackboneConfig, str]:
     """The backbone below a pyramid, or the network that is applied to RoIs, if there is one, and its key."""
     if config.trunk is not None:
         return config.trunk, "model.trunk"
-    if isinstance(config.backbone, FPNConfig | SimplePyramidConfig):
+    if isinstance(config.backbone, PyramidConfig):
         return config.backbone.bottom_up, "model.backbone.bottom_up"
     return config.backbone, "model.backbone"
 

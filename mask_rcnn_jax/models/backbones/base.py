@@ -91,3 +91,21 @@ class BackboneConfig(abc.ABC):
     def out_channels(self) -> dict[str, int]:
         """Return the channels of each feature."""
         return {name: feature.channels for name, feature in self.features.items()}
+
+
+@dataclass(frozen=True)
+class PyramidConfig(BackboneConfig):
+    """Settings of a pyramid on the features of another backbone, which its network has as `bottom_up`."""
+
+    bottom_up: BackboneConfig
+
+    @property
+    def draws(self) -> bool:
+        return self.bottom_up.draws
+
+    @property
+    def layers(self) -> int:
+        return self.bottom_up.layers
+
+    def layer_of(self, path: tuple[str, ...]) -> int:
+        return self.bottom_up.layer_of(path[1:]) if path[0] == "bottom_up" else self.layers

@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from mask_rcnn_jax.models.backbones.base import BackboneConfig, Feature, is_power_of_two
+from mask_rcnn_jax.models.backbones.base import BackboneConfig, Feature, PyramidConfig, is_power_of_two
 from mask_rcnn_jax.models.backbones.resnet import ResNetConfig
 from mask_rcnn_jax.models.checks import check_features, check_network
 from mask_rcnn_jax.models.layers import ConvNorm, Kernel
@@ -21,7 +21,7 @@ from mask_rcnn_jax.ranges import Channels
 
 
 @dataclass(frozen=True)
-class FPNConfig(BackboneConfig):
+class FPNConfig(PyramidConfig):
     bottom_up: BackboneConfig = ResNetConfig()
     channels: Channels = 256
     norm: NormConfig = NormConfig(kind="none")
@@ -50,17 +50,6 @@ class FPNConfig(BackboneConfig):
     @property
     def size_divisor(self) -> int:
         return math.lcm(2 ** max(self.levels), self.bottom_up.size_divisor)
-
-    @property
-    def draws(self) -> bool:
-        return self.bottom_up.draws
-
-    @property
-    def layers(self) -> int:
-        return self.bottom_up.layers
-
-    def layer_of(self, path: tuple[str, ...]) -> int:
-        return self.bottom_up.layer_of(path[1:]) if path[0] == "bottom_up" else self.layers
 
     def build(self, rngs: nnx.Rngs) -> "FPN":
         return FPN(self, rngs=rngs)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from mask_rcnn_jax.models.backbones.base import BackboneConfig, Feature, is_power_of_two
+from mask_rcnn_jax.models.backbones.base import BackboneConfig, Feature, PyramidConfig, is_power_of_two
 from mask_rcnn_jax.models.backbones.vit import ViTConfig
 from mask_rcnn_jax.models.checks import check_features, check_network
 from mask_rcnn_jax.models.layers import ConvNorm, Deconv2x2, Kernel, max_pool
@@ -27,7 +27,7 @@ LAYER_NORM = NormConfig(kind="layer_norm", epsilon=1e-6)
 
 
 @dataclass(frozen=True)
-class SimplePyramidConfig(BackboneConfig):
+class SimplePyramidConfig(PyramidConfig):
     bottom_up: BackboneConfig = ViTConfig()
     channels: Channels = 256
     norm: NormConfig = LAYER_NORM
@@ -56,17 +56,6 @@ class SimplePyramidConfig(BackboneConfig):
     @property
     def size_divisor(self) -> int:
         return math.lcm(2 * self.stride, self.bottom_up.size_divisor)
-
-    @property
-    def draws(self) -> bool:
-        return self.bottom_up.draws
-
-    @property
-    def layers(self) -> int:
-        return self.bottom_up.layers
-
-    def layer_of(self, path: tuple[str, ...]) -> int:
-        return self.bottom_up.layer_of(path[1:]) if path[0] == "bottom_up" else self.layers
 
     def build(self, rngs: nnx.Rngs) -> "SimplePyramid":
         return SimplePyramid(self, rngs=rngs)

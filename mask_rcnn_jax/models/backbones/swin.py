@@ -21,6 +21,7 @@ from mask_rcnn_jax.models.layers import Conv, call
 from mask_rcnn_jax.models.layers.drop_path import drop_path, rates_of_blocks
 from mask_rcnn_jax.models.layers.initialisers import normal_init
 from mask_rcnn_jax.models.layers.norms import freeze
+from mask_rcnn_jax.models.layers.perceptron import Perceptron
 from mask_rcnn_jax.ops.conv import Window
 from mask_rcnn_jax.ops.precision import at_least_float32
 from mask_rcnn_jax.ranges import BelowOne, Channels, Positive, Range
@@ -29,7 +30,8 @@ STAGES = ("stage1", "stage2", "stage3", "stage4")
 _PATCH = 4
 _APART = -100.0  # added to the logits of tokens that a shifted window has from other ends of the map
 _init = normal_init(0.02)
-_norm = functools.partial(nnx.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+_EPSILON = 1e-5
+_norm = functools.partial(nnx.LayerNorm, epsilon=_EPSILON, use_fast_variance=False)
 _linear = functools.partial(nnx.Linear, kernel_init=_init)
 
 
@@ -158,18 +160,6 @@ class Attention(nnx.Module):
         return self.out(jnp.einsum("bnhts,bnshd->bnthd", weights, v).reshape(x.shape))
 
 
-class MLP(nnx.Module):
-    """A perceptron at every place."""
-
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        self.norm = _norm(channels, rngs=rngs)
-        self.expand = _linear(channels, 4 * channels, rngs=rngs)
-        self.contract = _linear(4 * channels, channels, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        return self.contract(jax.nn.gelu(self.expand(self.norm(x)), approximate=False))
-
-
 class Block(nnx.Module):
     """Attention and a perceptron, each added to what comes in, and each left out of images on its own."""
 
@@ -181,7 +171,7 @@ class Block(nnx.Module):
         self.number, self.rate = sum(config.depths[:stage]) + number, rate
         windows = Windows(config.window, config.window // 2 * (number % 2), config.shifts_single_windows)
         self.attention = Attention(channels, config.heads[stage], windows, rngs=rngs)
-        self.mlp = MLP(channels, rngs=rngs)
+        self.mlp = Perceptron(channels, 4 * channels, _EPSILON, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"], keys: Key[Array, " B"] | None) -> Float[Array, "B H W C"]:
         x = x + drop_path(self.attention(x), self.rate, keys, 2 * self.number)

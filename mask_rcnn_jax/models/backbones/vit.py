@@ -24,11 +24,13 @@ from mask_rcnn_jax.models.layers.attention import (
 )
 from mask_rcnn_jax.models.layers.drop_path import drop_path, rates_of_blocks
 from mask_rcnn_jax.models.layers.initialisers import normal_init, torch_init
+from mask_rcnn_jax.models.layers.perceptron import Perceptron
 from mask_rcnn_jax.ranges import BelowOne, Channels, NotNegative, Positive
 
 FEATURE = "last"
 _init = normal_init(0.02)
-_norm = functools.partial(nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+_EPSILON = 1e-6
+_norm = functools.partial(nnx.LayerNorm, epsilon=_EPSILON, use_fast_variance=False)
 _linear = functools.partial(nnx.Linear, kernel_init=_init)
 
 
@@ -121,18 +123,6 @@ class Attention(nnx.Module):
         return self.out(attend(q, k, v, rows, columns).reshape(x.shape))
 
 
-class MLP(nnx.Module):
-    """A perceptron at every place."""
-
-    def __init__(self, channels: int, inside: int, *, rngs: nnx.Rngs):
-        self.norm = _norm(channels, rngs=rngs)
-        self.expand = _linear(channels, inside, rngs=rngs)
-        self.contract = _linear(inside, channels, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "B Y X C"]) -> Float[Array, "B Y X C"]:
-        return self.contract(jax.nn.gelu(self.expand(self.norm(x)), approximate=False))
-
-
 class Block(nnx.Module):
     """Attention and a perceptron, each added to what comes in, and each left out of images on its own."""
 
@@ -141,7 +131,7 @@ class Block(nnx.Module):
     def __init__(self, config: ViTConfig, number: int, rate: float, *, rngs: nnx.Rngs):
         self.number, self.rate = number, rate  # of the block, from 0, and at which its branches are left out
         self.attention = Attention(config, number, rngs=rngs)
-        self.mlp = MLP(config.channels, config.mlp_ratio * config.channels, rngs=rngs)
+        self.mlp = Perceptron(config.channels, config.mlp_ratio * config.channels, _EPSILON, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B Y X C"], keys: Key[Array, " B"] | None) -> Float[Array, "B Y X C"]:
         x = x + drop_path(self.attention(x), self.rate, keys, 2 * self.number)
