@@ -70,11 +70,11 @@ def scene(size: Size, seed: int = 0) -> np.ndarray:
     """[H, W, 3] uint8: textured rectangles of all sizes over one another."""
     rng = np.random.default_rng([seed, *size])
     side = max(size)
-    image = texture(rng, side, rng.uniform(20, 235, 3))[: size[0], : size[1]].copy()
+    image = texture(rng, side, rng.uniform(20, 235, 3)).pixels[: size[0], : size[1]].copy()
     for _ in range(40):
         height, width = (rng.uniform(0.05, 0.6, 2) ** 1.5 * size).astype(int) + 4
         top, left = (int(rng.integers(0, side - extent)) for side, extent in zip(size, (height, width), strict=True))
-        patch = texture(rng, max(height, width), rng.uniform(0, 255, 3))[:height, :width]
+        patch = texture(rng, max(height, width), rng.uniform(0, 255, 3)).pixels[:height, :width]
         image[top : top + height, left : left + width] = patch
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 

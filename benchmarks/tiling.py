@@ -42,12 +42,12 @@ def shape_pieces(config: ShapesConfig, count: int) -> list[Piece]:
     """Squares cut from one background, each with shapes that do not touch its border."""
     rng, side = np.random.default_rng([config.seed, count]), config.image_size
     columns = math.ceil(math.sqrt(count))
-    backdrop = texture(rng, columns * side, rng.uniform(20, 235, 3))
+    backdrop = texture(rng, columns * side, rng.uniform(20, 235, 3)).pixels
     pieces = []
     for row, column in itertools.islice(itertools.product(range(columns), repeat=2), count):
         patch = backdrop[row * side : (row + 1) * side, column * side : (column + 1) * side]
         while True:
-            image, annotations = draw_shapes(config, rng, patch)
+            image, annotations, *_ = draw_shapes(config, rng, patch)
             x, y, w, h = np.array([annotation["bbox"] for annotation in annotations]).T
             if min(x.min(), y.min()) > 1 and max((x + w).max(), (y + h).max()) < side - 1:
                 break

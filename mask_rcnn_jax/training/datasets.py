@@ -95,7 +95,8 @@ def _check_needs(config: ExperimentConfig, train_set: CocoDataset) -> None:
         if head.needs == "semantic" and not train_set.stuff_names:
             raise UserError(
                 f"{train_set.annotation_file} comes without labels of pixels, from which {head.name} learns; name them"
-                f" by data.source.panoptic_file, or take {head.name} out of model.heads"
+                " by data.source.panoptic_file, or have synthetic shapes with them by data.source.stuff=true, or take"
+                f" {head.name} out of model.heads"
             )
         if isinstance(head, SemanticHeadConfig) and head.num_kinds != len(train_set.stuff_names) + 1:
             key, found = f"model.heads[{config.model.heads.index(head)}].num_kinds", len(train_set.stuff_names) + 1

@@ -10,7 +10,8 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn_jax.data import MixtureConfig, ShapesConfig, verify_images
 from mask_rcnn_jax.data.records import masks
-from mask_rcnn_jax.data.sources.shapes import CLASS_NAMES, draw_shapes, write_shapes
+from mask_rcnn_jax.data.semantic.labels import read_kinds, read_numbers
+from mask_rcnn_jax.data.sources.shapes import CLASS_NAMES, TEXTURES, draw_shapes, write_shapes
 from mask_rcnn_jax.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decode
@@ -95,7 +96,7 @@ def test_annotations_describe_visible_parts(tmp_path):
     """Masks do not overlap, lie in their boxes, have the stated area; polygons and RLE both occur; all classes do."""
     kinds, classes = set(), set()
     for index in range(60):
-        image, annotations = draw_shapes(CONFIG, np.random.default_rng(index))
+        image, annotations, *_ = draw_shapes(CONFIG, np.random.default_rng(index))
         assert image.shape == (128, 128, 3)
         assert 1 <= len(annotations) <= CONFIG.max_shapes
         total = np.zeros((128, 128))
@@ -128,7 +129,7 @@ def test_thin_shapes_cover_less_of_their_boxes_and_older_folders_are_still_read(
         """The median share of its box that a whole shape of each class covers."""
         shares: dict[str, list[float]] = {name: [] for name in CLASS_NAMES}
         for seed in range(120):
-            for entry in draw_shapes(config, np.random.default_rng(seed))[1]:
+            for entry in draw_shapes(config, np.random.default_rng(seed)).annotations:
                 _, _, width, height = entry["bbox"]
                 shares[CLASS_NAMES[entry["category_id"] - 1]].append(entry["area"] / (width * height))
         return {name: float(np.median(values)) for name, values in shares.items()}
@@ -143,3 +144,27 @@ def test_thin_shapes_cover_less_of_their_boxes_and_older_folders_are_still_read(
     assert "thin" not in json.loads((tmp_path / "shapes" / "shapes.json").read_text())
     with pytest.raises(UserError, match="of other settings"):
         replace(CONFIG, root=str(tmp_path / "shapes"), thin=True).check_prepared()
+
+
+def test_backgrounds_are_stuff_and_shapes_have_outermost_points(tmp_path):
+    """What the files say is what was drawn, and the image is the same as without."""
+    config = replace(CONFIG, root=str(tmp_path / "stuff"), num_train=40, stuff=True, keypoints=True)
+    config.prepare()
+    dataset = config.load("train")
+    assert (dataset.stuff_names, dataset.keypoint_names) == (TEXTURES, ("left", "top", "right", "bottom"))
+    assert not dataset.problems
+    backdrops = set()
+    for index, record in enumerate(dataset.records):
+        drawing = draw_shapes(config, np.random.default_rng([config.seed, 0, index]))
+        plain = draw_shapes(CONFIG, np.random.default_rng([config.seed, 0, index])).image
+        np.testing.assert_array_equal(drawing.image, plain)
+        np.testing.assert_array_equal(read_kinds(record), np.where(drawing.owner > 0, 0, drawing.backdrop + 1))
+        np.testing.assert_array_equal(read_numbers(record), drawing.owner + 1)
+        backdrops.add(drawing.backdrop)
+        for row, (keypoints, (x1, y1, x2, y2)) in enumerate(zip(record.keypoints, record.boxes, strict=True)):
+            (left, _), (_, top), (right, _), (_, bottom) = keypoints[:, :2]
+            # In the middle of the outermost row or column of pixels; boxes end at its outer edge.
+            assert (left, top, right, bottom) == (x1 + 0.5, y1 + 0.5, x2 - 0.5, y2 - 0.5)
+            columns, rows = keypoints[:, :2].astype(int).T
+            assert (drawing.owner[rows, columns] == row + 1).all()
+    assert backdrops == {0, 1, 2}

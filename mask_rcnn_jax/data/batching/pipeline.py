@@ -41,7 +41,8 @@ def trainable_records(dataset: CocoDataset, config: DataConfig) -> Sequence[Reco
     if config.copy_paste > 0 and dataset.stuff_names:
         raise UserError(
             f"{dataset.annotation_file} comes with labels of pixels, which copy-paste does not move; set"
-            " data.copy_paste to 0, or data.source.panoptic_file to none for a model without a semantic head"
+            " data.copy_paste to 0, or for a model without a semantic head data.source.panoptic_file to none (of"
+            " synthetic shapes data.source.stuff to false)"
         )
     if config.min_keypoints > 0 and not dataset.keypoint_names:
         raise UserError(

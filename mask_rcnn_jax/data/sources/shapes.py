@@ -1,18 +1,20 @@
 """Synthetic textured shapes in COCO's layout: the data that needs no download.
 
 A shape's class is told by its outline alone; colours, textures, sizes and rotations are random. Later shapes hide
-parts of earlier ones, and annotations hold the visible part.
+parts of earlier ones, and annotations hold the visible part. `S` is the side of an image.
 """
 
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw
 
 from mask_rcnn_jax.data.records import CocoDataset
@@ -24,9 +26,13 @@ from mask_rcnn_jax.ranges import AddedLater, Incidental, NotNegative, Positive, 
 from mask_rcnn_jax.rle import as_text, encode_bitmap
 
 CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
+TEXTURES = ("stripes", "checks", "clouds")
+KEYPOINTS = ("left", "top", "right", "bottom")
 
+_PANOPTIC = "panoptic_{split}.json"
 _FORMAT = 1  # raise when the same settings give other files, so that existing directories are written again
 _SETTINGS_FILE = "shapes.json"
+_FIRST_STUFF = len(CLASS_NAMES) + 1  # id of the first of `TEXTURES` in panoptic files
 _SMOOTHING = 4  # subpixels per pixel and axis
 _VISIBLE_SHARE = 0.6  # a shape that shows less of itself is taken out of the image
 _CONTRAST = 60.0  # least Euclidean distance between a shape's colour and the background's, of 255 a channel
@@ -48,6 +54,8 @@ class ShapesConfig(SourceConfig):
     max_shapes: Positive = 5  # per image; at least one
     seed: Seed = 0
     thin: Annotated[bool, AddedLater()] = False  # rings, crosses and stars of lines, a tenth of their size
+    stuff: Annotated[bool, AddedLater()] = False  # what backgrounds show, as kinds of stuff in COCO's panoptic format
+    keypoints: Annotated[bool, AddedLater()] = False  # the outermost visible pixel on each side, as keypoints
 
     def __post_init__(self) -> None:
         if self.min_shape_size > self.max_shape_size:
@@ -61,7 +69,7 @@ class ShapesConfig(SourceConfig):
 
     def load(self, split: str) -> CocoDataset:
         self.check_prepared()
-        return CocoConfig(self.root).load(split)
+        return CocoConfig(self.root, panoptic_file=_PANOPTIC if self.stuff else None).load(split)
 
     def prepare(self) -> None:
         prepare_shapes(self)
@@ -124,33 +132,70 @@ def write_shapes(config: ShapesConfig, directory: str | Path) -> None:
     directory = Path(directory)
     (directory / "annotations").mkdir(parents=True)
     for part, (split, count) in enumerate([(config.train_split, config.num_train), (config.val_split, config.num_val)]):
-        (directory / split).mkdir()
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for index in range(count):
-            image, instances = draw_shapes(config, np.random.default_rng([config.seed, part, index]))
-            entry = {"id": index + 1, "file_name": f"{index:06d}.png"}
-            images.append(entry | {"height": config.image_size, "width": config.image_size})
-            Image.fromarray(image).save(directory / split / entry["file_name"])
-            for instance in instances:
-                ids = {"id": len(annotations) + 1, "image_id": entry["id"], "iscrowd": 0}
-                annotations.append(ids | instance)
-        categories = [{"id": index + 1, "name": name} for index, name in enumerate(CLASS_NAMES)]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (directory / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        drawings = (draw_shapes(config, np.random.default_rng([config.seed, part, index])) for index in range(count))
+        _write_split(config, directory, split, drawings)
     (directory / _SETTINGS_FILE).write_text(_settings(config))
 
 
-def draw_shapes(
-    config: ShapesConfig, rng: np.random.Generator, backdrop: np.ndarray | None = None
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """An image [S, S, 3] uint8 and COCO annotations (without ids) of the shapes in it.
+class Drawing(NamedTuple):
+    """An image, COCO's annotations of its shapes (without ids), and what else can be seen in it."""
 
-    They lie on `backdrop` [S, S, 3], or on a texture of their own.
-    """
-    side = config.image_size
+    image: UInt8[np.ndarray, "S S 3"]
+    annotations: list[dict[str, Any]]
+    owner: Int[np.ndarray, "S S"]  # the number of the shape that a pixel shows, from 1; 0 for the background
+    backdrop: int  # of `TEXTURES`; -1 if the background was given
+
+
+def _write_split(config: ShapesConfig, directory: Path, split: str, drawings: Iterable[Drawing]) -> None:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    panoptic: list[dict[str, Any]] = []
+    segments = directory / "annotations" / _PANOPTIC.replace("{split}.json", split)
+    (directory / split).mkdir()
+    if config.stuff:
+        segments.mkdir()
+    for index, drawing in enumerate(drawings):
+        image_id, name = index + 1, f"{index:06d}.png"
+        images.append({"id": image_id, "file_name": name, "height": config.image_size, "width": config.image_size})
+        Image.fromarray(drawing.image).save(directory / split / name)
+        for instance in drawing.annotations:
+            ids = {"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0}
+            annotations.append(ids | instance)
+        if config.stuff:
+            panoptic.append({"image_id": image_id, "file_name": name, "segments_info": _infos(drawing)})
+            numbers = np.zeros_like(drawing.image)
+            numbers[..., 0] = drawing.owner + 1  # 0 would be a pixel of no segment
+            Image.fromarray(numbers).save(segments / name)
+    categories: list[dict[str, Any]] = [{"id": index + 1, "name": name} for index, name in enumerate(CLASS_NAMES)]
+    of_shapes = [each | {"keypoints": list(KEYPOINTS)} for each in categories] if config.keypoints else categories
+    _write_json(directory, f"instances_{split}.json", images, annotations, of_shapes)
+    if config.stuff:
+        kinds = [{"id": _FIRST_STUFF + kind, "name": name, "isthing": 0} for kind, name in enumerate(TEXTURES)]
+        both = [each | {"isthing": 1} for each in categories] + kinds
+        _write_json(directory, segments.name + ".json", images, panoptic, both)
+
+
+def _infos(drawing: Drawing) -> list[dict[str, Any]]:
+    """The segments of a drawing by number: the background first, then each shape."""
+    categories = [_FIRST_STUFF + drawing.backdrop, *(each["category_id"] for each in drawing.annotations)]
+    return [{"id": number, "category_id": category, "iscrowd": 0} for number, category in enumerate(categories, 1)]
+
+
+def _write_json(directory: Path, name: str, images: list[Any], annotations: list[Any], categories: list[Any]) -> None:
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (directory / "annotations" / name).write_text(json.dumps(content))
+
+
+def draw_shapes(
+    config: ShapesConfig, rng: np.random.Generator, backdrop: Float[np.ndarray, "S S 3"] | None = None
+) -> Drawing:
+    """Draw an image of shapes that lie on `backdrop`, or on a texture of their own."""
+    side, kind = config.image_size, -1
     colour = rng.uniform(20, 235, 3) if backdrop is None else backdrop.mean(axis=(0, 1))
-    image = texture(rng, side, colour) if backdrop is None else backdrop.astype(np.float32)
+    if backdrop is None:
+        image, kind = texture(rng, side, colour)
+    else:
+        image = backdrop.astype(np.float32)
     count = int(rng.integers(1, config.max_shapes + 1))
     shapes = [_Shape(config, rng, colour) for _ in range(count)]
     # Dropping a hidden shape uncovers others, so who is visible enough is settled from the front to the back.
@@ -161,11 +206,16 @@ def draw_shapes(
         if mask.sum() >= _VISIBLE_SHARE * shape.mask.sum() and mask.sum() >= 16:
             visible.append((shape, mask))
             taken |= shape.mask
-    for shape, _ in reversed(visible):
+    visible.reverse()
+    owner = np.zeros((side, side), int)
+    for number, (shape, mask) in enumerate(visible, 1):
         image += shape.alpha[..., None] * (shape.texture - image)
+        owner[mask] = number
     image += rng.normal(0, rng.uniform(2, 8), image.shape)
-    annotations = [shape.annotation(mask) for shape, mask in reversed(visible)]
-    return np.clip(image + 0.5, 0, 255).astype(np.uint8), annotations
+    annotations = [shape.annotation(mask) for shape, mask in visible]
+    if config.keypoints:
+        annotations = [each | _keypoints(mask) for each, (_, mask) in zip(annotations, visible, strict=True)]
+    return Drawing(np.clip(image + 0.5, 0, 255).astype(np.uint8), annotations, owner, kind)
 
 
 class _Shape:
@@ -185,7 +235,7 @@ class _Shape:
         colour = rng.uniform(0, 255, 3)
         while np.linalg.norm(colour - background) < _CONTRAST:
             colour = rng.uniform(0, 255, 3)
-        self.texture = texture(rng, side, colour)
+        self.texture = texture(rng, side, colour).pixels
 
     def annotation(self, visible: np.ndarray) -> dict[str, Any]:
         """COCO's entry for the pixels `visible`: a polygon where nothing hides the shape, else an RLE."""
@@ -203,6 +253,17 @@ class _Shape:
             "area": int(visible.sum()),
             "segmentation": segmentation,
         }
+
+
+def _keypoints(visible: Bool[np.ndarray, "S S"]) -> dict[str, Any]:
+    """COCO's entries for `KEYPOINTS`, the middle one of the pixels that lie farthest on each side."""
+    rows, columns = np.nonzero(visible)
+    flat: list[int] = []
+    for values, farthest in ((columns, min), (rows, min), (columns, max), (rows, max)):
+        there = np.flatnonzero(values == farthest(values))
+        middle = there[len(there) // 2]
+        flat += [int(columns[middle]), int(rows[middle]), 2]
+    return {"keypoints": flat, "num_keypoints": len(KEYPOINTS)}
 
 
 def _outline(name: str, rng: np.random.Generator, thin: bool) -> tuple[np.ndarray, float]:
@@ -236,21 +297,28 @@ def _fill(polygon: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(fine.reduce(_SMOOTHING), np.float32) / 255
 
 
-def texture(rng: np.random.Generator, side: int, colour: np.ndarray) -> np.ndarray:
-    """[side, side, 3] float32 pattern around `colour`: stripes, checks, or smooth noise."""
+class Texture(NamedTuple):
+    """A pattern, and which of `TEXTURES` it is."""
+
+    pixels: Float[np.ndarray, "S S 3"]
+    kind: int
+
+
+def texture(rng: np.random.Generator, side: int, colour: np.ndarray) -> Texture:
+    """Draw a pattern around `colour`: stripes, checks, or smooth noise."""
     y, x = np.mgrid[:side, :side].astype(np.float32)
     angle, period, strength = rng.uniform(0, np.pi), rng.uniform(5, 16), rng.uniform(5, 35)
     along = (x * np.cos(angle) + y * np.sin(angle)) * (2 * np.pi / period)
     across = (y * np.cos(angle) - x * np.sin(angle)) * (2 * np.pi / period)
     coarse = rng.uniform(-1, 1, (int(rng.integers(3, 12)),) * 2).astype(np.float32)
-    kind = int(rng.integers(3))
+    kind = int(rng.integers(len(TEXTURES)))
     if kind == 0:
         pattern = np.sin(along)
     elif kind == 1:
         pattern = np.sign(np.sin(along) * np.sin(across))
     else:
         pattern = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
-    return (colour + strength * pattern[..., None]).astype(np.float32)
+    return Texture((colour + strength * pattern[..., None]).astype(np.float32), kind)
 
 
 def _settings(config: ShapesConfig) -> str:
