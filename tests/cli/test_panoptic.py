@@ -10,14 +10,12 @@ import pytest
 from PIL import Image
 
 from mask_rcnn_jax.cli.main import main
-from mask_rcnn_jax.cli.prediction.outputs import FORMATS
 from mask_rcnn_jax.cli.runs.experiment import load_experiment
 from mask_rcnn_jax.config import override
 from mask_rcnn_jax.data import DataConfig
-from mask_rcnn_jax.disk.output_folder import OutputFolder
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.evaluation import EvaluationConfig
-from mask_rcnn_jax.inference import Detections, Predictor, Stuff, load_model, panoptic_map
+from mask_rcnn_jax.inference import Predictor, Stuff, load_model, panoptic_map
 from mask_rcnn_jax.models import NormConfig, PanopticConfig, SemanticHeadConfig, init
 from mask_rcnn_jax.training import ExperimentConfig
 from mask_rcnn_jax.training.checkpoint import Checkpoints, Metadata
@@ -106,12 +104,13 @@ def test_prediction_writes_maps_of_segments_in_cocos_format(run, tmp_path) -> No
         assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x, y, x + width, y + height)
 
 
-def test_tiles_give_no_map_of_segments(tmp_path) -> None:
-    writer = FORMATS["panoptic"](OutputFolder(tmp_path), (1,), Stuff(NAMES, IDS))
-    rows = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32)
-    found = Detections(4, 4, *rows, ("a",), ())
-    with pytest.raises(UserError, match="not put together from tiles; predict without --tile"):
-        writer.write("a", found, lambda: np.zeros((4, 4, 3), np.uint8))
+def test_tiles_give_no_map_of_segments(run, tmp_path, capsys) -> None:
+    """Which is said before anything is computed or written."""
+    image, out = run.parent / "val" / "1.png", tmp_path / "out"
+    arguments = ["predict", str(image), "--checkpoint", str(run), "--out", str(out), "--tile", "64"]
+    assert main([*arguments, "--format", "panoptic"]) == 2
+    assert "kinds of stuff are not put together from tiles; leave --tile away" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def other_split(root: Path) -> None:

@@ -294,8 +294,6 @@ class PanopticWriter(CocoWriter):
         return [out / cls.file, out / cls.folder / f"{image.name}.png"]
 
     def write(self, name: str, found: Detections, image: ReadImage) -> None:
-        if self._stuff.names and found.stuff is None:
-            raise UserError("its kinds of stuff are not put together from tiles; predict without --tile")
         numbers, segments = panoptic_map(found, self._stuff.combine)
         colours, entries = to_coco_panoptic(numbers, segments, self._ids, self._stuff.ids)
         picture = Image.fromarray(colours)

@@ -207,6 +207,8 @@ def _predictor(options: argparse.Namespace, model: Model) -> Streaming:
         predictor = Predictor(model, score_threshold=threshold, batch_size=options.batch_size)
     if options.tile is None:
         return predictor
+    if "panoptic" in options.format and model.stuff.names:
+        raise UserError("--format panoptic: kinds of stuff are not put together from tiles; leave --tile away")
     tiling = TilingConfig(options.tile, options.overlap)
     return TiledPredictor(predictor, tiling, options.score_threshold, model.data.max_pixels)
 
