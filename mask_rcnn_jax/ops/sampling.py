@@ -1,13 +1,16 @@
-"""Draws the rows that a loss is computed on.
+"""Draws the rows that a loss is computed on, and finds the best ones.
 
-Shape letters: `N` anchors or proposals, `S` drawn rows.
+Shape letters: `N` anchors or proposals, `S` drawn rows, `D` best ones.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from mask_rcnn_jax.ops.gpu import top_k as tournament
 
 
 class Samples(NamedTuple):
@@ -52,6 +55,16 @@ def _draw(
 ) -> tuple[Int[Array, " S"], Int[Array, ""]]:
     """The `num` eligible rows of highest priority, filled up with index 0, and how many there are."""
     top = min(num, eligible.shape[0])
-    _, rows = jax.lax.top_k(jnp.where(eligible, priority, -jnp.inf), top)
+    _, rows = top_k(jnp.where(eligible, priority, -jnp.inf), top)
     count = jnp.minimum(jnp.sum(eligible, dtype=jnp.int32), top)
     return jnp.pad(rows, (0, num - top)), count
+
+
+def top_k(values: Float[Array, " N"], num: int) -> tuple[Float[Array, " D"], Int[Array, " D"]]:
+    """Return the `num` highest values and their rows, of equal ones the lowest row first (`jax.lax.top_k`)."""
+
+    def plain(values: Array) -> tuple[Array, Array]:
+        return tuple(jax.lax.top_k(values, num))
+
+    chunks = partial(tournament.top_k, num=num)
+    return jax.lax.platform_dependent(values, cuda=chunks, rocm=chunks, default=plain)

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from mask_rcnn_jax.ops import sample
+from mask_rcnn_jax.ops.gpu import top_k as for_gpu
+from mask_rcnn_jax.ops.sampling import top_k
 
 
 def sample_by_sorting(labels, priority, num, fraction):
@@ -44,3 +46,33 @@ def test_uniform_priorities_draw_uniformly():
 
     share = jax.vmap(draw)(jax.random.split(jax.random.key(0), 4000)).mean(0)
     np.testing.assert_allclose(share, 0.25, atol=0.03)
+
+
+SPECIAL = np.array([np.inf, -np.inf, np.nan, -np.nan, 0.0, -0.0, 1e-45, 3e38], np.float32)
+
+
+def highest_by_bits(values, num):
+    """Rows by descending value, where NaN is above infinity, -NaN below the opposite, -0 below 0; then by row."""
+    bits = values.view(np.int32).astype(np.int64)
+    order = np.where(bits >= 0, bits, -(2**31) - 1 - bits)
+    return np.lexsort([np.arange(len(values)), -order])[:num]
+
+
+@pytest.mark.parametrize(("number", "num"), [(5, 5), (9, 3), (100, 13), (257, 4)])
+def test_the_highest_are_found_chunk_by_chunk(number, num, monkeypatch):
+    monkeypatch.setattr(for_gpu, "_CHUNK", 8)  # up to five rounds
+    rng = np.random.default_rng(number)
+    for share in (0.0, 0.5, 1.0):
+        values = rng.integers(-3, 4, number).astype(np.float32)  # many are equal
+        values = np.where(rng.uniform(0, 1, number) < share, rng.choice(SPECIAL, number), values)
+        expected = highest_by_bits(values, num)
+        for form in (for_gpu.top_k, top_k):
+            found, rows = form(jnp.array(values), num)
+            np.testing.assert_array_equal(rows, expected)
+            np.testing.assert_array_equal(found, values[expected])
+
+
+def test_chunks_of_several_images_are_those_of_each():
+    values = jnp.array(np.random.default_rng(0).integers(0, 50, (2, 3000)), jnp.float32)
+    found = jax.jit(jax.vmap(lambda values: for_gpu.top_k(values, 40)))(values)
+    jax.tree.map(np.testing.assert_array_equal, found, tuple(jax.lax.top_k(values, 40)))
