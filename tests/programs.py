@@ -51,6 +51,21 @@ def scopes(lowered: jax.stages.Lowered) -> set[str]:
     return {name for path in paths if ".py" not in path for name in re.findall(r"\w+", path)}
 
 
+def loops_of_unknown_length(lowered: jax.stages.Lowered) -> int:
+    """The number of loops that do not end at a constant: on a GPU each of their turns waits for the host."""
+    unknown = 0
+
+    def visit(operation: Any) -> ir.WalkResult:
+        nonlocal unknown
+        if operation.name == "stablehlo.while":
+            names = sorted(inner.operation.name.removeprefix("stablehlo.") for inner in operation.regions[0].blocks[0])
+            unknown += names != ["compare", "constant", "return"]
+        return ir.WalkResult.ADVANCE
+
+    lowered.compiler_ir("stablehlo").operation.walk(visit)
+    return unknown
+
+
 def collective_operands(lowered: jax.stages.Lowered) -> tuple[int, int]:
     """The number of arrays that cross devices outside of loops and inside, followed through the program's functions."""
     collectives = {f"stablehlo.{name}" for name in ("all_reduce", "all_gather", "all_to_all", "reduce_scatter")}

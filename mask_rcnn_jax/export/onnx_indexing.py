@@ -67,7 +67,7 @@ def _sort(graph: Graph, eqn: Any, key: Value, *others: Value) -> list[Value]:
 def _gather(graph: Graph, eqn: Any, value: Value, indices: Value) -> list[Value]:
     """Windows at indices: batch axes first, then the axes that are indexed, then whole ones, as GatherND has them."""
     numbers, sizes, mode = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], eqn.params["mode"]
-    batch, filled = tuple(numbers.operand_batching_dims), mode == GatherScatterMode.FILL_OR_DROP
+    batch, filled = tuple(map(int, numbers.operand_batching_dims)), mode == GatherScatterMode.FILL_OR_DROP
     # An axis that is taken whole begins at 0 whatever its index, but for one that says that nothing is there.
     axes = [int(i) for i in numbers.start_index_map]
     columns = [k for k, i in enumerate(axes) if filled or sizes[i] < value.shape[i]] or [*range(len(axes))]

@@ -197,6 +197,7 @@ CASES = {
     "sort booleans": (lambda b: jnp.argsort(~b, axis=1, stable=True), BOOLS),
     "top_k ties": (lambda t: jax.lax.top_k(t, 7), TIES),
     "gather": (lambda x, r: (jax.vmap(lambda x, r: x[r])(x, r), x[:, r], x[0][r], x[r, r]), FLOATS, ROWS),
+    "gather in rows of images": (jax.vmap(jax.vmap(lambda row: row[jnp.argsort(row)])), FLOATS),
     "gather at two places": (jax.vmap(lambda x, r: x[r, jnp.zeros_like(r)]), FLOATS, ROWS),
     "overwrite cells": (lambda x: with_cells(x, uncertain_cells(x, 4), jnp.ones((2, 4))), FLOATS[:2, :3, :3]),
     "overwrite": (lambda x: (x.at[:, 1:3].set(0.0), x.at[:, :2].set(1.0)), FLOATS),

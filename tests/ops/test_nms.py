@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from mask_rcnn_jax import ops
+from mask_rcnn_jax.ops.gpu import nms as for_accelerators
 
 nms = jax.jit(ops.nms, static_argnames=("iou_threshold", "max_outputs"))
 
@@ -66,6 +69,29 @@ def test_agrees_with_torchvision(torchvision):
     kept = nms(jnp.array(boxes), jnp.array(scores), jnp.ones(300, bool), 0.5, 300)
     expected = torchvision.ops.nms(torch.tensor(boxes), torch.tensor(scores), 0.5)
     np.testing.assert_array_equal(rows(kept), expected)
+
+
+def test_the_form_for_accelerators_agrees_with_greedy():
+    """Sets side by side, of less than a word, more, and a chain of overlaps; a CPU runs another form."""
+    sets = []
+    for seed, num in ((0, 7), (1, 70), (2, 70)):
+        boxes, _, classes = crowded_boxes(seed, num)
+        boxes[num // 2 :: 5] = boxes[0]  # equal boxes
+        alive = np.random.default_rng(seed).uniform(0, 1, num) < 0.9
+        sets.append([np.pad(x, [(0, 70 - num)] + [(0, 0)] * (x.ndim - 1)) for x in (boxes, alive, classes)])
+    x, zeros = np.arange(70) * 4.0, np.zeros(70)
+    chain = np.stack([x, zeros, x + 10, zeros + 10], axis=1).astype(np.float32)
+    sets.append([chain, np.ones(70, bool), np.zeros(70, np.int32)])
+    boxes, alive, classes = (np.stack(x) for x in zip(*sets, strict=True))
+    scores = -np.arange(70.0)
+    for by_class in (None, classes):
+        form = jax.jit(jax.vmap(functools.partial(for_accelerators.greedy, iou_threshold=0.4)))
+        kept = np.asarray(form(boxes, alive, classes=by_class))
+        for image in range(len(sets)):
+            of_image = None if by_class is None else classes[image]
+            expected = greedy(boxes[image], scores, alive[image], 0.4, of_image)
+            np.testing.assert_array_equal(np.flatnonzero(kept[image]), expected)
+    np.testing.assert_array_equal(np.flatnonzero(kept[-1]), np.arange(0, 70, 2))
 
 
 @pytest.mark.parametrize("max_outputs", [3, 100])

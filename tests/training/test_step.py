@@ -15,7 +15,7 @@ from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.models import Variables, loss_terms
 from mask_rcnn_jax.training import AdamWConfig, CosineDecay, ExperimentConfig, ScheduleConfig, SGDConfig, StepDecay
 from mask_rcnn_jax.training.step import TrainState, _program, init_state, make_mesh, make_train_step, replicate, shard
-from tests.programs import collective_operands, count_exact_products, scopes
+from tests.programs import collective_operands, count_exact_products, loops_of_unknown_length, scopes
 from tests.stepping import mesh_of, take_steps
 from tests.tiny import one_map_model, smallest_model, tiny_batch, tiny_experiment, tiny_model
 from tests.toy import toy_loss, toy_variables
@@ -165,6 +165,12 @@ def test_the_step_lowers_for_gpu_and_tpu(step_and_inputs):
 def test_only_layers_round_in_products_of_a_step(traced_step, platform):
     # RoIAlign of two poolers on two levels, forward and backward, deltas of classes, masks of classes, mask targets.
     assert count_exact_products(traced_step.lower(lowering_platforms=(platform,))) > 2 * 2 * 4
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_few_loops_of_a_step_have_no_known_length(traced_step, platform):
+    # Suppression of all levels, and matching, of anchors and of RoIs, up to the last instance.
+    assert loops_of_unknown_length(traced_step.lower(lowering_platforms=(platform,))) == 3
 
 
 def test_the_step_for_gpu_adds_nothing_in_any_order(traced_step):

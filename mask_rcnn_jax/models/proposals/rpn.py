@@ -10,13 +10,13 @@ Naming: `pred_` is what the network gives, `gt_` comes from annotations, `object
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mask_rcnn_jax.models.box_regression import BoxLoss, box_regression_loss
 from mask_rcnn_jax.models.context import Context, Inputs, Keys, Terms, priorities
@@ -30,7 +30,7 @@ from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ops.matching import match_boxes
 from mask_rcnn_jax.ops.nms import nms
 from mask_rcnn_jax.ops.precision import at_least_float32
-from mask_rcnn_jax.ops.sampling import sample
+from mask_rcnn_jax.ops.sampling import sample, top_k
 from mask_rcnn_jax.ranges import AboveZero, AddedLater, AtLeastZero, BoxWeights, Items, Layers, Positive, Share
 from mask_rcnn_jax.structures import GroundTruth, Proposals
 
@@ -210,21 +210,42 @@ def propose(
     """
     pre_nms = config.pre_nms_train if train else config.pre_nms_test
     post_nms = config.post_nms_train if train else config.post_nms_test
-    kept = []
-    for level, logits, deltas in zip(anchors, objectness_logits, pred_anchor_deltas, strict=True):
-        logits, deltas = jax.lax.stop_gradient((logits, deltas))
-        logits, top = jax.lax.top_k(logits, min(pre_nms, logits.shape[0]))
-        boxes = box_ops.decode(deltas[top], level[top], config.box_weights)
-        finite = jnp.isfinite(boxes).all(axis=-1) & jnp.isfinite(logits)
-        boxes = box_ops.clip(jnp.where(finite[:, None], boxes, 0.0), image_size)
-        valid = finite & box_ops.nonempty(boxes, config.min_box_size)
-        logits = jnp.where(finite, logits, 0.0)
-        keep = nms(boxes, logits, valid, config.nms_iou, min(post_nms, logits.shape[0]))
-        kept.append(Proposals(boxes[keep.indices], logits[keep.indices], keep.valid))
-    joined = jax.tree.map(lambda *levels: jnp.concatenate(levels), *kept)
-    order = jnp.where(joined.valid, joined.logits, -jnp.inf)
-    _, best = jax.lax.top_k(order, min(post_nms, order.shape[0]))
-    valid = joined.valid[best]
-    return Proposals(
-        jnp.where(valid[:, None], joined.boxes[best], 0.0), jnp.where(valid, joined.logits[best], 0.0), valid
-    )
+    levels = jax.lax.stop_gradient((anchors, objectness_logits, pred_anchor_deltas))
+    candidates = [_candidates(config, image_size, *level, pre_nms) for level in zip(*levels, strict=True)]
+    sizes = [len(level.logits) for level in candidates]
+    boxes, logits, valid = jax.tree.map(lambda *levels: _stacked(levels, max(sizes)), *candidates)
+    of_level = functools.partial(nms, iou_threshold=config.nms_iou, max_outputs=min(post_nms, max(sizes)))
+    keep = jax.vmap(of_level)(boxes, logits, valid)
+    boxes, logits = jax.vmap(lambda boxes, logits, rows: (boxes[rows], logits[rows]))(boxes, logits, keep.indices)
+    order = jnp.where(keep.valid, logits, -jnp.inf).reshape(-1)
+    order, best = top_k(order, min(post_nms, sum(min(post_nms, size) for size in sizes)))
+    valid = keep.valid.reshape(-1)[best]
+    return Proposals(jnp.where(valid[:, None], boxes.reshape(-1, 4)[best], 0.0), jnp.where(valid, order, 0.0), valid)
+
+
+class _Candidates(NamedTuple):
+    """Boxes of a level before NMS, best logit first."""
+
+    boxes: Float[Array, "N 4"]
+    logits: Float[Array, " N"]
+    valid: Bool[Array, " N"]
+
+
+def _candidates(
+    config: RPNConfig,
+    image_size: Int[Array, "2"],
+    anchors: Float[Array, "_ 4"],
+    logits: Float[Array, "_"],
+    deltas: Float[Array, "_ 4"],
+    most: int,
+) -> _Candidates:
+    logits, top = top_k(logits, min(most, len(logits)))
+    boxes = box_ops.decode(deltas[top], anchors[top], config.box_weights)
+    finite = jnp.isfinite(boxes).all(axis=-1) & jnp.isfinite(logits)
+    boxes = box_ops.clip(jnp.where(finite[:, None], boxes, 0.0), image_size)
+    return _Candidates(boxes, jnp.where(finite, logits, 0.0), finite & box_ops.nonempty(boxes, config.min_box_size))
+
+
+def _stacked(levels: Sequence[Shaped[Array, "_ *rest"]], size: int) -> Shaped[Array, "L {size} *rest"]:
+    """The levels as one array, the smaller ones filled up with zeros, so that one loop serves all."""
+    return jnp.stack([jnp.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in levels])
