@@ -124,6 +124,37 @@ def test_proposals_are_best_first_inside_the_image_and_apart(threshold):
     assert threshold - 0.2 < iou[~np.eye(len(iou), dtype=bool)].max() <= threshold
 
 
+def suppressed(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> list[int]:
+    kept: list[int] = []
+    for row in np.argsort(-scores, kind="stable"):
+        sides = np.minimum(boxes[row, 2:], boxes[kept, 2:]) - np.maximum(boxes[row, :2], boxes[kept, :2])
+        intersection = np.prod(np.clip(sides, 0, None), axis=-1)
+        areas = np.prod(boxes[[row, *kept], 2:] - boxes[[row, *kept], :2], axis=-1)
+        if not np.any(intersection / (areas[0] + areas[1:] - intersection) > threshold):
+            kept.append(row)
+    return kept
+
+
+@pytest.mark.parametrize("post_nms", [9, 200])
+def test_levels_of_several_sizes_are_suppressed_each_by_itself(post_nms):
+    config = replace(CONFIG, features=("a", "b", "c"), sizes=((16.0,),) * 3, nms_iou=0.4, post_nms_test=post_nms)
+    anchors = [grid_of_anchors(side) + 64 for side in (8, 1, 3)]  # more than `pre_nms_test`, and fewer
+    rng = np.random.default_rng(0)
+    logits = [rng.integers(-20, 20, len(level)).astype(np.float32) for level in anchors]  # many are equal
+    deltas = [jnp.zeros_like(level) for level in anchors]
+    found = propose(config, anchors, logits, deltas, jnp.array([999, 999]), train=False)
+    boxes, scores = [], []
+    for level, of_level in zip(anchors, logits, strict=True):
+        best = np.argsort(-of_level, kind="stable")[: config.pre_nms_test]
+        best = best[suppressed(np.asarray(level)[best], of_level[best], 0.4)[:post_nms]]
+        boxes.append(np.asarray(level)[best])
+        scores.append(of_level[best])
+    order = np.argsort(-np.concatenate(scores), kind="stable")[:post_nms]
+    assert len(found.valid) == min(post_nms, 50 + 1 + 9)
+    np.testing.assert_array_equal(np.asarray(found.logits)[found.valid], np.concatenate(scores)[order])
+    np.testing.assert_array_equal(np.asarray(found.boxes)[found.valid], np.concatenate(boxes)[order])
+
+
 def test_proposals_that_are_not_finite_are_dropped():
     anchors = grid_of_anchors(2)
     logits = jnp.array([3.0, jnp.nan, 1.0, jnp.inf])
