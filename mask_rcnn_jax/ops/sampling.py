@@ -64,7 +64,8 @@ def top_k(values: Float[Array, " N"], num: int) -> tuple[Float[Array, " D"], Int
     """Return the `num` highest values and their rows, of equal ones the lowest row first (`jax.lax.top_k`)."""
 
     def plain(values: Array) -> tuple[Array, Array]:
-        return tuple(jax.lax.top_k(values, num))
+        highest, rows = jax.lax.top_k(values, num)
+        return highest, rows
 
     chunks = partial(tournament.top_k, num=num)
     return jax.lax.platform_dependent(values, cuda=chunks, rocm=chunks, default=plain)
