@@ -29,6 +29,7 @@ from pycocotools import mask as coco_mask
 from benchmarks.machine import machine, sentence, write
 from mask_rcnn_jax.data import CocoConfig, DataConfig, LargeScaleJitterConfig, Record, load_coco, trainable_records
 from mask_rcnn_jax.data.augment import steps, transforms
+from mask_rcnn_jax.data.batching.canvases import canvas_numbers
 from mask_rcnn_jax.data.batching.loaders import TrainLoader
 
 Seconds = dict[str, float]  # CPU time by stage, and "total" of those that are compared
@@ -83,8 +84,8 @@ def ours(records: list[Record], config: DataConfig, seed: int) -> Seconds:
             image[:height, :width] = sample.image
         with stage("transfer"):
             jax.block_until_ready(jax.device_put((image, masks)))
-    portrait = np.array([steps.is_portrait(record) for record in records])
-    load = TrainLoader(records, portrait, (), config, np.arange(len(records))[:, None], seed, range(1))
+    canvases = canvas_numbers(records, config)
+    load = TrainLoader(records, canvases, (), config, np.arange(len(records))[:, None], seed, range(1))
     with stage("total"):
         for step in range(len(records)):
             load(step)

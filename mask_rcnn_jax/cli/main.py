@@ -14,6 +14,10 @@ from mask_rcnn_jax.python_files import load_plugins
 COMMANDS = {
     "build-tfds": ("data.build_tfds", "write a COCO directory as ArrayRecord shards"),
     "browse": ("data.browse", "draw training examples as the model is given them"),
+    "canvases": (
+        "data.canvases",
+        "choose the sizes that images are padded to, so that few pixels are computed in vain",
+    ),
     "convert": ("data.convert", "turn annotations of another format into a COCO directory"),
     "eval": ("eval", "evaluate a checkpoint, and write its metrics, detections and pictures"),
     "export": ("export", "write a model as one file that runs without this package: StableHLO or ONNX"),

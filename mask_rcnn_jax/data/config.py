@@ -1,6 +1,6 @@
 """Settings of the `data` layer: what to read and how to shape it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from mask_rcnn_jax.data.sources.base import SourceConfig
@@ -20,6 +20,7 @@ from mask_rcnn_jax.ranges import (
 Resize = Literal["detectron2", "torchvision"]
 CANVAS_DIVISOR = 32  # whole cells of the coarsest features of most backbones
 CanvasSide = Annotated[int, Range(32, 32_768, multiple_of=CANVAS_DIVISOR)]
+Canvas = tuple[CanvasSide, CanvasSide]  # (height, width)
 Scale = Annotated[float, Range(0, 100, above_low=True)]
 
 
@@ -70,12 +71,16 @@ class DataConfig:
     short_side_eval: Positive = 800
     max_side: Positive = 1333  # the long side never exceeds this
     # (height, width) of landscape batches; portrait ones are transposed.
-    canvas: tuple[CanvasSide, CanvasSide] = (832, 1344)
-    canvas_eval: tuple[CanvasSide, CanvasSide] | None = None  # the same for evaluation; None: `canvas`
+    canvas: Canvas = (832, 1344)
+    canvas_eval: Canvas | None = None  # the same for evaluation; None: `canvas`
+    # Of `canvas` and those of these that fit inside it, an image takes the smallest that holds it; `mask-rcnn canvases`
+    # chooses them. With large-scale jitter images fill `canvas`.
+    smaller_canvases: Annotated[tuple[Canvas, ...], AddedLater()] = ()
+    smaller_canvases_eval: Annotated[tuple[Canvas, ...], AddedLater()] = ()
     resize: Resize = "detectron2"
     flip: Share = 0.5  # probability of a left-right flip
     vertical_flip: Share = 0.0
-    rotate90: Share = 0.0  # probability of a random quarter-turn; of a half-turn when the canvas is not square
+    rotate90: Share = 0.0  # probability of a random quarter-turn; of a half-turn when the image's canvas is not square
     # Largest (height, width) of a random crop, transposed for portrait images.
     crop: tuple[Positive, Positive] | None = None
     max_instances: Annotated[int, Range(1, 100_000)] = 100  # ground-truth slots; of more a random subset is kept
@@ -100,6 +105,25 @@ class DataConfig:
             raise ValueError("large_scale_jitter cuts images itself; leave crop at none")
         if self.proposals is not None and self.copy_paste > 0:
             raise ValueError("copy_paste pastes instances for which nothing was proposed; set it to 0 with proposals")
-        for name, canvas in (("canvas", self.canvas), ("canvas_eval", self.canvas_eval)):
-            if canvas is not None and canvas[0] > canvas[1]:
+        for name, canvas in self.all_canvases:
+            if canvas[0] > canvas[1]:
                 raise ValueError(f"{name} {canvas} is portrait; give (height, width) of the landscape canvas")
+
+    @property
+    def all_canvases(self) -> list[tuple[str, Canvas]]:
+        """Every canvas with the name of its setting."""
+        named = [("canvas", self.canvas), *(("smaller_canvases", canvas) for canvas in self.smaller_canvases)]
+        named += [] if self.canvas_eval is None else [("canvas_eval", self.canvas_eval)]
+        return named + [("smaller_canvases_eval", canvas) for canvas in self.smaller_canvases_eval]
+
+    def in_evaluation(self) -> "DataConfig":
+        """Return the settings by which images are resized and padded in evaluation, under the names of training's."""
+        return replace(
+            self,
+            short_side=(self.short_side_eval,),
+            canvas=self.canvas_eval or self.canvas,
+            smaller_canvases=self.smaller_canvases_eval,
+            crop=None,
+            rotate90=0.0,
+            large_scale_jitter=None,
+        )

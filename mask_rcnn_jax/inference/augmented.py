@@ -22,6 +22,7 @@ from PIL import Image
 from mask_rcnn_jax.data import DataConfig, resized_size
 from mask_rcnn_jax.data.augment.keypoint_flips import mirrored
 from mask_rcnn_jax.data.augment.transforms import mirror
+from mask_rcnn_jax.data.config import Canvas
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.batched import by_image
 from mask_rcnn_jax.inference.checkpoint import Model
@@ -153,13 +154,18 @@ class AugmentedPredictor:
 
 
 def _scaled(data: DataConfig, scale: float, divisor: int) -> DataConfig:
-    """Evaluation at another size, on a canvas that grows with it."""
-    canvas = data.canvas_eval or data.canvas
+    """Evaluation at another size, on canvases that grow with it."""
+
+    def scaled(canvas: Canvas) -> Canvas:
+        height, width = (whole_multiple(round(scale * side), divisor) for side in canvas)
+        return height, width
+
     return replace(
         data,
         short_side_eval=max(round(scale * data.short_side_eval), 1),
         max_side=max(round(scale * data.max_side), 1),
-        canvas_eval=tuple(whole_multiple(round(scale * side), divisor) for side in canvas),
+        canvas_eval=scaled(data.canvas_eval or data.canvas),
+        smaller_canvases_eval=tuple(map(scaled, data.smaller_canvases_eval)),
     )
 
 

@@ -1,7 +1,7 @@
 """Predicts on images of any kind and size, with the code that evaluation runs.
 
-Images are resized as in evaluation and padded to one of a few canvases, so that few programs are compiled: the model's
-own, its transpose for portrait images, and longer ones where an image asks for them.
+Images are resized as in evaluation and padded to one of a few canvases, so that few programs are compiled: those of
+the model, their transposes for portrait images, and longer ones where an image asks for them.
 """
 
 import math
@@ -20,6 +20,8 @@ from PIL import Image
 
 from mask_rcnn_jax.data import DataConfig, resized_size
 from mask_rcnn_jax.data.augment.transforms import resize_picture
+from mask_rcnn_jax.data.batching.canvases import landscape_canvases
+from mask_rcnn_jax.data.config import Canvas
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.inference.batched import predict
 from mask_rcnn_jax.inference.checkpoint import Model, load_model
@@ -48,9 +50,8 @@ class Streaming(Protocol):
         ...
 
 
-Canvas = tuple[int, int]  # (height, width)
-
-_PATIENCE = 4  # batches that may be begun after an image before its own, not yet full, is run
+# Batches that may be begun after an image, for each of the model's canvases, before its own, not yet full, is run.
+_PATIENCE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,15 +190,15 @@ class Predictor:
     def _batches(self, images: Iterable[Prepared], paths: dict[int, str | None], size: int) -> Iterator[EvalBatch]:
         """Batches of `size` images of one canvas, as `predict` takes them; `image_ids` number the images from 0.
 
-        One that is alone on its canvas is run when `_PATIENCE` batches could have been filled since.
+        One that is alone on its canvas is run when `_PATIENCE` batches for each canvas could have been filled since.
         """
         waiting: dict[Canvas, list[tuple[int, Prepared]]] = {}
+        patience = _PATIENCE * size * len(landscape_canvases(self._model.data.in_evaluation()))
         for index, image in enumerate(images):
             paths[index] = image.path
             waiting.setdefault(image.canvas, []).append((index, image))
             for canvas, members in list(waiting.items()):
-                first = members[0][0]
-                if len(members) == size or index - first >= _PATIENCE * size:
+                if len(members) == size or index - members[0][0] >= patience:
                     yield self._batch(canvas, waiting.pop(canvas), size)
         for canvas, members in waiting.items():
             yield self._batch(canvas, members, size)
@@ -221,15 +222,15 @@ class Predictor:
 
 
 def canvases(data: DataConfig, divisor: int) -> list[Canvas]:
-    """The canvases for landscape images, smallest first: that of evaluation, and longer ones for what it cannot hold.
+    """List the canvases for landscape images: those of evaluation, by area, and longer ones for what they cannot hold.
 
-    Sides are multiples of `divisor`. Any image fits the last one, and there are few: each is twice as long as the one
-    before.
+    Sides are multiples of `divisor`. Any image fits the last one, and there are few: each of the longer ones is twice
+    as long as the one before.
     """
-    own = data.canvas_eval or data.canvas
-    height = max(own[0], whole_multiple(min(data.short_side_eval, data.max_side), divisor))
-    width, longest = max(own[1], height), whole_multiple(data.max_side, divisor)
-    found = [own, (height, width)]
+    data = data.in_evaluation()
+    height = max(data.canvas[0], whole_multiple(min(data.short_side_eval, data.max_side), divisor))
+    width, longest = max(data.canvas[1], height), whole_multiple(data.max_side, divisor)
+    found = [*landscape_canvases(data), (height, width)]
     while width < longest:
         width = min(2 * width, longest)
         found.append((height, width))

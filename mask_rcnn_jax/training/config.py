@@ -44,6 +44,6 @@ class ExperimentConfig:
                 " of model.backbone does not; set it to 1"
             )
         divisor = self.model.backbone.size_divisor
-        for name, canvas in (("canvas", self.data.canvas), ("canvas_eval", self.data.canvas_eval)):
-            if any(side % divisor for side in canvas or ()):
+        for name, canvas in self.data.all_canvases:
+            if any(side % divisor for side in canvas):
                 raise ValueError(f"data.{name} {canvas}: model.backbone takes sides that are multiples of {divisor}")

@@ -1,6 +1,7 @@
 """`evaluate_model` without a model: what is detected comes from a stub."""
 
 import functools
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,44 @@ def test_results_have_what_heads_of_others_say(dataset, monkeypatch) -> None:
     result = evaluate_model(MaskRCNNConfig(num_classes=2), DATA, EvaluationConfig(), Variables({}, {}), dataset, names)
     found = [(r["image_id"], r["category_id"], r["score"], r["depth"]) for r in result.results]
     assert found == [(record.image_id, dataset.categories[0], 0.5, None) for record in dataset.records]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_canvases_change_no_result(tmp_path, monkeypatch, batch_size) -> None:
+    """Of a model that finds what a colour says, in images of many sizes."""
+    sizes = [(height, width) for height, width in itertools.product((40, 48, 60, 96), (48, 64, 80))]
+    dataset = dataset_of([[[0, 0, width, height]] for height, width in sizes])
+    records = []
+    for record, (height, width) in zip(dataset.records, sizes, strict=True):
+        path = tmp_path / f"{record.image_id}.png"
+        Image.new("RGB", (width, height), (40 + record.image_id, 0, 0)).save(path)
+        records.append(replace(record, path=str(path), height=height, width=width))
+    dataset, shapes = replace(dataset, records=records), []
+
+    def whole(config: object, variables: object, images: jax.Array, image_sizes: jax.Array) -> PaddedDetections:
+        shapes.append(images.shape)
+        sides = image_sizes[:, None, ::-1].astype(jnp.float32)
+        boxes = jnp.concatenate([jnp.zeros_like(sides), sides], axis=-1)
+        mean = images[..., 0].sum(axis=(1, 2), dtype=jnp.float32)[:, None] / sides.prod(axis=2)
+        of_all = jnp.ones((len(images), 1), bool)
+        return PaddedDetections(boxes, mean / 255, jnp.zeros_like(of_all, jnp.int32), None, of_all)
+
+    monkeypatch.setattr(run, "predict", functools.partial(predict, detect=whole))
+    one = replace(DATA, short_side_eval=32, max_side=80, canvas=(32, 96))
+    several = replace(one, smaller_canvases_eval=((32, 32), (32, 64)))
+    found = []
+    for data in (one, several):
+        settings = EvaluationConfig(images_per_device=batch_size)
+        monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+        result = evaluate_model(MaskRCNNConfig(num_classes=1), data, settings, Variables({}, {}), dataset)
+        found.append((result.metrics, sorted(result.results, key=lambda entry: entry["image_id"])))
+    assert len(set(shapes)) == len(shapes)
+    assert len({shape[1:] for shape in shapes}) > 2
+    assert found[0] == found[1]
+    assert found[0][0]["bbox/AP"] == pytest.approx(1)
+    for record, entry in zip(dataset.records, found[0][1], strict=True):
+        assert entry["bbox"] == pytest.approx([0, 0, record.width, record.height], abs=1e-4)
+        assert entry["score"] == pytest.approx((40 + record.image_id) / 255, abs=1e-4)
 
 
 def test_nothing_but_broken_images_is_an_error(dataset, monkeypatch) -> None:

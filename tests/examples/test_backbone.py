@@ -75,6 +75,8 @@ def test_a_canvas_that_the_backbone_cannot_take_is_refused():
         UserError, match=r"data\.canvas \(96, 128\): model\.backbone takes sides that are multiples of 64"
     ):
         override(config, [key, "data.canvas=96,128"])
+    with pytest.raises(UserError, match=r"data\.smaller_canvases_eval \(32, 64\): model\.backbone takes"):
+        override(config, [key, "data.smaller_canvases_eval=(32,64)"])
 
 
 def test_an_example_is_short():

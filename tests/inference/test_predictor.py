@@ -23,6 +23,7 @@ from tests.inference.small import DATA, noise, small_model
 
 BATCH = jax.device_count()
 WIDE = replace(DATA, canvas=(64, 96), max_side=96)
+SEVERAL = replace(WIDE, canvas=(64, 128), max_side=128, smaller_canvases_eval=((64, 64), (64, 96)))
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +116,26 @@ def test_results_do_not_depend_on_the_rest_of_the_batch(predictor) -> None:
         same(predictor(image), found)
 
 
+@pytest.mark.parametrize("data", [WIDE, SEVERAL])
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_images_of_mixed_canvases_come_back_in_order(traced, batch_size) -> None:
+def test_images_of_mixed_canvases_come_back_in_order(traced, batch_size, data) -> None:
     rng = np.random.default_rng(batch_size)
     sizes = [tuple(size) for size in rng.integers(20, 90, (40, 2)).tolist()]
-    predictor = Predictor(small_model(WIDE), batch_size=batch_size)
+    predictor = Predictor(small_model(data), batch_size=batch_size)
     found = predictor([marked(*size, i) for i, size in enumerate(sizes, 100)])
     assert [(each.height, each.width) for each in found] == sizes
     assert [round(float(each.scores[0]) * 255) for each in found] == [*range(100, 140)]
     assert predictor([]) == []
+    # Two orientations of each canvas; a square has one.
+    assert len(traced) == len(set(traced)) <= (2 if data == WIDE else 5)
+
+
+def test_an_image_takes_its_canvas_whatever_comes_with_it(traced) -> None:
+    predictor = Predictor(small_model(SEVERAL), batch_size=4)
+    images = [marked(64, width, 10) for width in (64, 90, 120)]
+    for given in (*([image] for image in images), images):
+        predictor(given)
+    assert predictor.shapes == [(4, 64, 64), (4, 64, 96), (4, 64, 128)]
 
 
 def test_no_more_rows_are_run_than_a_call_needs(traced, monkeypatch) -> None:
@@ -200,6 +212,7 @@ def test_sizes_share_a_few_programs(traced) -> None:
     [
         (DataConfig(), [(832, 1344)]),
         (replace(WIDE, canvas_eval=(64, 64)), [(64, 64), (64, 96)]),
+        (replace(SEVERAL, max_side=200), [(64, 64), (64, 96), (64, 128), (64, 224)]),
         (replace(WIDE, canvas=(32, 32), short_side_eval=50), [(32, 32), (64, 64), (64, 96)]),
     ],
 )

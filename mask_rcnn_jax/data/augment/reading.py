@@ -5,6 +5,7 @@ alone.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -42,8 +43,9 @@ def training_sample(
     rng: np.random.Generator,
     keypoint_names: Sequence[str] = (),
     donors: Sequence[Record] = (),
+    short_side: int | None = None,
 ) -> Sample:
-    """Reads and augments one record. Crowds are left out.
+    """Reads and augments one record. Crowds are left out. Its `short_side` is drawn, too, unless given.
 
     `keypoint_names` are those of the record's dataset: they tell which change places in a mirror. `donors` are the
     records from which copy-paste draws. Raises `UserError` when an image cannot be read.
@@ -58,7 +60,7 @@ def training_sample(
             return flip(limit(_read(donor, config, rng), rng), rng)
 
         chain += [partial(steps.copy_paste, config=config, draw_donor=draw_donor), limit]
-    sample = _read(record, config, rng)
+    sample = _read(record, config if short_side is None else replace(config, short_side=(short_side,)), rng)
     for step in chain:
         sample = step(sample, rng)
     return sample

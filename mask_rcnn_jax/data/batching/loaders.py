@@ -1,21 +1,22 @@
 """From a step of the plan to the arrays of its batch.
 
-`B` images on a canvas of `H W` pixels (one orientation a batch), `G` ground-truth slots, `C` side of a mask grid,
-`J` keypoints of an instance, `P` slots of proposals. Padding rows and slots hold zeros and are marked by `valid`;
-labels of padding are `IGNORED`.
+`B` images on a canvas of `H W` pixels (one a batch), `n` records, `S` short sides of which one is drawn for a record,
+`G` ground-truth slots, `C` side of a mask grid, `J` keypoints of an instance, `P` slots of proposals. Padding rows and
+slots hold zeros and are marked by `valid`; labels of padding are `IGNORED`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Num
+from jaxtyping import Int, Num
 
 from mask_rcnn_jax.data.augment.reading import read_resized, training_sample
 from mask_rcnn_jax.data.augment.sample import Sample
-from mask_rcnn_jax.data.augment.steps import is_portrait, resized_proposals
-from mask_rcnn_jax.data.config import DataConfig
+from mask_rcnn_jax.data.augment.steps import resized_proposals
+from mask_rcnn_jax.data.batching.canvases import numbered_canvases
+from mask_rcnn_jax.data.config import Canvas, DataConfig
 from mask_rcnn_jax.data.records import BoxProposals, Record
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.structures import IGNORED, Batch, EvalBatch, GroundTruth, Proposals, TrainBatch
@@ -24,12 +25,6 @@ OnBroken = Callable[[Record, UserError], None]
 
 _BYTES_OF_PROPOSAL = 5 * 4 + 1  # a box and a score in float32, and whether there is one
 _REPLACEMENTS = 20  # images that are tried in the place of one that cannot be read
-
-
-def on_portrait_canvas(records: Sequence[Record], config: DataConfig) -> Bool[np.ndarray, " n"]:
-    """Tell which records go on the transposed canvas; none where the canvas is square."""
-    square = config.canvas[0] == config.canvas[1]
-    return np.array([is_portrait(record) and not square for record in records], bool)
 
 
 def bytes_of_row(config: DataConfig, labelled: bool = False) -> int:
@@ -44,20 +39,22 @@ class TrainLoader:
     """Called with a step, loads this process's `rows` of its batch."""
 
     records: Sequence[Record]
-    portrait: Bool[np.ndarray, " n"]
+    canvases: Int[np.ndarray, "n S"]  # of each record at each short side, as `canvas_numbers` counts them
     keypoint_names: Sequence[str]
     config: DataConfig
-    plan: Int[np.ndarray, "num_steps batch_size"]
+    plan: Int[np.ndarray, "num_steps batch_size"]  # indices of `canvases`, flattened
     seed: int
     rows: range
 
     def __call__(self, step: int) -> TrainBatch:
-        size, first = len(self.rows), self.records[int(self.plan[step, 0])]
-        images, sizes, ids = _blank_images(first, self.config, size)
+        size, (index, column) = len(self.rows), self._choice(step, 0)
+        first, canvas = self.records[index], numbered_canvases(self.config)[self.canvases[index, column]]
+        images, sizes, ids = _blank_images(canvas, self.config, size)
+        config = replace(self.config, canvas=(min(canvas), max(canvas)))
         dropped, replaced = np.zeros(size, np.int32), np.zeros(size, np.int32)
         truth, proposals = self._no_instances(first, images.shape[:3]), _no_proposals(first, self.config, size)
         for row, global_row in enumerate(self.rows):
-            record, sample, replaced[row] = self._sample(step, global_row)
+            record, sample, replaced[row] = self._sample(step, global_row, config)
             ids[row], dropped[row] = record.image_id, sample.dropped
             _place(sample.image, images, sizes, row)
             used = slice(len(sample.boxes))
@@ -89,21 +86,28 @@ class TrainLoader:
         }
         return GroundTruth(**arrays)
 
-    def _sample(self, step: int, row: int) -> tuple[Record, Sample, int]:
+    def _choice(self, step: int, row: int) -> tuple[int, int]:
+        """The indices of the record and the short side of a row of the global batch."""
+        return divmod(int(self.plan[step, row]), self.canvases.shape[1])
+
+    def _sample(self, step: int, row: int, config: DataConfig) -> tuple[Record, Sample, int]:
         """The record and sample of a row of the global batch, and how many images could not be read before."""
-        index = int(self.plan[step, row])
+        index, column = self._choice(step, row)
         rng, attempt = np.random.default_rng([self.seed, step, row]), 0
+        # Where the canvas depends on it, the plan has drawn it.
+        short_side = config.short_side[column] if self.canvases.shape[1] > 1 else None
         while True:
             record = self.records[index]
             try:
-                sample = training_sample(record, self.config, rng, self.keypoint_names, self.records)
+                sample = training_sample(record, config, rng, self.keypoint_names, self.records, short_side)
                 return record, sample, attempt
             except UserError:
-                if self.config.broken_images == "fail" or attempt == _REPLACEMENTS:
+                if config.broken_images == "fail" or attempt == _REPLACEMENTS:
                     raise
             attempt += 1
             rng = np.random.default_rng([self.seed, step, row, attempt])
-            index = int(rng.choice(np.flatnonzero(self.portrait == self.portrait[index])))
+            alike = self.canvases[:, column] == self.canvases[index, column]
+            index = int(rng.choice(np.flatnonzero(alike)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +116,13 @@ class EvalLoader:
 
     records: Sequence[Record]
     config: DataConfig
-    plan: Sequence[tuple[Int[np.ndarray, " n"], int]]  # of each step: indices of records, and rows
+    plan: Sequence[tuple[int, Int[np.ndarray, " m"], int]]  # of each step: canvas, indices of records, and rows
     on_broken: OnBroken | None
 
     def __call__(self, step: int) -> EvalBatch:
-        indices, size = self.plan[step]
+        number, indices, size = self.plan[step]
         chosen = [self.records[index] for index in indices]
-        images, sizes, ids = _blank_images(chosen[0], self.config, size)
+        images, sizes, ids = _blank_images(numbered_canvases(self.config)[number], self.config, size)
         proposals = _no_proposals(chosen[0], self.config, size)
         valid = np.arange(size) < len(chosen)
         batch = EvalBatch(images, sizes, np.zeros((size, 2), np.int32), ids, valid, proposals)
@@ -140,9 +144,8 @@ class EvalLoader:
         return batch
 
 
-def _blank_images(record: Record, config: DataConfig, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images, their sizes and their ids, all zeros, on the canvas of the record."""
-    canvas = config.canvas[::-1] if is_portrait(record) else config.canvas
+def _blank_images(canvas: Canvas, config: DataConfig, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, their sizes and their ids, all zeros."""
     images = np.zeros((size, *canvas, 3), _pixel_type(config))
     return images, np.zeros((size, 2), np.int32), np.zeros(size, np.int64)
 

@@ -15,9 +15,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from mask_rcnn_jax.data.augment.steps import is_portrait
-from mask_rcnn_jax.data.augment.transforms import resized_size
-from mask_rcnn_jax.data.batching.loaders import EvalLoader, OnBroken, TrainLoader, bytes_of_row, on_portrait_canvas
+from mask_rcnn_jax.data.batching.canvases import canvas_numbers, numbered_canvases, without_rare
+from mask_rcnn_jax.data.batching.loaders import EvalLoader, OnBroken, TrainLoader, bytes_of_row
 from mask_rcnn_jax.data.batching.plan import plan_batches, repeat_factors
 from mask_rcnn_jax.data.batching.workers import BatchIterator, end_with_parent
 from mask_rcnn_jax.data.config import DataConfig
@@ -86,28 +85,28 @@ def train_batches(
 ) -> BatchIterator[TrainBatch]:
     """Batches of the steps `steps`, counted from 0, in order; `close()` ends the loading.
 
-    Of the `batch_size` rows of the global batch, a process, given as (its index, their number), loads its share.
+    Of the `batch_size` rows of the global batch, a process, given as (its index, their number), loads its share. The
+    images of a batch share a canvas, so shapes are at most two for each canvas of `config`.
 
     `example_index` is step * batch_size + global row. Images are uint8, or float32 with torchvision's resizing.
     Keypoints are there where the dataset has them. Raises `UserError` before the first batch when an image cannot fit
     on the canvas, and with it when an image file turns out unreadable, unless `broken_images` is "skip": then another
-    one of its orientation, drawn from (seed, step, row), takes its place.
+    one of its canvas, drawn from (seed, step, row), takes its place.
     """
     index, count = process
     if batch_size % count:
         raise UserError(f"batch_size {batch_size} cannot be shared by {count} processes; make it a multiple.")
     records = trainable_records(dataset, config)
-    check_fits(records, config)
-    portrait = on_portrait_canvas(records, config)
+    canvases = without_rare(canvas_numbers(records, config), config, batch_size)
     repeats = repeat_factors(records, config.repeat_threshold) if config.repeat_threshold > 0 else None
     sources = np.array([record.source for record in records])
     mixture = (sources, dataset.weights) if dataset.weights else None
-    plan = plan_batches(portrait, batch_size, steps.stop, seed, repeats, mixture)
+    plan = plan_batches(canvases, batch_size, steps.stop, seed, repeats, mixture)
     share = batch_size // count
     rows = range(index * share, (index + 1) * share)
     # Processes that load need no source, and may not know its class.
     config = replace(config, source=ShapesConfig())
-    load = TrainLoader(records, portrait, dataset.keypoint_names, config, plan, seed, rows)
+    load = TrainLoader(records, canvases, dataset.keypoint_names, config, plan, seed, rows)
     return _prefetched(load, steps, config.num_workers, share * bytes_of_row(config, bool(dataset.stuff_names)))
 
 
@@ -118,46 +117,23 @@ def eval_batches(
     on_broken: OnBroken | None = None,
     multiple: int = 1,
 ) -> BatchIterator[EvalBatch]:
-    """Every image of the dataset once, without augmentation, landscape images first; the last batch of an orientation
-    is filled up with zero images, `valid` False. Where one batch holds them all, it has the fewest rows that do, in a
-    `multiple`.
+    """Every image of the dataset once, without augmentation, canvas by canvas, landscape ones first; the last batch of
+    each is filled up with zero images, `valid` False. Where one batch holds all of a canvas, it has the fewest rows
+    that do, in a `multiple`.
 
     Raises `UserError` with the first batch of an image that turns out unreadable, unless `broken_images` is "skip":
     then `on_broken` is called, from the thread that loads, and the image is a zero one with `valid` False.
     """
-    canvas = config.canvas_eval or config.canvas
-    config = replace(config, canvas=canvas, crop=None, large_scale_jitter=None, short_side=(config.short_side_eval,))
-    check_fits(dataset.records, config)
-    portrait = on_portrait_canvas(dataset.records, config)
-    plan: list[tuple[np.ndarray, int]] = []
-    for group in (False, True):
-        members = np.flatnonzero(portrait == group)
+    config = config.in_evaluation()
+    canvases = canvas_numbers(dataset.records, config)[:, 0]
+    plan: list[tuple[int, np.ndarray, int]] = []
+    for number in range(len(numbered_canvases(config))):
+        members = np.flatnonzero(canvases == number)
         rows = min(batch_size, -(-len(members) // multiple) * multiple)
-        plan += [(members[start : start + rows], rows) for start in range(0, len(members), max(rows, 1))]
+        plan += [(number, members[start : start + rows], rows) for start in range(0, len(members), max(rows, 1))]
     load = EvalLoader(dataset.records, config, plan, on_broken)
     # Pillow decodes and resizes outside the interpreter lock: threads suffice.
     return _prefetched(load, range(len(plan)), num_workers=0)
-
-
-def check_fits(records: Sequence[Record], config: DataConfig) -> None:
-    """Raises `UserError` naming the first image that would not fit on the canvas after resizing and cropping."""
-    if config.large_scale_jitter is not None:
-        return  # it fills the canvas, whatever the image
-    fits: dict[tuple[int, int], bool] = {}
-    for record in records:
-        size = (record.height, record.width)
-        if size not in fits:
-            limit, canvas = config.crop or (config.max_side, config.max_side), config.canvas
-            if is_portrait(record):
-                limit, canvas = limit[::-1], canvas[::-1]
-            sides = [resized_size(*size, short, config.max_side, config.resize) for short in config.short_side]
-            fits[size] = all(min(h, limit[0]) <= canvas[0] and min(w, limit[1]) <= canvas[1] for h, w in sides)
-        if not fits[size]:
-            raise UserError(
-                f"Image {record.path} ({record.width} x {record.height}) does not fit on data.canvas {config.canvas} "
-                f"with short side {max(config.short_side)} and data.max_side {config.max_side}; enlarge the canvas "
-                "(multiples of 32) or lower the sides."
-            )
 
 
 def _prefetched(load: Callable[[int], T], steps: range, num_workers: int, batch_bytes: int = 0) -> BatchIterator[T]:

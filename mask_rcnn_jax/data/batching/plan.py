@@ -1,45 +1,52 @@
 """The records of each training step: a function of the seed and the step alone.
 
-`n` records.
+`n` records, `S` sizes of which one is drawn for a record.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from mask_rcnn_jax.data.records import Record
 
 _MIXTURE = 1  # sets the random numbers of a mixture's sources apart from others of the same seed
+_SIZES = (0, 0, 0, 1)  # and those that draw sizes
 
 
 def plan_batches(
-    orientation: Bool[np.ndarray, " n"] | Int[np.ndarray, " n"],
+    groups: Shaped[np.ndarray, " n"] | Shaped[np.ndarray, "n S"],
     batch_size: int,
     num_steps: int,
     seed: int,
     repeats: Float[np.ndarray, " n"] | None = None,
     mixture: tuple[Int[np.ndarray, " n"], Sequence[float]] | None = None,
 ) -> Int[np.ndarray, "num_steps batch_size"]:
-    """Choose the records, of `n`, that each step trains on; a batch holds one value of `orientation`.
+    """Choose the records, of `n`, that each step trains on, and their sizes: indices of the flattened `groups`.
 
-    Epochs of fresh permutations follow one another; each orientation collects its records in that order and yields a
-    batch whenever it has enough (Detectron2's aspect-ratio grouping, without its dependence on the number of workers).
+    These say to which group, such as a canvas, a record of each size belongs; a batch holds one group. Epochs of fresh
+    permutations follow one another, and a size is drawn for each record in them; each group collects its records in
+    that order and yields a batch whenever it has enough (Detectron2's aspect-ratio grouping, without its dependence on
+    the number of workers).
 
     An epoch holds a record as often as `repeats` says, once by default; what is left of a fraction decides by chance
     in each epoch (Detectron2's RepeatFactorTrainingSampler). With a `mixture`, the records' sources and a weight for
     each, every source has epochs of its own, and of any stretch of the plan's records each source has its share, to
     about one.
     """
-    orientation = np.asarray(orientation)
-    groups = np.unique(orientation)
-    repeats = np.ones(len(orientation)) if repeats is None else repeats
+    groups = np.asarray(groups)
+    present = np.unique(groups)
+    repeats = np.ones(len(groups)) if repeats is None else repeats
     # Every group but the last to finish may hold an incomplete batch.
-    length = (num_steps + len(groups)) * batch_size
+    length = (num_steps + len(present)) * batch_size
     stream = _epochs(repeats, length, [seed]) if mixture is None else _shared(repeats, *mixture, length, seed)
+    if groups.ndim > 1:
+        sizes = groups.shape[1]
+        stream = stream * sizes + np.random.default_rng([seed, *_SIZES]).integers(sizes, size=len(stream))
+    drawn = groups.ravel()[stream]
     batches = []
-    for group in groups:
-        positions = np.flatnonzero(orientation[stream] == group)
+    for group in present:
+        positions = np.flatnonzero(drawn == group)
         batches.append(positions[: len(positions) // batch_size * batch_size].reshape(-1, batch_size))
     positions = np.concatenate(batches)
     in_order = positions[np.argsort(positions[:, -1])]
