@@ -22,7 +22,7 @@ def get_config() -> ExperimentConfig:
     return replace(
         config,
         model=replace(config.model, backbone=FPNConfig(bottom_up=SwinConfig())),
-        data=replace(config.data, short_side=(800,)),
+        data=replace(config.data, short_side=(800,), smaller_canvases=config.data.smaller_canvases_eval),
         optimizer=AdamWConfig(weight_decay=0.05),
         schedule=replace(config.schedule, learning_rate=1e-4, decay=StepDecay((58_640, 80_630))),
         pretrained="data/weights/swin_t.pth",

@@ -31,7 +31,11 @@ def get_config() -> ExperimentConfig:
             short_side=(640, 672, 704, 736, 768, 800),
             short_side_eval=800,
             max_side=1333,
-            canvas=(832, 1344),
+            canvas=(800, 1344),
+            # Four canvases an orientation compute 1.15 pixels for each of the images' in training and 1.03 in
+            # evaluation, one 1.47 and 1.21.
+            smaller_canvases=((704, 960), (768, 1024), (800, 1152)),
+            smaller_canvases_eval=((800, 896), (800, 1088), (800, 1216)),
             num_workers=16,
         ),
         optimizer=SGDConfig(weight_decay=1e-4),

@@ -170,7 +170,9 @@ def _published(model: MaskRCNNConfig, source: Source) -> ExperimentConfig:
         source=coco,
         short_side_eval=square or 800,
         max_side=square or 1333,
-        canvas=(square, square) if square else (832, 1344),
+        canvas=(square, square) if square else (800, 1344),
+        smaller_canvases=() if square else ((704, 960), (768, 1024), (800, 1152)),
+        smaller_canvases_eval=() if square else ((800, 896), (800, 1088), (800, 1216)),
         resize="detectron2" if source == "detectron2" else "torchvision",
         min_keypoints=0 if model.keypoint_head is None else 1,
     )
