@@ -11,6 +11,10 @@ from typing import Any
 
 import jax
 
+# For glibc, in two programs that take turns: where the system takes freed memory back, each pays for what the other
+# returned.
+KEEPS_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+
 
 def machine(*packages: str) -> dict[str, Any]:
     """The processor, what else runs on it, and the versions of Python and of the `packages` that do the work."""

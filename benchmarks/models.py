@@ -7,8 +7,9 @@ Weights are random and calibrated on the scene itself, by `tests.conformance.ref
 import copy
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,13 +49,18 @@ class Pair:
 @functools.lru_cache(maxsize=1)
 def pair(version: str, size: Size, narrowing: int = 1) -> Pair:
     """`version` "v1" or "v2" of R50-FPN, with `narrowing` times fewer channels; images are used at their size."""
+    return calibrated(version, [scene(size)], narrowing, resize=lambda image, target: (image, target))
+
+
+def calibrated(version: str, images: Sequence[np.ndarray], narrowing: int = 1, **transform: Any) -> Pair:
+    """`version` as in `pair`, with weights calibrated on `images`; `transform` are attributes of torchvision's."""
     build, config = {"v1": (reference.maskrcnn_v1, v1_config), "v2": (reference.maskrcnn_v2, v2_config)}[version]
     model = build(NUM_CLASSES)
-    model.transform.resize = lambda image, target: (image, target)
+    for name, value in transform.items():
+        setattr(model.transform, name, value)
     if narrowing > 1:
         reference.narrow(model, narrowing)
-    image = scene(size)
-    reference.calibrate(model, [image], seed=0)
+    reference.calibrate(model, images, seed=0)
     for block, factor in zip(model.backbone.fpn.layer_blocks, _LEVEL_FACTORS, strict=True):
         for parameter in block[-1].parameters():  # of the convolution, or of the norm after it
             parameter.data *= factor
@@ -63,7 +69,7 @@ def pair(version: str, size: Size, narrowing: int = 1) -> Pair:
         "contiguous": model,
         "channels last": copy.deepcopy(model).to(memory_format=torch.channels_last),
     }
-    return Pair(settings, jax.device_put(imported(settings, model)), model, image, formats)
+    return Pair(settings, jax.device_put(imported(settings, model)), model, images[0], formats)
 
 
 def scene(size: Size, seed: int = 0) -> np.ndarray:

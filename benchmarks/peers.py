@@ -17,12 +17,10 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # as torchvision runs here
 
 from benchmarks import stages, train_step, whole
-from benchmarks.machine import in_a_process, machine, sentence, write
+from benchmarks.machine import KEEPS_MEMORY, in_a_process, machine, sentence, write
 from benchmarks.side_by_side import Row, measure, summary, table
 from mask_rcnn_jax.inference import use_compile_cache
 
-# For glibc, in both programs: where the system takes freed memory back, each pays for what the other returned.
-_KEEPS_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 ROWS = [*whole.ROWS, *train_step.ROWS, *stages.ROWS]
 
 
@@ -46,7 +44,7 @@ def main() -> None:
     about = machine("jax", "numpy", "torch", "torchvision", "pycocotools")
     arguments = ["--once", "--rounds", options.rounds, *(["--quick"] * options.quick)]
     arguments += ["--only", *options.only] if options.only else []
-    runs = [in_a_process("benchmarks.peers", *arguments, **_KEEPS_MEMORY) for _ in range(options.processes)]
+    runs = [in_a_process("benchmarks.peers", *arguments, **KEEPS_MEMORY) for _ in range(options.processes)]
     report = [summary(row.name, row.target, of_row) for row, *of_row in zip(rows, *runs, strict=True)]
     write(options.json, about, report)
     print(sentence(about))

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-_PAUSE = 0.05  # seconds
+PAUSE = 0.05  # seconds
 _TURN = 0.2  # seconds that a turn lasts at least: short work is repeated
 
 Call = Callable[[], Any]
@@ -45,7 +45,7 @@ def measure(sides: Sides, rounds: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            time.sleep(_PAUSE)
+            time.sleep(PAUSE)
             seconds[name].append(_time(call, repeats[name]))
     return {name: statistics.median(values) for name, values in seconds.items()}
 

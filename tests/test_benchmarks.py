@@ -73,6 +73,20 @@ def test_bfloat16_beside_torchvision(tmp_path):
 
 
 @pytest.mark.slow
+def test_files_beside_torchvision(shared, tmp_path):
+    """Which first sees to it that both find as many instances."""
+    needed.torchvision()
+    file = tmp_path / "files.json"
+    run("files", "--quick", "--data", shared / "data" / "coco_mini", "--images", 10, "--versions", "v1", "--json", file)
+    several, one = json.loads(file.read_text())["rows"]
+    assert several["name"].startswith("v1, several canvases, 1.")
+    assert one["name"].startswith("v1, one canvas, 1.")
+    assert several["name"].split()[-4] < one["name"].split()[-4]
+    assert several["seconds"].keys() == one["seconds"].keys() == {"ours", "contiguous", "channels last"}
+    assert several["seconds"]["contiguous"] == one["seconds"]["contiguous"] > 0
+
+
+@pytest.mark.slow
 def test_throughput(tmp_path):
     file = tmp_path / "throughput.json"
     run("throughput", "--quick", "--sizes", "64x64", "--batches", 2, "--json", file)
