@@ -28,7 +28,6 @@ from torch import nn
 from benchmarks.machine import KEEPS_MEMORY, in_a_process, machine, sentence, write
 from benchmarks.models import NUM_CLASSES, Pair, calibrated, require
 from benchmarks.side_by_side import PAUSE, summary, table
-from mask_rcnn_jax.configs import coco_r50_fpn_1x
 from mask_rcnn_jax.data import CocoConfig, DataConfig, Record, load_coco, read_image
 from mask_rcnn_jax.data.batching.canvases import landscape_canvases, padding, training_sizes
 from mask_rcnn_jax.inference import Model, Predictor, use_compile_cache
@@ -64,7 +63,8 @@ def main() -> None:
             seconds = [
                 {"ours": run[ours]} | {form: run[form] for form in run if form not in settings()} for run in runs
             ]
-            ratio = padding(training_sizes(records, data), landscape_canvases(data.in_evaluation()))
+            of_eval = data.in_evaluation()
+            ratio = padding(training_sizes(records, of_eval), landscape_canvases(of_eval))
             rows.append(summary(f"{version}, {ours}, {ratio:.2f} pixels a pixel", _TARGET, seconds))
     write(options.json, about, rows)
     print(sentence(about))
@@ -81,12 +81,14 @@ def chosen(root: Path, count: int | None) -> list[Record]:
 
 def settings(quick: bool = False) -> dict[str, DataConfig]:
     """Preprocessing of ours by name."""
-    data = replace(coco_r50_fpn_1x.get_config().data, resize="torchvision", short_side=(800,), smaller_canvases=())
-    one: Any = {"canvas": (832, 1344), "smaller_canvases_eval": ()}
     if quick:
-        data = replace(data, short_side=(96,), short_side_eval=96, max_side=160, smaller_canvases_eval=((96, 128),))
-        data, one = replace(data, canvas=(96, 160)), one | {"canvas": (128, 192)}
-    return {"several canvases": data, "one canvas": replace(data, **one)}
+        data = DataConfig(short_side_eval=96, max_side=160, canvas=(96, 160), smaller_canvases_eval=((96, 128),))
+        one = replace(data, canvas=(128, 192), smaller_canvases_eval=())
+    else:
+        data = DataConfig(canvas=(800, 1344), smaller_canvases_eval=((800, 896), (800, 1088), (800, 1216)))
+        one = replace(data, canvas=(832, 1344), smaller_canvases_eval=())
+    named = {"several canvases": data, "one canvas": one}
+    return {name: replace(data, resize="torchvision") for name, data in named.items()}
 
 
 def measured(version: str, records: Sequence[Record], quick: bool) -> dict[str, float]:
@@ -151,8 +153,8 @@ def theirs(model: nn.Module) -> Detect:
 
 def one_of_each_shape(records: Sequence[Record], data: DataConfig) -> list[str]:
     """Paths of an image for each canvas and orientation."""
-    options = np.array(landscape_canvases(data.in_evaluation()))
-    sizes = training_sizes(records, data)
+    data = data.in_evaluation()
+    options, sizes = np.array(landscape_canvases(data)), training_sizes(records, data)
     taken = (sizes[:, None] <= options).all(axis=2).argmax(axis=1)
     shapes = [(number, record.height > record.width) for number, record in zip(taken.tolist(), records, strict=True)]
     return [records[shapes.index(shape)].path for shape in sorted(set(shapes))]

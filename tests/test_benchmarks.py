@@ -77,7 +77,7 @@ def test_files_beside_torchvision(shared, tmp_path):
     """Which first sees to it that both find as many instances."""
     needed.torchvision()
     file = tmp_path / "files.json"
-    run("files", "--quick", "--data", shared / "data" / "coco_mini", "--images", 10, "--versions", "v1", "--json", file)
+    run("files", "--quick", "--data", shared / "data" / "coco_mini", "--images", 4, "--versions", "v1", "--json", file)
     several, one = json.loads(file.read_text())["rows"]
     assert several["name"].startswith("v1, several canvases, 1.")
     assert one["name"].startswith("v1, one canvas, 1.")
