@@ -3,9 +3,9 @@
 Shape letters: `H W` sides of a feature map, `R` RoIs, `P` bins a side, `S` samples a bin and axis.
 
 `roi_align` is the plain form: it gathers samples and reduces them by average or maximum. `multilevel_roi_align`, which
-models call, multiplies by interpolation weights instead, `Wy @ F @ Wx.T`: on CPU it gathers the cells that they touch,
-and elsewhere it takes products over whole levels. No gradient of it scatters in any order, so all are deterministic;
-for the maximum see `roi_align_max`.
+models call, weighs the cells that samples lie between instead, `Wy @ F @ Wx.T`. `_by_platform` chooses how: on CPU it
+goes from RoI to RoI, on GPU it gathers the cells of all RoIs at once, elsewhere it takes products over whole levels. No
+gradient of it scatters in any order, so all are deterministic; for the maximum see `roi_align_max`.
 """
 
 import math
@@ -20,7 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 from mask_rcnn_jax.ops import boxes as box_ops
 from mask_rcnn_jax.ops.cpu import roi_align_taps as taps
 from mask_rcnn_jax.ops.cpu import roi_align_windows as windows
+from mask_rcnn_jax.ops.gpu import roi_align_gather as gather
 from mask_rcnn_jax.ops.gpu import roi_align_matrix as matrix
+from mask_rcnn_jax.ops.gpu import roi_align_sums as sums
 from mask_rcnn_jax.ops.pooling.interpolation import RoIGrid
 from mask_rcnn_jax.ops.pooling.roi_align_max import multilevel_roi_align_max
 from mask_rcnn_jax.ops.precision import at_least_float32
@@ -102,17 +104,19 @@ def multilevel_roi_align(
     if rois.shape[1] == 0:
         sides = grid.output_size, grid.output_size
         return jnp.zeros((*rois.shape[:2], *sides, features[0].shape[-1]), features[0].dtype)
-    maps = tuple(at_least_float32(level) for level in features)
     cells = grid.to_cells(jax.lax.stop_gradient(rois), jnp.array(spatial_scales, rois.dtype)[levels][..., None])
     if reduction == "max":
+        maps = tuple(at_least_float32(level) for level in features)
         return multilevel_roi_align_max(maps, cells, levels, grid).astype(features[0].dtype)
-    pooled: Array = _average(grid, maps, cells, levels)
+    of_one_type = tuple(level.astype(jnp.result_type(*features)) for level in features)
+    pooled: Array = _average(grid, of_one_type, cells, levels)
     return pooled.astype(features[0].dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _average(grid: RoIGrid, features, rois, levels):
-    return _by_platform(taps.forward, matrix.forward, grid, features, rois, levels)
+    of_images = jax.vmap(matrix.forward, in_axes=(None, 0, 0, 0))
+    return _by_platform(taps.forward, gather.forward, of_images, grid, features, rois, levels)
 
 
 def _average_fwd(grid: RoIGrid, features, rois, levels):
@@ -121,16 +125,33 @@ def _average_fwd(grid: RoIGrid, features, rois, levels):
 
 def _average_bwd(grid: RoIGrid, residuals, gradient):
     features, rois, levels = residuals
-    of_features = _by_platform(windows.backward, matrix.backward, grid, features, rois, levels, gradient)
+    of_images = jax.vmap(matrix.backward, in_axes=(None, 0, 0, 0, 0))
+    of_features = _by_platform(windows.backward, sums.backward, of_images, grid, features, rois, levels, gradient)
     return of_features, jnp.zeros_like(rois), None
 
 
 _average.defvjp(_average_fwd, _average_bwd)
 
 
-def _by_platform(cpu: Callable, of_one_image: Callable, grid: RoIGrid, *operands):
-    elsewhere = jax.vmap(partial(of_one_image, grid))
-    return jax.lax.platform_dependent(*operands, cpu=partial(cpu, grid), default=elsewhere)
+def _by_platform(cpu: Callable, gpu: Callable, elsewhere: Callable, grid: RoIGrid, features, *operands):
+    """Run the implementation for the device; results have the type of the features."""
+    dtype = features[0].dtype
+
+    def of_type(form: Callable, features, *operands):
+        return jax.tree.map(lambda x: x.astype(dtype), form(grid, features, *operands))
+
+    def of_float32(form: Callable, features, rois, levels, *gradient):
+        wide = [at_least_float32(level) for level in features]
+        return of_type(form, tuple(wide), rois, levels, *map(at_least_float32, gradient))
+
+    return jax.lax.platform_dependent(
+        features,
+        *operands,
+        cpu=partial(of_float32, cpu),
+        cuda=partial(of_type, gpu),
+        rocm=partial(of_type, gpu),
+        default=partial(of_float32, elsewhere),
+    )
 
 
 def _samples(
