@@ -193,6 +193,7 @@ def test_loops_and_matrix_agree(sampling_ratio, dtype, bound):
         cells = grid.to_cells(rois, jnp.array(SCALES, dtype)[levels][..., None])
         for looped, matrix, operands in (
             (roi_align_taps.forward, roi_align_matrix.forward, ()),
+            (roi_align_windows.forward, roi_align_matrix.forward, ()),
             (roi_align_windows.backward, roi_align_matrix.backward, (gradient,)),
         ):
             jax.tree.map(

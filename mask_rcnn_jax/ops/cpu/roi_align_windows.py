@@ -1,4 +1,4 @@
-"""RoIAlign of a pyramid on CPU, backward: a loop over windows.
+"""RoIAlign of a pyramid as a loop over windows: on TPU, and backward on CPU.
 
 RoIAlign is `Wy @ F @ Wx.T`, and its gradient the transposed products. A RoI touches few cells of its level, so they are
 taken over windows of 16 x 16 cells that cover them, one window after the other, and the loop runs as often as the RoIs
@@ -27,6 +27,41 @@ class _Windows(NamedTuple):
     num: Int[Array, " N"]
     corner: Int[Array, "N K"]  # first cell
     weights: Float[Array, "N P K*T"]
+
+
+def forward(
+    grid: RoIGrid,
+    features: tuple[Float[Array, "B _ _ C"], ...],
+    rois: Float[Array, "B R 4"],
+    levels: Int[Array, "B R"],
+) -> Float[Array, "B R P P C"]:
+    """RoI features of every image, float32 or wider; `rois` are in cells of their levels."""
+    bins, channels, rois_per_image = grid.output_size, features[0].shape[-1], rois.shape[1]
+    flat_rois, flat_levels = rois.reshape(-1, 4), levels.reshape(-1)
+    heights, widths = zip(*(level.shape[1:3] for level in features), strict=True)
+    rows = _windows(grid, flat_rois[:, 1::2], heights, flat_levels)
+    columns = _windows(grid, flat_rois[:, 0::2], widths, flat_levels)
+    pooled = jnp.full((flat_rois.shape[0], bins, bins, channels), zero_of(rois, levels, *features))
+    for index, level in enumerate(features):
+        count = jnp.where(flat_levels == index, rows.num * columns.num, 0)
+        total = jnp.cumsum(count, dtype=jnp.int32)
+        missing = (max(0, _WINDOW - side) for side in level.shape[1:3])
+        level = jnp.pad(level, ((0, 0), *((0, cells) for cells in missing), (0, 0)))
+
+        def pool(step, pooled, level=level, count=count, total=total):
+            roi = jnp.sum(total <= step, dtype=jnp.int32)
+            window, wide = step - (row(total, roi) - row(count, roi)), row(columns.num, roi)
+            y, weights_y = _window(rows, roi, lax.div(window, wide))
+            x, weights_x = _window(columns, roi, lax.rem(window, wide))
+            corner = lax.div(roi, as_index(rois_per_image)), y, x, 0
+            cells = part(level, corner, (1, _WINDOW, _WINDOW, channels))[0].astype(pooled.dtype)
+            of_rows = jnp.einsum("ph,hwc->pwc", weights_y, cells, precision=EXACT)
+            each_row = jnp.broadcast_to(weights_x, (bins, *weights_x.shape))
+            of_bins = jnp.einsum("pqw,pwc->pqc", each_row, of_rows, precision=EXACT)
+            return with_part(pooled, (row(pooled, roi) + of_bins)[None], (roi, 0, 0, 0))
+
+        pooled = lax.fori_loop(as_index(0), total[-1], pool, pooled)
+    return pooled.reshape(*rois.shape[:2], bins, bins, channels)
 
 
 def backward(
@@ -85,7 +120,7 @@ def _windows(
     corner = jnp.minimum(begin, jnp.maximum(length - _WINDOW, 0)[:, None])
     cells = corner[:, :, None] + jnp.arange(_WINDOW, dtype=jnp.int32)
     # Cells before a window's begin belong to the window before it.
-    own = (cells >= begin[:, :, None]).reshape(len(extents), 1, -1)
+    own = (cells >= begin[:, :, None]).reshape(extents.shape[0], 1, -1)
     cells = cells.reshape(own.shape).astype(extents.dtype)
     weights = cell_weights(grid, extents, cells, length.astype(extents.dtype))
     return _Windows(num, corner, jnp.where(own, weights, 0))

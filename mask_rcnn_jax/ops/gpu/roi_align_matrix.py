@@ -1,4 +1,4 @@
-"""RoIAlign of a pyramid as two dense products a level: the form for TPUs.
+"""RoIAlign of a pyramid as two dense products a level: the paper's sum, for any device and for exporters.
 
 A RoI's features are `Wy @ F @ Wx.T` over the whole level, without a gather or, backward, a scatter. Chunks of RoIs
 bound the memory of the intermediate product. Products have the full precision of float32: weights are coordinates.

@@ -23,7 +23,7 @@ from mask_rcnn_jax.ops.pooling.interpolation import RoIGrid
 from mask_rcnn_jax.ops.precision import at_least_float32
 
 _AT_ONCE = 32  # rows that a kernel sums
-_BLOCKS = 2  # of taps that there is room for, the mean of RoIs: that of COCO's is 1.1 to 1.5
+_BLOCKS = 2  # of taps a RoI that there is room for; RoIs of all sizes and sides as 1 to 3 have 1.15 on average
 
 
 class _Rows(NamedTuple):

@@ -3,15 +3,15 @@
 Shape letters: `H W` sides of a feature map, `R` RoIs, `P` bins a side, `S` samples a bin and axis.
 
 `roi_align` is the plain form: it gathers samples and reduces them by average or maximum. `multilevel_roi_align`, which
-models call, weighs the cells that samples lie between instead, `Wy @ F @ Wx.T`. `_by_platform` chooses how: on CPU it
-goes from RoI to RoI, on GPU it gathers the cells of all RoIs at once, elsewhere it takes products over whole levels. No
-gradient of it scatters in any order, so all are deterministic; for the maximum see `roi_align_max`.
+models call, weighs the cells that samples lie between instead, `Wy @ F @ Wx.T`. `_by_platform` chooses how: on CPU and
+TPU it goes from RoI to RoI, on GPU it gathers the cells of all RoIs at once. No gradient of it scatters in any order,
+so all are deterministic; for the maximum see `roi_align_max`.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,10 +113,20 @@ def multilevel_roi_align(
     return pooled.astype(features[0].dtype)
 
 
+class _Forms(NamedTuple):
+    """Implementations of one thing. The last is also what an exporter translates that knows its operations."""
+
+    cpu: Callable
+    gpu: Callable
+    tpu: Callable
+    elsewhere: Callable
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _average(grid: RoIGrid, features, rois, levels):
     of_images = jax.vmap(matrix.forward, in_axes=(None, 0, 0, 0))
-    return _by_platform(taps.forward, gather.forward, of_images, grid, features, rois, levels)
+    forms = _Forms(taps.forward, gather.forward, windows.forward, of_images)
+    return _by_platform(forms, grid, features, rois, levels)
 
 
 def _average_fwd(grid: RoIGrid, features, rois, levels):
@@ -126,14 +136,15 @@ def _average_fwd(grid: RoIGrid, features, rois, levels):
 def _average_bwd(grid: RoIGrid, residuals, gradient):
     features, rois, levels = residuals
     of_images = jax.vmap(matrix.backward, in_axes=(None, 0, 0, 0, 0))
-    of_features = _by_platform(windows.backward, sums.backward, of_images, grid, features, rois, levels, gradient)
+    forms = _Forms(windows.backward, sums.backward, windows.backward, of_images)
+    of_features = _by_platform(forms, grid, features, rois, levels, gradient)
     return of_features, jnp.zeros_like(rois), None
 
 
 _average.defvjp(_average_fwd, _average_bwd)
 
 
-def _by_platform(cpu: Callable, gpu: Callable, elsewhere: Callable, grid: RoIGrid, features, *operands):
+def _by_platform(forms: _Forms, grid: RoIGrid, features, *operands):
     """Run the implementation for the device; results have the type of the features."""
     dtype = features[0].dtype
 
@@ -147,10 +158,11 @@ def _by_platform(cpu: Callable, gpu: Callable, elsewhere: Callable, grid: RoIGri
     return jax.lax.platform_dependent(
         features,
         *operands,
-        cpu=partial(of_float32, cpu),
-        cuda=partial(of_type, gpu),
-        rocm=partial(of_type, gpu),
-        default=partial(of_float32, elsewhere),
+        cpu=partial(of_float32, forms.cpu),
+        cuda=partial(of_type, forms.gpu),
+        rocm=partial(of_type, forms.gpu),
+        tpu=partial(of_type, forms.tpu),
+        default=partial(of_float32, forms.elsewhere),
     )
 
 
