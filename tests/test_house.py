@@ -55,6 +55,7 @@ LAYERS: dict[str, set[str]] = {
     "training": {"evaluation", "inference", "pretrained", "models", "ops", "data", "config", "python_files"} | LEAVES,
 }
 LAYERS["studies"] = {"training", "evaluation", "data", "config", "python_files"} | LEAVES
+LAYERS["planning"] = {"training", "inference", "models", "data"} | LEAVES
 LAYERS["cli"] = set(LAYERS)
 FULLEST = 12  # files in a folder of the package
 

@@ -1,0 +1,1 @@
+"""Programs for TPUs and GPUs that are not there: compiled, and accounted for."""
