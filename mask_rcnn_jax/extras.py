@@ -8,6 +8,8 @@ from mask_rcnn_jax.errors import UserError
 EXTRAS = {
     "onnx": ("onnx",),
     "outlines": ("contourpy",),
+    "plan-gpu": ("jax_cuda13_plugin",),
+    "plan-tpu": ("libtpu",),
     "plots": ("matplotlib",),
     "proposals": ("cv2",),
     "supervision": ("supervision",),

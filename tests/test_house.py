@@ -140,7 +140,7 @@ def test_packages_of_extras_are_required_before_they_are_imported(path: Path) ->
 def test_extras_are_those_of_the_metadata() -> None:
     metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     everything = set(re.findall(r"\w+", metadata["all"][0].partition("[")[2]))
-    assert everything == EXTRAS.keys() - {"wandb"}
+    assert everything == EXTRAS.keys() - {"wandb", "plan-gpu", "plan-tpu"}
     assert metadata.keys() == EXTRAS.keys() | {"cuda13", "tpu", "all", "dev"}
 
 

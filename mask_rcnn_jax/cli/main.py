@@ -24,6 +24,7 @@ COMMANDS = {
     "import": ("import_weights", "turn weights of torchvision or Detectron2 into a checkpoint"),
     "lint": ("data.lint", "count what a dataset holds and find what is wrong with it"),
     "replay": ("runs.replay", "repeat a step whose loss was not finite, and say where that began"),
+    "plan": ("plan", "compile a program for TPUs or GPUs that are not there, and say what it will cost"),
     "predict": ("prediction.predict", "find instances in images and write them as pictures, tables, labels, polygons"),
     "propose": ("data.propose", "write boxes that may hold objects, for models that are given their proposals"),
     "reproduce": ("runs.reproduce", "train a finished run again, and compare the two bit for bit"),

@@ -55,7 +55,7 @@ def predict(
             placed[mesh] = jax.device_put(variables, everywhere(mesh))
         proposals = () if batch.proposals is None else (batch.proposals,)
         inputs = jax.device_put((batch.images, batch.image_sizes, *proposals), by_rows(mesh))
-        detections = _compiled(detect, config, mesh, bool(proposals))(placed[mesh], *inputs)
+        detections = detection_program(detect, config, mesh, bool(proposals))(placed[mesh], *inputs)
         # The devices work on this batch while the host takes the last one apart.
         if pending is not None:
             yield from take_apart(*pending)
@@ -70,9 +70,11 @@ def _mesh(batch_size: int) -> Mesh:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(
+def detection_program(
     detect: DetectFn, config: MaskRCNNConfig, mesh: Mesh, with_proposals: bool
 ) -> Callable[..., PaddedDetections]:
+    """Return the program of a batch, whose rows the mesh shares: of variables, images, their sizes, and proposals."""
+
     def detect_in(variables: Variables, images: Any, sizes: Any, proposals: Proposals) -> PaddedDetections:
         return detect(config, variables, images, sizes, proposals=proposals)
 

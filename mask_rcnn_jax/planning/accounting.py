@@ -115,7 +115,8 @@ class Account:
         """Count the kernels whose main operation is one of these, each once."""
         return sum(kernel.opcode in opcodes for kernel in self.kernels)
 
-    def _add(self, other: "Account") -> None:
+    def add(self, other: "Account") -> None:
+        """Append all that another program does."""
         self.kernels += other.kernels
         self.loops += other.loops
         self.conditions += other.conditions
@@ -144,12 +145,12 @@ def _walked(walk: _Walk, computation: Computation, times: int, around: Stage) ->
     for each in computation:
         stage = stages[each.name] = _stage(walk.program, each, [stages[name] for name in each.operands], around)
         if each.opcode == "while":
-            total._add(_loop(walk, computation, each, times, stage))
+            total.add(_loop(walk, computation, each, times, stage))
         elif each.opcode == "conditional":
-            total._add(_condition(walk, each, times, stage))
+            total.add(_condition(walk, each, times, stage))
         elif each.opcode in ("call", "async-start"):
             for name in each.called("to_apply") + each.called("calls"):
-                total._add(_walked(walk, walk.program.computations[name], times, stage))
+                total.add(_walked(walk, walk.program.computations[name], times, stage))
         elif not traffic.is_free(each):
             moved = traffic.traffic(walk.program, computation, each)
             made = tuple(products(walk.program, computation, each))
@@ -165,7 +166,7 @@ def _loop(walk: _Walk, computation: Computation, loop: Instruction, times: int, 
     total = Account(loops=[Loop(stage, times, known, annotated_turns(loop) is not None)])
     for key, often in (("condition", count + 1), ("body", count)):
         (name,) = loop.called(key)
-        total._add(_walked(walk, walk.program.computations[name], times * often, stage))
+        total.add(_walked(walk, walk.program.computations[name], times * often, stage))
     return total
 
 
@@ -174,7 +175,7 @@ def _condition(walk: _Walk, condition: Instruction, times: int, stage: Stage) ->
     names = names or condition.called("true_computation") + condition.called("false_computation")
     branches = [_walked(walk, walk.program.computations[name], times, stage) for name in names]
     total = Account(conditions=[(stage, times)])
-    total._add(max(branches, key=lambda branch: branch.traffic))
+    total.add(max(branches, key=lambda branch: branch.traffic))
     return total
 
 

@@ -1,7 +1,7 @@
 """One training step over all devices: `jit(shard_map(step))` on a mesh with the axis `data`."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,12 +41,12 @@ class TrainState:
         return Variables(self.average, self.variables.buffers)
 
 
-def make_mesh(config: ExperimentConfig) -> Mesh:
-    """All devices of all processes along the axis `data`.
+def make_mesh(config: ExperimentConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The devices, by default all of all processes, along the axis `data`.
 
     Raises UserError where they cannot share the batch as the configuration says.
     """
-    devices, steps, size = jax.devices(), config.accumulation_steps, config.batch_size
+    devices, steps, size = devices or jax.devices(), config.accumulation_steps, config.batch_size
     if config.images_per_device is not None:
         total = len(devices) * config.images_per_device * steps
         if total != size:
