@@ -1,8 +1,8 @@
 """The account of a compiled program: what its kernels move and multiply, its loops, and what crosses devices.
 
 `account(compiled.as_text())` goes through the program as a device does: bodies of loops as often as they turn, of a
-condition the branch that moves most. It is an estimate from below: caches that are too small, the passes of a sort and
-the scratch space of libraries' kernels are not in it.
+condition the branch that moves most. It is an estimate: a sort counts as one pass and the scratch space of libraries as
+nothing, and no cache keeps anything from one kernel to the next.
 """
 
 import math

@@ -119,6 +119,18 @@ def target(text: str) -> Target:
     return Target(hardware, topology)
 
 
+# libtpu is to ask no server which TPUs the machine has (any will do), and to keep its complaints to itself.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+}
+
+
 def _config(gpu: Hardware) -> str:
     return _HOPPER_CONFIG.format(title=gpu.title, bandwidth=int(gpu.bandwidth), memory=int(gpu.memory / GPU_SHARE))
 
@@ -126,8 +138,8 @@ def _config(gpu: Hardware) -> str:
 def _say_that_no_device_is_there() -> None:
     """Keep libraries from looking for the devices whose compilers they bring."""
     jax.config.update("jax_platforms", "cpu")
-    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"):
-        os.environ.setdefault(name, "1")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 # Facts that the compiler asks for of a GPU of the Hopper generation, as XLA's own descriptions have them.
