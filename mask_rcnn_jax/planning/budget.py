@@ -54,7 +54,7 @@ def fit(plan: Plan, others: Iterable[Plan] = ()) -> Fit | None:
     """Estimate how many images of a program fit, None where its memory is not known.
 
     Memory is taken as a part that stays and a part that each image adds: from two programs that differ in their images
-    alone, or else by taking the state and its gradients for the part that stays.
+    alone, or else by taking the state, its gradients and the code for the part that stays.
     """
     if plan.needed is None:
         return None
@@ -66,10 +66,11 @@ def fit(plan: Plan, others: Iterable[Plan] = ()) -> Fit | None:
         if added > 0:
             stays, batches = plan.needed - added * plan.images, sorted((plan.batch, other.batch))
             return Fit(max(0, int((memory - stays) / added)), f"from the batches of {batches[0]} and {batches[1]}")
-    added = (plan.needed - plan.fixed) / plan.images
+    stays = plan.fixed + (plan.memory.code if plan.memory else 0)
+    added = (plan.needed - stays) / plan.images
     if added <= 0:
         return None
-    return Fit(max(0, int((memory - plan.fixed) / added)), "if all but the state and gradients grows with the images")
+    return Fit(max(0, int((memory - stays) / added)), "if all but the state and gradients grows with the images")
 
 
 def remedy(plan: Plan, plans: Sequence[Plan]) -> str:

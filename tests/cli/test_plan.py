@@ -46,7 +46,7 @@ def plan(monkeypatch) -> Callable[..., int]:
 def test_the_table_has_a_column_a_program_and_stages_by_traffic(plan, capsys) -> None:
     assert plan("--device", "h200:4", "--batch", 8, 16, "--remat", "backbone", "box_head") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("a training step of images of 832 x 1344 on h200:4 (4 x NVIDIA H200 SXM)")
+    assert lines[0].startswith("a training step of images of 800 x 1344 on h200:4 (4 x NVIDIA H200 SXM)")
     table = {line[:30].strip(): line[30:].split() for line in lines[3:26]}
     assert table["fits"] == ["yes"] * 4
     assert table["images at a time"] == ["2", "4", "2", "4"]
