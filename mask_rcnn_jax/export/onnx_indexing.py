@@ -7,7 +7,7 @@ import numpy as np
 from jax.lax import GatherScatterMode
 
 from mask_rcnn_jax.export.onnx_graph import Graph, Value
-from mask_rcnn_jax.export.onnx_primitives import Form, output, unsupported, where
+from mask_rcnn_jax.export.onnx_primitives import Form, constant, output, unsupported, where
 
 
 def reduction(operation: str, of_nothing: float | None = None) -> Form:
@@ -22,10 +22,15 @@ def reduction(operation: str, of_nothing: float | None = None) -> Form:
             return [
                 Value(out.shape, (1,) * out.ndim, out.dtype, constant=np.full((1,) * out.ndim, of_nothing, out.dtype))
             ]
-        name = graph.full(value)
-        name = graph.cast(name, np.int32) if logical else name
-        (name,) = graph.add(operation, [name, graph.ints(eqn.params["axes"])], keepdims=0)
-        return [output(eqn, graph.cast(name, bool) if logical else name)]
+        gone = [int(axis) for axis in eqn.params["axes"]]
+        if value.constant is not None and value.constant.size == 1 and operation in ("ReduceMax", "ReduceMin"):
+            return [constant(eqn, value.constant.reshape((1,) * (value.constant.ndim - len(gone))))]
+        whole = graph.whole(value)
+        name = graph.cast(graph.own(whole), np.int32) if logical else graph.own(whole)
+        (name,) = graph.add(operation, [name, graph.ints(whole.axes.index(axis) for axis in gone)], keepdims=0)
+        left = [axis for axis in whole.axes if axis not in gone]
+        order = [sorted(left).index(axis) for axis in left]
+        return [output(eqn, graph.cast(name, bool) if logical else name, order=order)]
 
     return form
 
@@ -53,11 +58,19 @@ def _top_k(graph: Graph, eqn: Any, value: Value) -> list[Value]:
 
 
 def _sort(graph: Graph, eqn: Any, key: Value, *others: Value) -> list[Value]:
-    """TopK of all rows: among equals it takes the lowest index first, so it is stable."""
+    """TopK of all rows: among equals it takes the lowest index first, so it is stable.
+
+    OpenVINO does not keep to that: booleans, nearly all of which are equals, are numbered.
+    """
     if eqn.params["num_keys"] != 1:
         raise unsupported(eqn)
-    axis = eqn.params["dimension"]
-    name = graph.cast(graph.full(key), np.int32) if key.dtype == bool else graph.full(key)
+    axis, name = eqn.params["dimension"], graph.full(key)
+    if key.dtype == bool:
+        length = key.shape[axis]
+        sides = [length if i == axis else 1 for i in range(len(key.shape))]
+        rows, step = np.arange(length, dtype=np.int32).reshape(sides), np.array(length, np.int32)
+        (name,) = graph.add("Mul", [graph.cast(name, np.int32), graph.constant(step)])
+        (name,) = graph.add("Add", [name, graph.constant(rows)])
     inputs = [name, graph.ints([key.shape[axis]])]
     _, order = graph.add("TopK", inputs, 2, axis=axis, largest=0)
     sorted_names = [graph.add("GatherElements", [graph.full(x), order], axis=axis)[0] for x in (key, *others)]

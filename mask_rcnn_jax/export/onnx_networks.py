@@ -1,76 +1,16 @@
-"""The primitives of networks as operations of ONNX: products, convolutions, pooling, RoIAlign."""
+"""The primitives of networks as operations of ONNX: products, convolutions, pooling."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jaxtyping import Array, Float
 
 from mask_rcnn_jax.export.onnx_graph import Graph, Value
-from mask_rcnn_jax.export.onnx_primitives import Form, output, reverse, unsupported
-from mask_rcnn_jax.models.pooler import PoolerConfig, RoIPoolerConfig, roi_levels
+from mask_rcnn_jax.export.onnx_primitives import Form, output, unsupported
+from mask_rcnn_jax.export.onnx_shapes import reverse
 
-# RoIAlign of one level, the same as ONNX's; it stands in a jaxpr to be translated and never runs in JAX.
-_roi_align_p = Primitive("roi_align")
-
-
-@_roi_align_p.def_abstract_eval
-def _roi_align_shape(features: Any, rois: Any, *, output_size: int, **_: Any) -> ShapedArray:
-    batch, channels = features.shape[0], features.shape[3]
-    return ShapedArray((batch, rois.shape[1], output_size, output_size, channels), features.dtype)
-
-
-def onnx_pool(
-    config: RoIPoolerConfig,
-    features: Mapping[str, Float[Array, "B _ _ C"]],
-    strides: Mapping[str, int],
-    rois: Float[Array, "B R 4"],
-) -> Float[Array, "B R P P C"]:
-    """`models.pooler.pool` by way of ONNX's own RoIAlign: neither form of ours, loop or dense products, is fast there.
-
-    Every level pools all RoIs. Those of other levels become empty, which with adaptive sampling costs nothing. Other
-    poolers are translated as they stand.
-    """
-    # Of RoIAlign's reductions, ONNX takes the maximum over other values than the references.
-    if type(config) is not PoolerConfig or config.reduction == "max":
-        return config.pool(features, strides, rois)
-    levels = roi_levels(config, strides, rois)
-    pooled = jnp.float32(0)
-    for index, name in enumerate(config.features):
-        here = levels == index
-        of_level = _roi_align_p.bind(
-            features[name].astype(jnp.float32),
-            jnp.where(here[..., None], rois, 0.0),
-            output_size=config.output_size,
-            sampling_ratio=config.sampling_ratio,
-            spatial_scale=1.0 / strides[name],
-            aligned=config.aligned,
-        )
-        pooled = pooled + jnp.where(here[..., None, None, None], of_level, 0.0)
-    return pooled
-
-
-def _roi_align(graph: Graph, eqn: Any, features: Value, rois: Value) -> list[Value]:
-    batch, num_rois = rois.shape[:2]
-    (channels_first,) = graph.add("Transpose", [graph.full(features)], perm=[0, 3, 1, 2])
-    (flat,) = graph.add("Reshape", [graph.full(rois), graph.ints([batch * num_rois, 4])])
-    images = graph.ints([row for row in range(batch) for _ in range(num_rois)])
-    side = eqn.params["output_size"]
-    (pooled,) = graph.add(
-        "RoiAlign",
-        [channels_first, flat, images],
-        output_height=side,
-        output_width=side,
-        sampling_ratio=eqn.params["sampling_ratio"],
-        spatial_scale=eqn.params["spatial_scale"],
-        coordinate_transformation_mode="half_pixel" if eqn.params["aligned"] else "output_half_pixel",
-    )
-    (channels_last,) = graph.add("Transpose", [pooled], perm=[0, 2, 3, 1])
-    return [output(eqn, graph.add("Reshape", [channels_last, graph.ints(eqn.outvars[0].aval.shape)])[0])]
+CHANNELS_FIRST = (0, 3, 1, 2)  # the order of axes in which ONNX has images
 
 
 def _dot_general(graph: Graph, eqn: Any, left: Value, right: Value) -> list[Value]:
@@ -82,16 +22,40 @@ def _dot_general(graph: Graph, eqn: Any, left: Value, right: Value) -> list[Valu
     rows, inner = (math.prod(left.shape[i] for i in axes) for axes in (left_free, left_sum))
     columns = math.prod(right.shape[i] for i in right_free)
     lead = [math.prod(batch)] if batch else []
-    a = _ordered(graph, left, [*left_batch, *left_free, *left_sum], [*lead, rows, inner])
-    b = _ordered(graph, right, [*right_batch, *right_sum, *right_free], [*lead, inner, columns])
+    shape, order = eqn.outvars[0].aval.shape, [*range(len(batch) + len(left_free) + len(right_free))]
+    if matrices := _of_flattened(graph, eqn, left, right):
+        a, b = matrices
+    elif left.constant is None or batch:
+        a = _ordered(graph, left, [*left_batch, *left_free, *left_sum], [*lead, rows, inner])
+        b = _ordered(graph, right, [*right_batch, *right_sum, *right_free], [*lead, inner, columns])
+    else:  # weights on the right, as the product of the transposed: what is many rows stays rows
+        order = [*order[len(left_free) :], *order[: len(left_free)]]
+        a = _ordered(graph, right, [*right_free, *right_sum], [columns, inner])
+        b = _ordered(graph, left, [*left_sum, *left_free], [inner, rows])
     (product,) = graph.add("MatMul", [a, b])
-    return [output(eqn, graph.add("Reshape", [product, graph.ints(eqn.outvars[0].aval.shape)])[0])]
+    (product,) = graph.add("Reshape", [product, graph.ints(shape[axis] for axis in order)])
+    return [output(eqn, product, order=order)]
+
+
+def _of_flattened(graph: Graph, eqn: Any, left: Value, right: Value) -> tuple[str, str] | None:
+    """Return the matrices of a fully connected layer on maps, whose weights are put into the order of the maps' axes
+    in place of the maps into that of the weights; None for other products.
+    """
+    maps, weights = left.flattened, right.constant
+    matrices = len(left.shape) == 2 and eqn.params["dimension_numbers"] == (((1,), (0,)), ((), ()))
+    if maps is None or weights is None or not matrices or weights.shape != right.shape:
+        return None
+    axes = range(len(maps.shape))
+    first = next((i for i in axes if math.prod(maps.shape[i:]) <= left.shape[1]), len(axes))
+    own = [axis - first for axis in maps.axes if axis >= first]
+    if maps.axes[:first] != tuple(range(first)) or math.prod(maps.held[first:]) != left.shape[1]:
+        return None
+    weights = weights.reshape(*maps.shape[first:], -1).transpose(*own, len(own)).reshape(weights.shape)
+    return graph.add("Reshape", [maps.name, graph.ints(left.shape)])[0], graph.constant(weights)
 
 
 def _ordered(graph: Graph, value: Value, order: Sequence[int], shape: Sequence[int]) -> str:
-    name = graph.full(value)
-    if list(order) != sorted(order):
-        (name,) = graph.add("Transpose", [name], perm=[int(i) for i in order])
+    name = graph.ordered(graph.whole(value), order)
     return name if tuple(shape) == value.shape else graph.add("Reshape", [name, graph.ints(shape)])[0]
 
 
@@ -102,9 +66,9 @@ def _conv(graph: Graph, eqn: Any, images: Value, kernel: Value) -> list[Value]:
         not transposed and any(side < 0 for pair in params["padding"] for side in pair)
     ):
         raise unsupported(eqn)
-    (x,) = graph.add("Transpose", [graph.full(images)], perm=[int(i) for i in numbers.lhs_spec])
+    x = graph.ordered(graph.whole(images), numbers.lhs_spec)
     if not transposed:
-        (k,) = graph.add("Transpose", [graph.full(kernel)], perm=[int(i) for i in numbers.rhs_spec])
+        k = graph.ordered(graph.whole(kernel), numbers.rhs_spec)
         (x,) = graph.add(
             "Conv",
             [x, k],
@@ -115,8 +79,7 @@ def _conv(graph: Graph, eqn: Any, images: Value, kernel: Value) -> list[Value]:
         )
     else:
         x = _transposed_conv(graph, eqn, x, kernel)
-    back = [numbers.out_spec.index(i) for i in range(len(numbers.out_spec))]
-    return [output(eqn, graph.add("Transpose", [x], perm=back)[0])]
+    return [output(eqn, x, order=numbers.out_spec)]
 
 
 def _transposed_conv(graph: Graph, eqn: Any, x: str, kernel: Value) -> str:
@@ -131,8 +94,7 @@ def _transposed_conv(graph: Graph, eqn: Any, x: str, kernel: Value) -> str:
     fits = all(low >= 0 for low, _ in cut) and all(side < stride for side, stride in zip(behind, strides, strict=True))
     if params["feature_group_count"] != 1 or set(params["window_strides"]) != {1} or not fits:
         raise unsupported(eqn)
-    turned = graph.full(reverse(graph, kernel, spatial))
-    (k,) = graph.add("Transpose", [turned], perm=[inputs, outputs, *spatial])
+    k = graph.ordered(graph.whole(reverse(graph, kernel, spatial)), [inputs, outputs, *spatial])
     pads = _pads([(low, max(0, high)) for low, high in cut])
     shape = {"strides": strides, "dilations": dilations, "pads": pads, "output_padding": behind}
     return graph.add("ConvTranspose", [x, k], **shape)[0]
@@ -148,15 +110,14 @@ def _max_pool(graph: Graph, eqn: Any, value: Value) -> list[Value]:
     plain = set(params["base_dilation"]) == set(params["window_dilation"]) == {1}
     if len(window) != 4 or (window[0], window[3]) != (1, 1) or not plain:
         raise unsupported(eqn)
-    (x,) = graph.add("Transpose", [graph.full(value)], perm=[0, 3, 1, 2])
     (x,) = graph.add(
         "MaxPool",
-        [x],
+        [graph.ordered(graph.whole(value), CHANNELS_FIRST)],
         kernel_shape=list(window[1:3]),
         strides=list(params["window_strides"][1:3]),
         pads=_pads(padding[1:3]),
     )
-    return [output(eqn, graph.add("Transpose", [x], perm=[0, 2, 3, 1])[0])]
+    return [output(eqn, x, order=CHANNELS_FIRST)]
 
 
 def _sum_pool(graph: Graph, eqn: Any, value: Value) -> list[Value]:
@@ -179,7 +140,7 @@ def _sum_pool(graph: Graph, eqn: Any, value: Value) -> list[Value]:
     )
     shape = eqn.outvars[0].aval.shape
     (x,) = graph.add("Reshape", [x, graph.ints(shape[i] for i in order)])
-    return [output(eqn, graph.add("Transpose", [x], perm=[order.index(i) for i in range(rank)])[0])]
+    return [output(eqn, x, order=order)]
 
 
 NETWORK_FORMS: dict[str, Form] = {
@@ -187,5 +148,4 @@ NETWORK_FORMS: dict[str, Form] = {
     "dot_general": _dot_general,
     "reduce_window_max": _max_pool,
     "reduce_window_sum": _sum_pool,
-    "roi_align": _roi_align,
 }

@@ -1,15 +1,16 @@
-"""JAX's primitives as operations of ONNX: those that go element by element, and those that change shapes.
+"""JAX's primitives as operations of ONNX: those that go element by element, and what all forms share.
 
-Each function here, in `onnx_functions`, `onnx_indexing` and `onnx_networks` takes the graph, an equation of a jaxpr and
-the values of its inputs, and returns those of its outputs. Tables such as `FORMS` name them by primitive; what is in
-none, and is no call, choice or loop, cannot be exported.
+Each function here, in `onnx_shapes`, `onnx_indexing`, `onnx_networks` and `onnx_rois` takes the graph, an equation
+of a jaxpr and the values of its inputs, and returns those of its outputs. Tables such as `FORMS` name them by
+primitive; what is in none, and is no call, choice or loop, cannot be exported.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from jax.lax import RoundingMethod
 
 from mask_rcnn_jax.errors import UserError
 from mask_rcnn_jax.export.onnx_graph import Graph, Value
@@ -17,10 +18,25 @@ from mask_rcnn_jax.export.onnx_graph import Graph, Value
 Form = Callable[..., list[Value]]
 
 
-def output(eqn: Any, name: str, held: tuple[int, ...] | None = None, number: int = 0) -> Value:
-    """The value of an equation's output."""
+def output(
+    eqn: Any, name: str, held: tuple[int, ...] | None = None, number: int = 0, order: Sequence[int] = ()
+) -> Value:
+    """The value of an equation's output; `order` is that of its tensor's axes."""
     aval = eqn.outvars[number].aval
-    return Value(aval.shape, aval.shape if held is None else held, aval.dtype, name)
+    whole = aval.shape if held is None else held
+    return Value(aval.shape, whole, aval.dtype, name, order=sparing(int(axis) for axis in order))
+
+
+def sparing(order: Iterable[int]) -> tuple[int, ...]:
+    """Return an order of axes as `Value.order` has it."""
+    order = tuple(order)
+    return () if order == tuple(range(len(order))) else order
+
+
+def constant(eqn: Any, held: np.ndarray) -> Value:
+    """The value of an equation's output that is known now."""
+    aval = eqn.outvars[0].aval
+    return Value(aval.shape, held.shape, aval.dtype, constant=held.astype(aval.dtype))
 
 
 def unsupported(eqn: Any) -> UserError:
@@ -30,12 +46,27 @@ def unsupported(eqn: Any) -> UserError:
 # --- Element by element -----------------------------------------------------------------------------------------------
 
 
-def elementwise(operation: str, **attributes: Any) -> Form:
-    """The form of a primitive that is one operation of ONNX."""
+def aligned(graph: Graph, values: Sequence[Value]) -> tuple[list[str], tuple[int, ...]]:
+    """Return tensors with their axes in one order: the largest one's, and of equally large ones a transposed one's."""
+
+    def weight(value: Value) -> tuple[int, ...]:
+        return len(value.shape), value.constant is None, math.prod(value.held), bool(value.order)
+
+    largest = max(values, key=weight)
+    names = [graph.ordered(value, largest.axes) if value.shape else graph.own(value) for value in values]
+    return names, largest.axes
+
+
+def elementwise(operation: str, known: Callable[..., Any] | None = None, **attributes: Any) -> Form:
+    """The form of a primitive that is one operation of ONNX; of constants, `known` computes it now."""
 
     def form(graph: Graph, eqn: Any, *inputs: Value) -> list[Value]:
-        (name,) = graph.add(operation, [graph.held(value) for value in inputs], **attributes)
-        return [output(eqn, name, joint(inputs))]
+        arrays = [value.constant for value in inputs if value.constant is not None]
+        if known is not None and len(arrays) == len(inputs):
+            with np.errstate(all="ignore"):
+                return [constant(eqn, np.asarray(known(*arrays)))]
+        names, order = aligned(graph, inputs)
+        return [output(eqn, graph.add(operation, names, **attributes)[0], joint(inputs), order=order)]
 
     return form
 
@@ -44,10 +75,10 @@ def chain(*operations: str) -> Form:
     """Operations of which each takes the result of the one before."""
 
     def form(graph: Graph, eqn: Any, *inputs: Value) -> list[Value]:
-        names = [graph.held(value) for value in inputs]
+        names, order = aligned(graph, inputs)
         for operation in operations:
             names = graph.add(operation, names)
-        return [output(eqn, names[0], joint(inputs))]
+        return [output(eqn, names[0], joint(inputs), order=order)]
 
     return form
 
@@ -56,9 +87,17 @@ def _bitwise(operation: str) -> Form:
     """An operation of ONNX on booleans, and the one on the bits of integers."""
 
     def form(graph: Graph, eqn: Any, *inputs: Value) -> list[Value]:
-        return elementwise(operation if inputs[0].dtype == bool else f"Bitwise{operation}")(graph, eqn, *inputs)
+        logical = inputs[0].dtype == bool
+        if logical and operation == "And" and any(x.constant is not None and not x.constant.any() for x in inputs):
+            # A zero that varies over devices as an operand does, and of which kernels would not be constants.
+            return [constant(eqn, np.zeros((1,) * len(eqn.outvars[0].aval.shape), bool))]
+        return elementwise(operation if logical else f"Bitwise{operation}")(graph, eqn, *inputs)
 
     return form
+
+
+def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a / b if np.issubdtype(a.dtype, np.floating) else (np.sign(a) * np.sign(b)) * (abs(a) // abs(b))
 
 
 def joint(inputs: Sequence[Value]) -> tuple[int, ...]:
@@ -70,20 +109,20 @@ def _same(graph: Graph, eqn: Any, value: Value) -> list[Value]:
 
 
 def _is_finite(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    name = graph.held(value)
+    name = graph.own(value)
     (bad,) = graph.add("Or", [*graph.add("IsInf", [name]), *graph.add("IsNaN", [name])])
-    return [output(eqn, graph.add("Not", [bad])[0], value.held)]
+    return [output(eqn, graph.add("Not", [bad])[0], value.held, order=value.axes)]
 
 
 def _select(graph: Graph, eqn: Any, which: Value, *cases: Value) -> list[Value]:
     """Take the case of a number, or of a boolean, which is one of two."""
-    name, logical = graph.held(cases[0]), cases[0].dtype == bool
-    for number, case in enumerate(cases[1:], 1):
-        chosen = graph.held(which)
+    (selector, name, *others), order = aligned(graph, (which, *cases))
+    for number, other in enumerate(others, 1):
+        chosen = selector
         if which.dtype != bool:
             (chosen,) = graph.add("Equal", [chosen, graph.constant(np.array(number, which.dtype))])
-        name = where(graph, chosen, graph.held(case), name, logical=logical)
-    return [output(eqn, name, joint((which, *cases)))]
+        name = where(graph, chosen, other, name, logical=cases[0].dtype == bool)
+    return [output(eqn, name, joint((which, *cases)), order=order)]
 
 
 def where(graph: Graph, condition: str, then: str, otherwise: str, *, logical: bool) -> str:
@@ -95,9 +134,19 @@ def where(graph: Graph, condition: str, then: str, otherwise: str, *, logical: b
     return graph.add("Or", [chosen, other])[0]
 
 
+def _max(graph: Graph, eqn: Any, *inputs: Value) -> list[Value]:
+    """The maximum with a constant 0 by its own name, by which ONNX Runtime joins it to the convolution before it."""
+    bounds = [x.constant for x in inputs if x.constant is not None and x.constant.dtype == np.float32]
+    if len(bounds) != 1 or bounds[0].any():
+        return elementwise("Max")(graph, eqn, *inputs)
+    (value,) = (x for x in inputs if x.constant is None)
+    return [output(eqn, graph.add("Relu", [value.name])[0], value.held, order=value.axes)]
+
+
 def _clamp(graph: Graph, eqn: Any, low: Value, value: Value, high: Value) -> list[Value]:
-    (above,) = graph.add("Max", [graph.held(value), graph.held(low)])
-    return [output(eqn, graph.add("Min", [above, graph.held(high)])[0], joint((low, value, high)))]
+    (lowest, name, highest), order = aligned(graph, (low, value, high))
+    (above,) = graph.add("Max", [name, lowest])
+    return [output(eqn, graph.add("Min", [above, highest])[0], joint((low, value, high)), order=order)]
 
 
 def _convert(graph: Graph, eqn: Any, value: Value) -> list[Value]:
@@ -106,166 +155,132 @@ def _convert(graph: Graph, eqn: Any, value: Value) -> list[Value]:
         return [Value(value.shape, value.held, dtype, constant=value.constant.astype(dtype))]
     if dtype == value.dtype:
         return [value]
-    return [output(eqn, graph.cast(graph.held(value), dtype), value.held)]
+    return [output(eqn, graph.cast(graph.own(value), dtype), value.held, order=value.axes)]
 
 
-# --- Shapes -----------------------------------------------------------------------------------------------------------
+# --- Functions of numbers, such as powers and logarithms --------------------------------------------------------------
 
 
-def _reshaped(graph: Graph, eqn: Any, value: Value, held: tuple[int, ...]) -> list[Value]:
-    """The held tensor with other sides of the same product."""
-    shape = eqn.outvars[0].aval.shape
-    if value.constant is not None:
-        return [Value(shape, held, value.dtype, constant=value.constant.reshape(held))]
-    name = value.name if held == value.held else graph.add("Reshape", [value.name, graph.ints(held)])[0]
-    return [Value(shape, held, value.dtype, name)]
+def _square(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    return elementwise("Mul")(graph, eqn, value, value)
 
 
-def _broadcast(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    held = [1] * len(eqn.params["shape"])
-    for side, dimension in zip(value.held, eqn.params["broadcast_dimensions"], strict=True):
-        held[dimension] = side
-    return _reshaped(graph, eqn, value, tuple(held))
+def _integer_pow(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    power = Value((), (), value.dtype, constant=np.array(eqn.params["y"], value.dtype))
+    return elementwise("Pow")(graph, eqn, value, power)
 
 
-def _squeeze(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    gone = {dimension % len(value.shape) for dimension in eqn.params["dimensions"]}
-    return _reshaped(graph, eqn, value, tuple(side for i, side in enumerate(value.held) if i not in gone))
+def _log2(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    """Multiply by the number that JAX multiplies by: RoIs' levels are rounded logarithms."""
+    (natural,) = graph.add("Log", [graph.held(value)])
+    factor = graph.constant(np.array(1 / math.log(2), value.dtype))
+    return [output(eqn, graph.add("Mul", [natural, factor])[0], value.held)]
 
 
-def _reshape(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    shape = eqn.outvars[0].aval.shape
-    if math.prod(value.held) == 1:
-        return _reshaped(graph, eqn, value, (1,) * len(shape))
-    whole = value if value.held == value.shape else Value(value.shape, value.shape, value.dtype, graph.full(value))
-    return _reshaped(graph, eqn, whole, shape)
+def _log1p(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    """Take the logarithm of x + 1 as rounded, and add what its rounding lost: small numbers keep their digits."""
+    x, one = graph.held(value), graph.constant(np.array(1, value.dtype))
+    (rounded,) = graph.add("Add", [x, one])
+    (logarithm,) = graph.add("Log", [rounded])
+    (kept,) = graph.add("Sub", [rounded, one])
+    (lost,) = graph.add("Sub", [x, kept])
+    (correction,) = graph.add("Div", [lost, rounded])
+    (corrected,) = graph.add("Add", [logarithm, correction])
+    # Where nothing was lost the correction is 0, but for -1 and infinity, where it is no number.
+    (exact,) = graph.add("Equal", [kept, x])
+    return [output(eqn, graph.add("Where", [exact, logarithm, corrected])[0], value.held)]
 
 
-def _transpose(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    order = eqn.params["permutation"]
-    (name,) = graph.add("Transpose", [graph.held(value)], perm=list(order))
-    return [output(eqn, name, tuple(value.held[i] for i in order))]
+def _expm1(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    """Multiply tanh(x / 2) by exp(x) + 1, which is the same number: small numbers keep their digits."""
+    x = graph.held(value)
+    half, one = (graph.constant(np.array(number, value.dtype)) for number in (0.5, 1))
+    (tanh,) = graph.add("Tanh", graph.add("Mul", [x, half]))
+    (sum_,) = graph.add("Add", [*graph.add("Exp", [x]), one])
+    return [output(eqn, graph.add("Mul", [tanh, sum_])[0], value.held)]
 
 
-def _slice(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    steps = eqn.params["strides"] or (1,) * len(value.shape)
-    bounds = zip(eqn.params["start_indices"], eqn.params["limit_indices"], steps, strict=True)
-    kept = [(0, 1, 1) if held == 1 else bound for held, bound in zip(value.held, bounds, strict=True)]
-    starts, ends, strides = zip(*kept, strict=True)
-    inputs = [graph.held(value), *(graph.ints(x) for x in (starts, ends, range(len(kept)), strides))]
-    out = eqn.outvars[0].aval.shape
-    held = tuple(1 if side == 1 else length for side, length in zip(value.held, out, strict=True))
-    return [output(eqn, graph.add("Slice", inputs)[0], held)]
-
-
-def _rev(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    return [reverse(graph, value, eqn.params["dimensions"])]
-
-
-def reverse(graph: Graph, value: Value, axes: Sequence[int]) -> Value:
-    """The array with these axes the other way round."""
-    starts, ends, steps = ([number] * len(axes) for number in (-1, np.iinfo(np.int64).min, -1))
-    inputs = [graph.held(value), *(graph.ints(x) for x in (starts, ends, axes, steps))]
-    return Value(value.shape, value.held, value.dtype, graph.add("Slice", inputs)[0])
-
-
-def _tile(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    return [output(eqn, graph.add("Tile", [graph.full(value), graph.ints(eqn.params["reps"])])[0])]
-
-
-def _concatenate(graph: Graph, eqn: Any, *values: Value) -> list[Value]:
-    small = [value.constant for value in values if value.constant is not None and value.constant.size <= 64]
-    if len(small) == len(values):
-        whole = [np.broadcast_to(x, value.shape) for x, value in zip(small, values, strict=True)]
-        joined = np.concatenate(whole, axis=eqn.params["dimension"])
-        return [Value(joined.shape, joined.shape, values[0].dtype, constant=joined)]
-    names = [graph.full(value) for value in values]
-    return [output(eqn, graph.add("Concat", names, axis=eqn.params["dimension"])[0])]
-
-
-def _stack(graph: Graph, eqn: Any, *values: Value) -> list[Value]:
-    axis = eqn.params["axis"]
-    names = [graph.add("Unsqueeze", [graph.full(value), graph.ints([axis])])[0] for value in values]
-    return [output(eqn, graph.add("Concat", names, axis=axis)[0])]
-
-
-def _split(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    sizes, axis = eqn.params["sizes"], eqn.params["axis"]
-    names = graph.add("Split", [graph.full(value), graph.ints(sizes)], len(sizes), axis=axis)
-    return [output(eqn, name, number=number) for number, name in enumerate(names)]
-
-
-def _unstack(graph: Graph, eqn: Any, value: Value) -> list[Value]:
-    axis = eqn.params["axis"]
-    if value.constant is not None:
-        rows = np.moveaxis(np.broadcast_to(value.constant, value.shape), axis, 0)
-        return [Value(row.shape, row.shape, value.dtype, constant=row) for row in rows]
-    held = (*value.held[:axis], *value.held[axis + 1 :])
-    # An index without axes takes its axis away. What is broadcast along it has one row that is all of them.
-    indices = [graph.constant(np.array(row, np.int64)) for row in range(value.held[axis])]
-    names = [graph.add("Gather", [value.name, index], axis=axis)[0] for index in indices]
-    numbers = range(len(eqn.outvars))
-    return [output(eqn, names[number % len(names)], held, number) for number in numbers]
-
-
-def _pad(graph: Graph, eqn: Any, value: Value, fill: Value) -> list[Value]:
-    config = eqn.params["padding_config"]
-    if any(low < 0 or high < 0 or between for low, high, between in config):
+def _erf(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    if value.dtype != np.float32:  # ONNX has others, ONNX Runtime does not
         raise unsupported(eqn)
-    if not any(low or high for low, high, _ in config):
-        return [value]
-    pads = graph.ints([int(low) for low, _, _ in config] + [int(high) for _, high, _ in config])
-    return [output(eqn, graph.add("Pad", [graph.full(value), pads, graph.held(fill)])[0])]
+    return elementwise("Erf")(graph, eqn, value)
 
 
-def _iota(graph: Graph, eqn: Any) -> list[Value]:
-    shape, dimension = eqn.params["shape"], eqn.params["dimension"]
-    held = tuple(side if i == dimension else 1 for i, side in enumerate(shape))
-    counted = np.arange(shape[dimension]).astype(eqn.params["dtype"]).reshape(held)
-    return [Value(tuple(shape), held, counted.dtype, constant=counted)]
+def _erfc(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    """Subtract erf from 1, to the last digit of a number near 1: where less is left, from x = 4 on, it is 0."""
+    (erf,) = _erf(graph, eqn, value)
+    (name,) = graph.add("Sub", [graph.constant(np.array(1, value.dtype)), erf.name])
+    return [output(eqn, name, value.held)]
+
+
+def _round(graph: Graph, eqn: Any, value: Value) -> list[Value]:
+    if eqn.params["rounding_method"] == RoundingMethod.TO_NEAREST_EVEN:
+        return elementwise("Round")(graph, eqn, value)
+    x, half, one = graph.held(value), *(graph.constant(np.array(number, value.dtype)) for number in (0.5, 1))
+    # By what is above the integer below: the sum of a half and a number just below it is rounded up to 1.
+    (size,) = graph.add("Abs", [x])
+    (below,) = graph.add("Floor", [size])
+    (up,) = graph.add("GreaterOrEqual", [*graph.add("Sub", [size, below]), half])
+    (size,) = graph.add("Where", [up, *graph.add("Add", [below, one]), below])
+    return [output(eqn, graph.add("Mul", [size, *graph.add("Sign", [x])])[0], value.held)]
+
+
+def _polynomial(graph: Graph, eqn: Any, value: Value, *coefficients: Value) -> list[Value]:
+    """Apply Horner's rule to the coefficients, of which that of the lowest power comes first."""
+    name, (*lower, highest) = graph.held(value), coefficients
+    total = graph.held(highest)
+    for coefficient in reversed(lower):
+        (product,) = graph.add("Mul", [total, name])
+        (total,) = graph.add("Add", [product, graph.held(coefficient)])
+    return [output(eqn, total, joint((value, *coefficients)))]
 
 
 FORMS: dict[str, Form] = {
     "abs": elementwise("Abs"),
-    "add": elementwise("Add"),
+    "add": elementwise("Add", np.add),
     "and": _bitwise("And"),
-    "broadcast_in_dim": _broadcast,
     "ceil": elementwise("Ceil"),
     "clamp": _clamp,
-    "concatenate": _concatenate,
     "convert_element_type": _convert,
     "copy": _same,
-    "div": elementwise("Div"),
+    "cos": elementwise("Cos"),
+    "div": elementwise("Div", _quotient),
     "eq": elementwise("Equal"),
+    "erf": _erf,
+    "erfc": _erfc,
+    "exp": elementwise("Exp"),
+    "expm1": _expm1,
     "floor": elementwise("Floor"),
     "ge": elementwise("GreaterOrEqual"),
     "gt": elementwise("Greater"),
-    "iota": _iota,
+    "integer_pow": _integer_pow,
     "is_finite": _is_finite,
     "le": elementwise("LessOrEqual"),
+    "log": elementwise("Log"),
+    "log1p": _log1p,
+    "log2": _log2,
+    "logistic": elementwise("Sigmoid"),
     "lt": elementwise("Less"),
-    "max": elementwise("Max"),
+    "max": _max,
     "min": elementwise("Min"),
-    "mul": elementwise("Mul"),
+    "mul": elementwise("Mul", np.multiply),
     "ne": chain("Equal", "Not"),
     "neg": elementwise("Neg"),
     "not": _bitwise("Not"),
     "optimization_barrier": _same,
     "or": _bitwise("Or"),
-    "pad": _pad,
+    "polynomial": _polynomial,
+    "pow": elementwise("Pow"),
     "rem": elementwise("Mod", fmod=1),
-    "reshape": _reshape,
-    "rev": _rev,
+    "round": _round,
+    "rsqrt": chain("Sqrt", "Reciprocal"),
     "select_n": _select,
     "sign": elementwise("Sign"),
-    "slice": _slice,
-    "split": _split,
-    "squeeze": _squeeze,
-    "stack": _stack,
+    "sin": elementwise("Sin"),
+    "sqrt": elementwise("Sqrt", np.sqrt),
+    "square": _square,
     "stop_gradient": _same,
-    "sub": elementwise("Sub"),
-    "tile": _tile,
-    "transpose": _transpose,
-    "unstack": _unstack,
+    "sub": elementwise("Sub", np.subtract),
+    "tanh": elementwise("Tanh"),
     "xor": _bitwise("Xor"),
 }

@@ -18,19 +18,21 @@ from onnx import helper
 
 from mask_rcnn_jax.disk.files import replacing
 from mask_rcnn_jax.errors import UserError
-from mask_rcnn_jax.export.onnx_functions import FUNCTION_FORMS
 from mask_rcnn_jax.export.onnx_graph import Graph, Value, tensor_info
 from mask_rcnn_jax.export.onnx_indexing import INDEXING_FORMS
-from mask_rcnn_jax.export.onnx_networks import NETWORK_FORMS, onnx_pool
-from mask_rcnn_jax.export.onnx_primitives import FORMS, output, reverse, unsupported, where
+from mask_rcnn_jax.export.onnx_networks import NETWORK_FORMS
+from mask_rcnn_jax.export.onnx_primitives import FORMS, output, sparing, unsupported, where
+from mask_rcnn_jax.export.onnx_rois import ROI_CALLS, ROI_FORMS, onnx_pool
+from mask_rcnn_jax.export.onnx_shapes import SHAPE_FORMS, reverse
 from mask_rcnn_jax.export.program import Exportable, abstract_inputs, metadata, program
 from mask_rcnn_jax.export.runtime import METADATA_KEY
+from mask_rcnn_jax.models.layers import IN_TURN
 
 OPSET = 18
 _IR_VERSION = 9
 _CALLS = {"jit": "jaxpr", "remat2": "jaxpr", "closed_call": "call_jaxpr"}
 _CALLS |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
-_FORMS = FORMS | FUNCTION_FORMS | INDEXING_FORMS | NETWORK_FORMS
+_FORMS = FORMS | SHAPE_FORMS | INDEXING_FORMS | NETWORK_FORMS | ROI_FORMS
 
 
 def export_onnx(exportable: Exportable, path: Path) -> None:
@@ -92,6 +94,8 @@ def _equation(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     if shapes and all(0 in shape for shape in shapes):
         # Nothing is left to compute, and ONNX's Reshape and Expand would take a side of 0 for another.
         return [_constant(np.zeros(out.aval.shape, out.aval.dtype)) for out in eqn.outvars]
+    if name in _CALLS and eqn.params.get("name") in ROI_CALLS:
+        return ROI_CALLS[eqn.params["name"]](graph, eqn, *inputs)
     if name in _CALLS:
         return translate(graph, eqn.params[_CALLS[name]], inputs)
     if name == "platform_index":
@@ -113,7 +117,9 @@ def _cond(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     which, *operands = inputs
     branches, number = eqn.params["branches"], graph.full(which)
     if eqn.params.get("branches_platforms") is not None:
-        return translate(graph, branches[-1], operands)  # the form for platforms that are not named
+        # The form for platforms that are not named, but for RoIs, of which a CPU's leaves out what is padding.
+        in_turn = IN_TURN in str(eqn.source_info.name_stack)
+        return translate(graph, branches[0 if in_turn else -1], operands)
     if not eqn.outvars:
         raise unsupported(eqn)
 
@@ -181,15 +187,20 @@ def _scan(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     num_consts, num_carry = _scan_counts(params)
     consts, rest = _divided(inputs, num_consts)
     start, sequences = _divided(rest, num_carry)
-    names, last = [graph.full(value) for value in sequences], np.array(params["length"] - 1, np.int64)
+    last = np.array(params["length"] - 1, np.int64)
+    sequences = [graph.whole(value) for value in sequences]
+    # Rows keep the order of the others of their axes.
+    orders = [(0, *(axis for axis in value.axes if axis != 0)) for value in sequences]
+    names = [graph.ordered(value, order) for value, order in zip(sequences, orders, strict=True)]
 
     def round_of(inner: Graph, step: str, carry: list[Value]) -> tuple[str, list[Value], list[Value]]:
         if params["reverse"]:
             (step,) = inner.add("Sub", [inner.constant(last), step])
         rows = []
-        for name, value in zip(names, sequences, strict=True):
+        for name, value, order in zip(names, sequences, orders, strict=True):
             (row,) = inner.add("Gather", [name, step], axis=0)
-            rows.append(Value(value.shape[1:], value.shape[1:], value.dtype, row))
+            shape, of_row = value.shape[1:], sparing(axis - 1 for axis in order[1:])
+            rows.append(Value(shape, shape, value.dtype, row, order=of_row))
         results = translate(inner, params["jaxpr"], [*consts, *carry, *rows])
         return inner.constant(np.array(True)), *_divided(results, num_carry)
 

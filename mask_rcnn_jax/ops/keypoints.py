@@ -16,6 +16,7 @@ from mask_rcnn_jax.ops.precision import EXACT, at_least_float32
 _TILE = (64, 128)  # height and width, pixels
 _TILES_AT_ONCE = 16
 _CUBIC = -0.75  # the free coefficient of cubic convolution; torch's choice
+_BEYOND = 2**31 - 128  # the index of no pixel; exact in float32 too, as OpenVINO takes minima of integers
 
 
 def keypoint_targets(
@@ -122,7 +123,7 @@ def _highest_of_tiles(
 def _first_highest(values: Float[Array, "..."], pixels: Int[Array, "..."], axis: tuple[int, ...]) -> _Best:
     """The highest value along some axes, and the lowest of the pixels that have it."""
     highest = jnp.max(values, axis=axis, keepdims=True)
-    pixel = jnp.min(jnp.where(values == highest, pixels, jnp.iinfo(jnp.int32).max), axis=axis)
+    pixel = jnp.min(jnp.where(values == highest, pixels, _BEYOND), axis=axis)
     return _Best(jnp.squeeze(highest, axis), pixel.astype(jnp.int32))
 
 

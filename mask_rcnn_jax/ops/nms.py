@@ -3,12 +3,14 @@
 Shape letters: `N` boxes, `D` kept boxes, `Q` boxes of a block.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import sequential_vmap
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from mask_rcnn_jax.ops.boxes import pairwise_iou
 from mask_rcnn_jax.ops.gpu import nms as packed
@@ -41,7 +43,8 @@ def nms(
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
     order = jnp.pad(order, (0, -num_boxes % min(_BLOCK, max(num_boxes, 1))))
     alive = valid[order] & (jnp.arange(order.shape[0]) < num_boxes)
-    keep = _greedy(boxes[order], alive, iou_threshold, None if classes is None else classes[order])
+    classes = None if classes is None else classes[order]
+    keep = greedy_nms(boxes[order], alive, np.float32(iou_threshold), classes, iou_threshold=iou_threshold)
     slots = jnp.argsort(~keep, stable=True)[:max_outputs]
     slots_kept = keep[slots]
     missing = max_outputs - slots.shape[0]
@@ -51,10 +54,20 @@ def nms(
     )
 
 
-def _greedy(
-    boxes: Float[Array, "N 4"], alive: Bool[Array, " N"], iou_threshold: float, classes: Int[Array, " N"] | None
+@functools.partial(jax.jit, static_argnames="iou_threshold")
+def greedy_nms(
+    boxes: Float[Array, "N 4"],
+    alive: Bool[Array, " N"],
+    threshold: Float[ArrayLike, ""],
+    classes: Int[Array, " N"] | None,
+    *,
+    iou_threshold: float,
 ) -> Bool[Array, " N"]:
-    """Return the boxes that greedy suppression keeps, given them best score first and in whole blocks."""
+    """Return the boxes that greedy suppression keeps, given them best score first and in whole blocks.
+
+    A call by name, in whose place an exporter may put an operation of its own. For that alone it has the `threshold`
+    twice: a static one is part of no equation.
+    """
     operands = (boxes, alive) if classes is None else (boxes, alive, classes)
 
     def by_blocks(boxes: Array, alive: Array, classes: Array | None = None) -> Array:

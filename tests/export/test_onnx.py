@@ -24,6 +24,7 @@ from mask_rcnn_jax.models import (
     ViTConfig,
 )
 from mask_rcnn_jax.ops import RoIGrid, multilevel_roi_align, nms, soft_nms
+from mask_rcnn_jax.ops.nms import greedy_nms
 from mask_rcnn_jax.ops.pooling.points import uncertain_cells, with_cells
 from mask_rcnn_jax.ops.pooling.roi_pool import multilevel_roi_pool
 
@@ -64,8 +65,8 @@ MAPS = [RNG.normal(size=(2, side, side, 3)).astype(np.float32) for side in (16, 
 LEVELS = RNG.integers(0, 2, (2, 300)).astype(np.int32)
 
 
-def through_onnx(function, *arguments: np.ndarray) -> list[np.ndarray]:
-    """The results of a function that was translated, in ONNX Runtime."""
+def translated(function, *arguments: np.ndarray) -> onnx.ModelProto:
+    """A function as an ONNX model, whose inputs are `in0`, `in1`, ..."""
     from mask_rcnn_jax.export.onnx_graph import Graph, Value, tensor_info
     from mask_rcnn_jax.export.to_onnx import OPSET, translate
 
@@ -77,9 +78,17 @@ def through_onnx(function, *arguments: np.ndarray) -> list[np.ndarray]:
         graph.nodes.append(onnx.helper.make_node("Identity", [graph.full(value)], [f"out{i}"]))
         outputs.append(tensor_info(f"out{i}", shape.dtype, shape.shape))
     proto = graph.proto("test", [tensor_info(x.name, x.dtype, x.shape) for x in inputs], outputs)
-    model = onnx.helper.make_model(proto, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=9)
+    return onnx.helper.make_model(proto, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=9)
+
+
+def through_onnx(function, *arguments: np.ndarray) -> list[np.ndarray]:
+    """The results of a function that was translated, in ONNX Runtime."""
+    return run(translated(function, *arguments), *arguments)
+
+
+def run(model: onnx.ModelProto, *arguments: np.ndarray) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    given = {value.name: x for value, x in zip(inputs, arguments, strict=True)}
+    given = {f"in{i}": x for i, x in enumerate(arguments)}
     return session.run(None, {x.name: given[x.name] for x in session.get_inputs()})
 
 
@@ -269,6 +278,16 @@ CASES = {
     "highest samples": (highest_samples, *MAPS, np.round(BOXES[:, :40]), LEVELS[:, :40]),
     "roi_pool": (lambda a, b, r, i: multilevel_roi_pool((a, b), r, i, (0.25, 0.125), 7), *MAPS, BOXES, LEVELS),
     "nms": (jax.vmap(lambda b, s: nms(b, s, s > 5, 0.4, 40)), BOXES, SCORES),
+    "nms of classes": (
+        jax.vmap(lambda b, s: nms(b, s, s > 5, 0.4, 40, (b[:, 0] * 7).astype(int) % 5)),
+        BOXES,
+        SCORES,
+    ),
+    "nms of the same boxes": (
+        jax.vmap(lambda s: greedy_nms(jnp.asarray(BOXES[0, :256]), s > 9, np.float32(0.4), None, iou_threshold=0.4)),
+        SCORES[:, :256],
+    ),
+    "nms of nothing": (lambda b: nms(b, b[:, 0], b[:, 0] < 0, 0.4, 9, b[:, 0].astype(int)), BOXES[0]),
     "soft nms": (
         jax.vmap(lambda b, s: soft_nms(b, s, s > 0.1, 40, **vars(SoftNMSConfig()))),
         BOXES,
