@@ -63,6 +63,17 @@ def test_whole_inference_and_a_training_step_beside_torchvision(tmp_path):
 
 
 @pytest.mark.slow
+def test_exports_beside_torchvisions(tmp_path):
+    needed.torchvision()
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "exported.json"
+    run("exported", "--quick", "--processes", 1, "--only", "ONNX Runtime", "--json", file)
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["seconds"].keys() == {"ours", "torchvision"}
+
+
+@pytest.mark.slow
 def test_bfloat16_beside_torchvision(tmp_path):
     needed.torchvision()
     file = tmp_path / "accelerator.json"
