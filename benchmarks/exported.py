@@ -78,7 +78,7 @@ def files(folder: Path, models: Pair) -> None:
     pixels = torch.from_numpy(models.image).permute(2, 0, 1).float() / 255
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, on what tracing fixes
-        # By TorchScript: the other exporter has no form of torchvision's operators.
+        # By TorchScript: the other exporter asks for another package, onnxscript.
         torch.onnx.export(models.model, ([pixels],), str(folder / "theirs.onnx"), dynamo=False, opset_version=18)
     np.save(folder / "image.npy", models.image)
 

@@ -97,9 +97,11 @@ def test_other_members_of_the_family(name, tmp_path):
             assert_same(found, one)
 
 
-@pytest.mark.parametrize("platforms", [("cpu",), ("cuda",), PLATFORMS])
+@pytest.mark.parametrize("platforms", [("cpu",), ("cuda",), ("tpu",), PLATFORMS])
 def test_each_platform_has_its_own_form_of_roi_align(platforms):
-    """Windows in a loop on CPU, dense products elsewhere; one file for several platforms holds both and chooses."""
+    """Cells are gathered in two loops on CPU and one on GPU, and windows multiplied in a loop on TPU; one file for
+    several platforms holds all forms and chooses.
+    """
 
     def pooled(features, rois, levels):
         return multilevel_roi_align([features], rois, levels, [0.25], RoIGrid(7))
@@ -108,17 +110,19 @@ def test_each_platform_has_its_own_form_of_roi_align(platforms):
     shapes = [((batch, 16, 16, 8), np.float32), ((batch, 10, 4), np.float32), ((batch, 10), np.int32)]
     inputs = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
     text = export.export(jax.jit(pooled), platforms=platforms)(*inputs).mlir_module()
-    assert ("stablehlo.while" in text) == ("cpu" in platforms)
+    loops, products = (text.count(f"stablehlo.{name}") for name in ("while", "dot_general"))
+    assert loops == {("cpu",): 2, ("cuda",): 1, ("tpu",): 1}.get(platforms, 2 + 1 + 1)
+    assert (products > 0) == ("tpu" in platforms)
     assert len(platforms) == 1 or "stablehlo.case" in text
 
 
-def test_only_layers_round_in_products_from_bytes_to_bitmaps():
+@pytest.mark.parametrize(("platform", "of_a_level"), [("cuda", 0), ("tpu", 2)])
+def test_only_layers_round_in_products_from_bytes_to_bitmaps(platform, of_a_level):
     settings = ExportSettings(INPUT, Preprocessing(64, 96, CANVAS), paste_masks=True)
     variables = abstract(config("fpn"))
     traced = jax.jit(program(config("fpn"), settings)).trace(variables, *abstract_inputs(settings, 1))
-    for platform in ("cuda", "tpu"):
-        # Resizing, RoIAlign of three poolers on four levels, masks of classes, keypoints, pasting.
-        assert count_exact_products(traced.lower(lowering_platforms=(platform,))) > 4 + 3 * 4 * 2
+    # Resizing, RoIAlign of three poolers on four levels (not on a GPU), masks of classes, keypoints, pasting.
+    assert count_exact_products(traced.lower(lowering_platforms=(platform,))) > 4 + 3 * 4 * of_a_level
 
 
 def test_onnx_runtime_is_kept_from_tf32(tmp_path, monkeypatch):
