@@ -168,10 +168,12 @@ def test_only_layers_round_in_products_of_a_step(traced_step, platform, of_a_lev
     assert count_exact_products(traced_step.lower(lowering_platforms=(platform,))) > 2 * 2 * of_a_level
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_few_loops_of_a_step_have_no_known_length(traced_step, platform):
+# RoIAlign of two poolers on two levels: over further blocks of taps, and what takes windows where RoIs are so long that
+# the sorted sums of a gradient have no room for them; on a TPU, which waits for nobody, over windows in both passes.
+@pytest.mark.parametrize(("platform", "of_roi_align"), [("cuda", 2 + 2 * 2), ("tpu", 2 * 2 * 2)])
+def test_few_loops_of_a_step_have_no_known_length(traced_step, platform, of_roi_align):
     # Suppression of all levels, and matching, of anchors and of RoIs, up to the last instance.
-    assert loops_of_unknown_length(traced_step.lower(lowering_platforms=(platform,))) == 3
+    assert loops_of_unknown_length(traced_step.lower(lowering_platforms=(platform,))) == 3 + of_roi_align
 
 
 def test_the_step_for_gpu_adds_nothing_in_any_order(traced_step):
