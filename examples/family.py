@@ -1,10 +1,11 @@
 """Members of the family on synthetic shapes, each small and trained for a minute or two on one processor.
 
+mask-rcnn study examples/family.py --workdir runs/family --rows mask_rcnn
 mask-rcnn propose --config shapes --split train --out data/proposals/shapes_train.npz
 mask-rcnn propose --config shapes --split val --out data/proposals/shapes_val.npz
 mask-rcnn study examples/family.py --workdir runs/family
 
-The proposals are for R-CNN and Fast R-CNN. Stuff and keypoints are those of the same images.
+The first writes the shapes, too; the proposals are for R-CNN and Fast R-CNN. Stuff and keypoints are those of the same images.
 """
 
 from dataclasses import replace
