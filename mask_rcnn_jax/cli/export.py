@@ -105,7 +105,7 @@ def export_settings(
 
     Raises UserError for a size that cannot be.
     """
-    height, width = canvas or data.canvas_eval or data.canvas
+    height, width = canvas or data.in_evaluation().canvas
     if height <= 0 or width <= 0 or height % divisor or width % divisor:
         raise UserError(f"--canvas {height} {width}: give positive multiples of {divisor}")
     input_height, input_width = input_size or (height, width)

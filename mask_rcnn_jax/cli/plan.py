@@ -102,8 +102,8 @@ def _without_cache() -> Iterator[None]:
 
 
 def _size(options: argparse.Namespace, config: ExperimentConfig) -> tuple[int, int]:
-    canvas = config.data.canvas_eval if options.what == "detect" else None
-    height, width = options.size or canvas or config.data.canvas
+    data = config.data.in_evaluation() if options.what == "detect" else config.data
+    height, width = options.size or data.canvas
     divisor = config.model.backbone.size_divisor
     if height % divisor or width % divisor:
         raise UserError(f"--size {height} {width}: model.backbone takes sides that are multiples of {divisor}")

@@ -164,7 +164,7 @@ def _scaled(data: DataConfig, scale: float, divisor: int) -> DataConfig:
         data,
         short_side_eval=max(round(scale * data.short_side_eval), 1),
         max_side=max(round(scale * data.max_side), 1),
-        canvas_eval=scaled(data.canvas_eval or data.canvas),
+        canvas_eval=scaled(data.in_evaluation().canvas),
         smaller_canvases_eval=tuple(map(scaled, data.smaller_canvases_eval)),
     )
 
