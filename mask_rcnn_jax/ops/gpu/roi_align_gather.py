@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from mask_rcnn_jax.ops.loops import part, with_part, zero_of
+from mask_rcnn_jax.ops.pooling.cells import all_cells, first_cells
 from mask_rcnn_jax.ops.pooling.interpolation import RoIGrid, cell_weights
 from mask_rcnn_jax.ops.pooling.taps import TapRange, tap_range
 
@@ -56,13 +57,10 @@ def taps_of(
 ) -> Taps:
     """Find the taps of RoIs, which are in cells of their levels."""
     heights, widths = zip(*(level.shape[1:3] for level in features), strict=True)
-    areas = [height * width for height, width in zip(heights, widths, strict=True)]
-    images = jnp.arange(rois.shape[0], dtype=jnp.int32)[:, None]
-    origin = images * sum(areas) + jnp.array([0, *itertools.accumulate(areas[:-1])], jnp.int32)[levels]
     flat, flat_levels, block = rois.reshape(-1, 4), levels.reshape(-1), block_side(grid)
     rows = tap_range(grid, flat[:, 1::2], heights, flat_levels, block)
     columns = tap_range(grid, flat[:, 0::2], widths, flat_levels, block)
-    return Taps(flat, rows, columns, origin.reshape(-1))
+    return Taps(flat, rows, columns, first_cells(features, levels).reshape(-1))
 
 
 def block_of(grid: RoIGrid, taps: Taps, roi: Int[Array, " K"], number: Int[Array, "#K"]) -> Block:
@@ -92,8 +90,7 @@ def forward(
     """RoI features of every image, float32 or wider; `rois` are in cells of their levels."""
     bins, channels, chunk = grid.output_size, features[0].shape[-1], rois.shape[1]
     taps = taps_of(grid, features, rois, levels)
-    cells = jnp.concatenate([level.reshape(level.shape[0], -1, channels) for level in features], axis=1)
-    cells = cells.reshape(-1, channels)
+    cells = all_cells(features)
     # Those with the most blocks first: RoIs that have another are then the first of them.
     order = jnp.argsort(-taps.blocks).astype(jnp.int32)
     most = jnp.max(taps.blocks)

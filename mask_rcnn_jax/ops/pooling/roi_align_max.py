@@ -7,7 +7,6 @@ Shape letters: `B` images, `R` RoIs of an image, `N` any number of them, `P` bin
 levels of all images, one after the other.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mask_rcnn_jax.ops.loops import as_index, zero_of
+from mask_rcnn_jax.ops.pooling.cells import all_cells, first_cells
 from mask_rcnn_jax.ops.pooling.interpolation import RoIGrid
 from mask_rcnn_jax.ops.pooling.roi_pool import sum_by_cell
 from mask_rcnn_jax.ops.precision import at_least_float32
@@ -63,16 +63,12 @@ def multilevel_roi_align_max(
     if cells.shape[1] == 0:
         return jnp.zeros((cells.shape[0], *bins, channels), features[0].dtype)
     heights, widths = zip(*(level.shape[1:3] for level in features), strict=True)
-    areas = [height * width for height, width in zip(heights, widths, strict=True)]
-    images = jnp.arange(cells.shape[0], dtype=jnp.int32)[:, None]
-    origin = images * sum(areas) + jnp.array([0, *itertools.accumulate(areas[:-1])], jnp.int32)[levels]
     samples = _Samples(
         _axis(grid, cells[..., 1], cells[..., 3], heights, levels),
         _axis(grid, cells[..., 0], cells[..., 2], widths, levels),
-        origin,
+        first_cells(features, levels),
     )
-    flat = jnp.concatenate([level.reshape(level.shape[0], -1, channels) for level in features], axis=1)
-    flat = flat.reshape(-1, channels)
+    flat = all_cells(features)
     samples = jax.tree.map(lambda part: part.reshape(-1), samples)
     highest: Array = _highest(grid.output_size, flat.shape[0], flat, samples)
     return highest.reshape(-1, *bins, channels)

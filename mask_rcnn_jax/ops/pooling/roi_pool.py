@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from mask_rcnn_jax.ops.gpu.running_sums import running_sums
 from mask_rcnn_jax.ops.loops import as_index, zero_of
+from mask_rcnn_jax.ops.pooling.cells import all_cells
 from mask_rcnn_jax.ops.precision import at_least_float32
 
 _FARTHEST = 2.0**20  # cells from a map's origin: integers hold any bin of a RoI that ends there
@@ -65,8 +66,7 @@ def multilevel_roi_pool(
         return jnp.zeros((rois.shape[0], *bins_of_image, channels), features[0].dtype)
     shapes = [(level.shape[1], level.shape[2]) for level in features]
     bins = _cut(at_least_float32(lax.stop_gradient(rois)), levels, shapes, tuple(spatial_scales), output_size)
-    cells = jnp.concatenate([level.reshape(level.shape[0], -1, channels) for level in features], axis=1)
-    cells = cells.reshape(-1, channels)
+    cells = all_cells(features)
     bins = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), bins)
     highest: Array = _highest(cells.shape[0], cells, bins)
     return highest.reshape(-1, *bins_of_image, channels)
